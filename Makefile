@@ -1,0 +1,39 @@
+# The commands of this project; `make help` lists them. Each one sets up .venv first (ci/setup_env.py).
+PYTHON ?= python3
+RUN := .venv/bin/python
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test test-gpu lint format clean distclean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: ## create or refresh .venv (about 11 GB the first time, then seconds)
+	@$(PYTHON) ci/setup_env.py
+
+serve: setup ## serve a small checkpoint, answer one chat request, keep serving (ARGS=--once stops then)
+	@$(RUN) launch/serve.py $(ARGS)
+
+test: setup ## run the tests (ARGS goes to pytest: make test ARGS="-k wheel")
+	@$(RUN) -m pytest $(ARGS)
+
+test-gpu: setup ## run the tests that need one or more GPUs
+	@$(RUN) -m pytest -m "gpu or multi_gpu" $(ARGS)
+
+lint: setup ## ruff (lint and format), mypy, import contracts, shell syntax
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	.venv/bin/lint-imports --no-cache
+	bash -n .ci/run
+
+format: setup ## rewrite the sources with ruff
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean: ## remove .venv and everything built in this checkout
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+distclean: clean ## also remove the cached environments and the small checkpoint (other checkouts share them)
+	rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/sglang-longcat"

@@ -1,0 +1,184 @@
+"""Decode and prefill speed of a full-size engine, ours against SGLang's in-tree model, in one run.
+
+    python ci/bench_engine.py --batch 1,8,30 --engine '{"tp_size": 1}' --out results.json
+
+Each arm is a process of its own on the same machine: in-tree (LONGCAT_DISABLE=1), then ours.
+Weights are dummy with spread routing (sglang_longcat.dummy_weights), the size is
+ci/lite_config.json. Per batch:
+  prefill tok/s = batch * input / time of prompts that are not cached
+  TPOT          = (time of 1+N tokens - time of 1) / N with the prompts cached; median of --repeat
+The run stops unless each arm's log names the model class that it is meant to measure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+CONFIG = Path(__file__).with_name("lite_config.json")
+ARMS = {
+    "in-tree": ({"LONGCAT_DISABLE": "1"}, "sglang.srt.models.longcat_flash."),
+    "longcat": ({}, "sglang_longcat.models.longcat_flash."),
+}
+# The in-tree class needs a model_type that 0.5.23 knows and a layer count for the draft.
+IN_TREE_CONFIG = {"model_type": "longcat_flash", "num_nextn_predict_layers": 1}
+
+
+def main() -> None:
+    args = parse()
+    if args.arm:
+        measure(args)
+        return
+    results = {arm: run_arm(arm) for arm in args.arms.split(",")}
+    report = {
+        "command": " ".join(sys.argv),
+        "engine": json.loads(args.engine),
+        "versions": versions(),
+        "results": results,
+    }
+    if args.out:
+        Path(args.out).write_text(json.dumps(report, indent=1))
+    print_table(results)
+
+
+def parse() -> argparse.Namespace:
+    raw = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--batch", default="1,8,30")
+    parser.add_argument("--input", type=int, default=4096)
+    parser.add_argument("--output", type=int, default=96)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--engine", default="{}", help="sglang.Engine arguments, JSON")
+    parser.add_argument("--config", default="{}", help="changes to lite_config.json, JSON")
+    parser.add_argument("--arms", default="in-tree,longcat")
+    parser.add_argument("--out", help="write everything as JSON to this file")
+    parser.add_argument("--arm", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def run_arm(arm: str) -> list[dict[str, Any]]:
+    """One arm in its own process; returns one row per batch size."""
+    changes, module = ARMS[arm]
+    environment = {
+        **os.environ,
+        "LONGCAT_DUMMY_ROUTING": "1",
+        "SGLANG_PLUGINS": "longcat,longcat_dummy_routing",
+        **changes,
+    }
+    process = subprocess.Popen(
+        [sys.executable, __file__, *sys.argv[1:], "--arm", arm],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        print(f"[{arm}] {line}", end="", flush=True)
+        lines.append(line)
+    found = re.findall(r"dummy routing: \d+ routers of (\S+)", "".join(lines))
+    if process.wait() or not found or not all(name.startswith(module) for name in found):
+        sys.exit(f"{arm}: exit {process.returncode}, model classes {found}, expected {module}*")
+    return [json.loads(line[7:]) for line in lines if line.startswith("RESULT ")]
+
+
+def measure(args: argparse.Namespace) -> None:
+    import sglang
+
+    sizes = [int(size) for size in args.batch.split(",")]
+    begin = time.time()
+    engine = sglang.Engine(
+        **{
+            "model_path": model_directory(args),
+            "load_format": "dummy",
+            "skip_tokenizer_init": True,
+            "mem_fraction_static": 0.95,
+            "max_running_requests": max(sizes),
+            "context_length": 32768,
+            "random_seed": 1,
+            "skip_server_warmup": True,
+            **json.loads(args.engine),
+        }
+    )
+    print(f"engine up in {time.time() - begin:.1f} s", flush=True)
+    for size in sizes:
+        print("RESULT " + json.dumps(measure_batch(engine, size, args)), flush=True)
+    engine.shutdown()
+
+
+def model_directory(args: argparse.Namespace) -> str:
+    config = json.loads(CONFIG.read_text()) | json.loads(args.config)
+    directory = tempfile.mkdtemp(prefix="lite-")
+    changes = IN_TREE_CONFIG if args.arm == "in-tree" else {}
+    Path(directory, "config.json").write_text(json.dumps(config | changes))
+    return directory
+
+
+def measure_batch(engine: Any, size: int, args: argparse.Namespace) -> dict[str, Any]:
+    rng = random.Random(size)
+
+    def prompts() -> list[list[int]]:
+        return [[rng.randrange(10, 131000) for _ in range(args.input)] for _ in range(size)]
+
+    def seconds(batch: list[list[int]], tokens: int) -> float:
+        sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
+        begin = time.perf_counter()
+        engine.generate(input_ids=batch, sampling_params=sampling)
+        return time.perf_counter() - begin
+
+    seconds(prompts(), 8)  # compiles every kernel of this shape
+    prefills, batch = [], prompts()
+    for _ in range(args.repeat):
+        batch = prompts()
+        prefills.append(size * args.input / seconds(batch, 1))
+    seconds(batch, 8)  # the same with a cached prefix takes other shapes
+    tpots = [
+        (seconds(batch, 1 + args.output) - seconds(batch, 1)) / args.output * 1e3
+        for _ in range(args.repeat)
+    ]
+    return {
+        "batch": size,
+        "prefill_tok_s": statistics.median(prefills),
+        "tpot_ms": statistics.median(tpots),
+        "tpot_all_ms": tpots,
+        "prefill_all_tok_s": prefills,
+    }
+
+
+def versions() -> dict[str, str]:
+    import sglang
+    import torch
+
+    return {
+        "sglang": sglang.__version__,
+        "torch": torch.__version__,
+        "gpu": f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}",
+    }
+
+
+def print_table(results: dict[str, list[dict[str, Any]]]) -> None:
+    """Speed-ups are in-tree time / our time, and our tok/s / in-tree tok/s: above 1 is faster."""
+    print("| batch | TPOT in-tree | TPOT ours | speed-up | prefill in-tree | ours | speed-up |")
+    print("|---|---|---|---|---|---|---|")
+    for base, ours in zip(results.get("in-tree", []), results.get("longcat", []), strict=False):
+        print(
+            f"| {ours['batch']} | {base['tpot_ms']:.3f} ms | {ours['tpot_ms']:.3f} ms "
+            f"| {base['tpot_ms'] / ours['tpot_ms']:.3f} | {base['prefill_tok_s']:,.0f} tok/s "
+            f"| {ours['prefill_tok_s']:,.0f} tok/s "
+            f"| {ours['prefill_tok_s'] / base['prefill_tok_s']:.3f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""LongCat-Flash-Lite's sizes for routing, and seeded inputs. For tests, benchmarks."""
+
+from __future__ import annotations
+
+import torch
+
+EXPERTS = 384  # 256 with weights, then 128 identity experts
+ROUTED = 256
+TOP_K = 12
+SCALE = 6.0
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+
+def make_inputs(
+    tokens: int, *, seed: int, device: torch.device | str, experts: int = EXPERTS
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """logits [T, experts] and a correction bias [experts] about as large as a score, both fp32."""
+    random = torch.Generator().manual_seed(seed)
+    logits = torch.randn(tokens, experts, generator=random) * 2
+    bias = torch.randn(experts, generator=random) / experts
+    return logits.to(device), bias.to(device)
+
+
+def bytes_moved(tokens: int) -> int:
+    """Logits in, weights, ids and identity weight out; the bias once."""
+    return 4 * (tokens * (EXPERTS + 2 * TOP_K + 1) + EXPERTS)
+
+
+def flops(tokens: int) -> int:
+    """Softmax (4 per logit), bias, and one comparison per logit and chosen expert."""
+    return tokens * EXPERTS * (5 + TOP_K)

@@ -1,0 +1,1 @@
+"""Checkpoint files: `layout` (names, shapes), `check` (compare), `tiny` (write a small one)."""

@@ -1,0 +1,134 @@
+"""Compare a checkpoint directory with the layout table before anything is loaded.
+
+Owns: which files make up a checkpoint and the error that lists every difference. Reads headers
+only (11 thousand entries take well under a second); the numbers are the loader's business.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sglang_longcat.checkpoint.headers import CheckpointError, Entry, read_header, read_index
+from sglang_longcat.checkpoint.layout import (
+    FP8_DTYPE,
+    MTP_PREFIX,
+    Shapes,
+    add_scales,
+    expected_tensors,
+    is_linear,
+    tensor_dtype,
+)
+from sglang_longcat.config import LongcatConfig
+
+__all__ = ["CheckpointError", "check_checkpoint"]
+
+logger = logging.getLogger(__name__)
+
+_LISTED = 20  # lines per kind of defect: enough to see the pattern, short enough to read
+
+
+@dataclass
+class _Found:
+    """What the files contain, and what is wrong with them."""
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)  # indexed in a file that cannot be read
+    missing_files: list[str] = field(default_factory=list)
+    damaged_files: list[str] = field(default_factory=list)
+
+
+def check_checkpoint(path: str | Path, config: LongcatConfig) -> None:
+    """Raise CheckpointError unless the files under `path` hold exactly the tensors of `config`.
+
+    Accepts shards with an index, or `*.safetensors` without one. MTP tensors: all or none. Block
+    FP8: each quantised weight must be FP8 and have its scale, nothing else may. For any other
+    quantisation method the tensors of quantised linear layers are not compared (logged).
+    """
+    found = _read_all(Path(path))
+    mtp = any(name.startswith(MTP_PREFIX) for name in [*found.entries, *found.lost])
+    expected = add_scales(expected_tensors(config, mtp=mtp), config.quant)
+    entries = found.entries
+    if config.quant is not None and not config.quant.is_block_fp8:
+        expected, entries = _without_linears(expected, entries, method=config.quant.method)
+    defects = {
+        "missing shard files": found.missing_files,
+        "damaged shard files": found.damaged_files,
+        "missing tensors": _missing(expected, found),
+        "unexpected tensors": [f"{n} {entries[n]}" for n in sorted(entries.keys() - expected)],
+        "misshaped tensors": _misshaped(expected, entries, config),
+    }
+    _raise_if_any(Path(path), defects)
+
+
+def _read_all(path: Path) -> _Found:
+    found = _Found()
+    index = read_index(path)
+    for name in sorted(set(index.values())) or sorted(f.name for f in path.glob("*.safetensors")):
+        try:
+            found.entries |= read_header(path / name)
+            continue
+        except FileNotFoundError:
+            found.missing_files.append(name)
+        except CheckpointError as error:
+            found.damaged_files.append(str(error))
+        found.lost |= {tensor for tensor, file in index.items() if file == name}
+    if not (found.entries or found.missing_files or found.damaged_files):
+        raise CheckpointError(
+            f"{path} holds no *.safetensors file; expected a LongCat-Flash-Lite checkpoint. "
+            "Check the path and that the download finished."
+        )
+    return found
+
+
+def _without_linears(
+    expected: Shapes, entries: Mapping[str, Entry], *, method: str
+) -> tuple[Shapes, dict[str, Entry]]:
+    """Drop every tensor of a linear layer (say .qweight and .scales) from both sides."""
+    modules = {name.removesuffix(".weight") for name in expected if is_linear(name)}
+    logger.warning(
+        "Weights of %d linear layers are quantised by %r: their names and shapes are not checked.",
+        len(modules),
+        method,
+    )
+    kept = {name: shape for name, shape in expected.items() if not is_linear(name)}
+    return kept, {n: e for n, e in entries.items() if n.rpartition(".")[0] not in modules}
+
+
+def _missing(expected: Shapes, found: _Found) -> list[str]:
+    absent = expected.keys() - found.entries - found.lost
+    return [f"{name} {list(expected[name])}" for name in sorted(absent)]
+
+
+def _misshaped(expected: Shapes, entries: Mapping[str, Entry], config: LongcatConfig) -> list[str]:
+    lines = []
+    for name in sorted(expected.keys() & entries):
+        want, entry = tensor_dtype(name, config.quant), entries[name]
+        if entry.shape != expected[name] or not _compatible(entry.dtype, want):
+            lines.append(f"{name}: expected {list(expected[name])} {want}, found {entry}")
+    return lines
+
+
+def _compatible(dtype: str, want: str) -> bool:
+    """Unquantised tensors may be stored in any wider float type: the loader casts them."""
+    return dtype == want if want == FP8_DTYPE else dtype in {"F32", "F16", "BF16"}
+
+
+def _raise_if_any(path: Path, defects: Mapping[str, list[str]]) -> None:
+    sections = [_section(kind, lines) for kind, lines in defects.items() if lines]
+    if sections:
+        raise CheckpointError(
+            f"The checkpoint {path} does not match its config.json:\n"
+            + "\n".join(sections)
+            + "\nDownload the named files again, or fix config.json."
+        )
+
+
+def _section(kind: str, lines: Iterable[str]) -> str:
+    lines = list(lines)
+    shown = [f"  {kind} ({len(lines)}):", *(f"    {line}" for line in lines[:_LISTED])]
+    if len(lines) > _LISTED:
+        shown.append(f"    ... and {len(lines) - _LISTED} more")
+    return "\n".join(shown)

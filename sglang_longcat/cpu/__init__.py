@@ -1,0 +1,18 @@
+"""Serving on a plain CPU: what SGLang's CPU engine lacks when no compiled sgl_kernel loads.
+
+Owns: torch attention for MLA models, torch experts that skip absent ids, rope without YaRN, the
+environment the engine needs (`environment`). Correct rather than fast: for tests, CI and debugging.
+Leaves to others: the model itself, and every operator that the in-tree CPU path has in torch.
+"""
+
+from __future__ import annotations
+
+
+def install() -> list[str]:
+    """Register the CPU implementations; call once per process, and only if SGLang's is_cpu().
+
+    Returns what was chosen, one phrase each, for the start-up log line.
+    """
+    from sglang_longcat.cpu import experts, mla_backend, rope
+
+    return [mla_backend.register(), experts.register(), rope.register()]

@@ -1,0 +1,105 @@
+"""SGLang's `torch_native` attention backend, for MLA models.
+
+Owns: the registration (two registries, no hook) and the translation of a ForwardBatch into a plan.
+Leaves the arithmetic to `attention`, and models without MLA to SGLang's own torch_native. Why:
+without AMX, SGLang turns its CPU default `intel_amx` into `torch_native`
+(srt/arg_groups/overrides.py:1294), which has no MLA: srt/models/deepseek_common/
+attention_backend_handler.py has no entry for it and picks the triton rule, whose un-absorbed
+prefill stores K and V of another shape than the latent pool's rows.
+Remove when: torch_native serves MLA upstream.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+from sglang.srt.models.deepseek_common.attention_backend_handler import AttentionBackendRegistry
+from sglang.srt.models.deepseek_common.attention_forward_methods import AttnForwardMethod
+
+from sglang_longcat.cpu.attention import Group, attend, plan_decode, plan_extend
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+_NAME = "torch_native"
+
+
+def register() -> str:
+    for_other_models = ATTENTION_BACKENDS[_NAME]
+
+    def create(runner: ModelRunner) -> AttentionBackend:
+        return TorchMLABackend(runner) if runner.use_mla_backend else for_other_models(runner)
+
+    ATTENTION_BACKENDS[_NAME] = create
+    AttentionBackendRegistry.register(_NAME, lambda attn, batch: AttnForwardMethod.MLA)
+    return "attention: torch MLA, absorbed, fp32 softmax"
+
+
+class TorchMLABackend(AttentionBackend):
+    """Absorbed MLA over the latent pool [slots, 1, kv_lora_rank + rope], prefill and decode alike.
+
+    forward(q [T, H*D] or [T, H, D], k [T, 1, D], v) stores k, then returns [T, H*kv_lora_rank].
+    Raises NotImplementedError for speculative batches.
+    """
+
+    def __init__(self, runner: ModelRunner) -> None:
+        super().__init__()
+        self.requests = runner.req_to_token_pool
+        self.pool = runner.token_to_kv_pool
+        self.plan: list[Group] = []
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
+        mode, table = forward_batch.forward_mode, self.requests.req_to_token
+        if mode.is_idle():
+            self.plan = []
+        elif mode.is_decode():
+            self.plan = plan_decode(
+                table, forward_batch.req_pool_indices, seq_lens=forward_batch.seq_lens
+            )
+        elif mode.is_extend_without_speculative():
+            self.plan = plan_extend(
+                table,
+                forward_batch.req_pool_indices,
+                prefix_lens=forward_batch.extend_prefix_lens_cpu,
+                extend_lens=forward_batch.extend_seq_lens_cpu,
+            )
+        else:
+            raise NotImplementedError(
+                f"the CPU attention of sglang-longcat got a {mode.name} batch; it serves EXTEND, "
+                "MIXED and DECODE. Start without --speculative-algorithm on --device cpu."
+            )
+
+    def _forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+    ) -> torch.Tensor:
+        if save_kv_cache:
+            self.pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
+        out = attend(
+            self.plan,
+            q.view(-1, layer.tp_q_head_num, layer.qk_head_dim),
+            self.pool.get_key_buffer(layer.layer_id)[:, 0],
+            v_width=layer.v_head_dim,
+            scale=layer.scaling,
+        )
+        return out.flatten(1)
+
+    forward_extend = forward_decode = _forward
+
+    def get_cpu_graph_seq_len_fill_value(self) -> int:
+        """Length of the dummy requests that data-parallel attention pads a batch with."""
+        return 1
+
+    def support_triton(self) -> bool:
+        return False

@@ -1,0 +1,48 @@
+"""Make `--load-format dummy` weights route like a trained model, for speed measurements.
+
+SGLang fills dummy weights with tiny uniform numbers: every token then goes to the same experts, and
+the experts' memory traffic, which is most of a decode step, disappears. A plugin entry point of its
+own, so that it works for SGLang's in-tree class too; does nothing unless LONGCAT_DUMMY_ROUTING=1.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sglang_longcat import env
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TARGET = "sglang.srt.model_loader.weight_utils.initialize_dummy_weights"
+
+
+def register() -> None:
+    if not env.dummy_routing():
+        return
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    HookRegistry.register(TARGET, spread_routing, HookType.AFTER)
+
+
+def spread_routing(_result: None, model: nn.Module, *_args: object, **_kwargs: object) -> None:
+    """Router logits of standard deviation 3 and word rows of norm sqrt(hidden); seeded."""
+    import torch
+
+    routers = 0
+    for name, parameter in model.named_parameters():
+        generator = torch.Generator(parameter.device).manual_seed(routers)
+        if name.endswith("router.classifier.weight"):
+            parameter.data.normal_(0, 3 / parameter.shape[1] ** 0.5, generator=generator)
+            routers += 1
+        elif name.endswith("e_score_correction_bias"):
+            parameter.data.zero_()
+        elif "embed_tokens.word_embe" in name or name.endswith("embed_tokens.weight"):
+            parameter.data.normal_(0, 1, generator=generator)
+    # Printed, not logged: an offline Engine logs errors only, and the benchmark reads this line.
+    print(f"dummy routing: {routers} routers of {describe(model)}", flush=True)
+
+
+def describe(model: nn.Module) -> str:
+    """The class that is being measured, as `module.Name`."""
+    return f"{type(model).__module__}.{type(model).__name__}"

@@ -1,0 +1,24 @@
+"""Every LONGCAT_* environment variable, typed, in one place. Read at call time, never cached."""
+
+from __future__ import annotations
+
+import os
+
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"", "0", "false", "no", "off"}
+
+
+def _flag(name: str) -> bool:
+    value = os.environ.get(name, "").strip().lower()
+    if value not in _TRUE | _FALSE:
+        raise ValueError(f"{name}={value!r}: expected 1 or 0. Unset it or set it to 1.")
+    return value in _TRUE
+
+
+def disabled() -> bool:
+    """LONGCAT_DISABLE=1: register nothing, so that SGLang's in-tree model runs (for A/B)."""
+    return _flag("LONGCAT_DISABLE")
+
+
+def dummy_routing() -> bool:
+    """LONGCAT_DUMMY_ROUTING=1: spread the routing of `--load-format dummy` weights (benchmarks)."""
+    return _flag("LONGCAT_DUMMY_ROUTING")

@@ -1,0 +1,59 @@
+"""The config class that SGLang parses a LongCat checkpoint's config.json with.
+
+A subclass of SGLang's own: for LongCat-Flash-Lite it keeps the n-gram sizes, counts layers by
+`num_layers` (the published file also carries num_hidden_layers = 28 attention blocks), and switches
+SGLang's in-tree token table off, since our N-gram cache replaces it. Every other LongCat config
+passes through unchanged. Sizes are read from it by `config.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.configs import LongcatFlashConfig
+
+from sglang_longcat.config import is_lite
+
+PUBLISHED_MODEL_TYPE = "longcat_flash_ngram"
+_NGRAM_KEYS = ("ngram_vocab_size_ratio", "emb_neighbor_num", "emb_split_num")
+_ALIASES = ("oe_vocab_size_ratio", "oe_neighbor_num", "oe_split_num")
+
+
+class LongcatConfigForSGLang(LongcatFlashConfig):
+    """`is_longcat_lite` says whether our model class serves it."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        lite = is_lite(kwargs)
+        # As an attribute of the instance, the published type hides the class's own, by which SGLang
+        # finds the model class (0.5.23 stops with "not a registered model" on the published file).
+        kwargs.pop("model_type", None)
+        if lite and kwargs.get("num_layers") is not None:
+            kwargs["num_hidden_layers"] = kwargs["num_layers"]
+        super().__init__(**kwargs)
+        self.is_longcat_lite = lite
+        if not lite:
+            return
+        for key, alias in zip(_NGRAM_KEYS, _ALIASES, strict=True):
+            setattr(self, key, kwargs.get(key) if kwargs.get(key) is not None else kwargs[alias])
+        self.moe_topk = kwargs["moe_topk"]
+        # Read by ModelConfig: with it SGLang allocates [slots, context] int32 and fills it.
+        self.use_ngram_embedding = False
+
+
+class PublishedConfig(LongcatConfigForSGLang):
+    """The same under the model_type of the published config.json, for transformers' AutoConfig."""
+
+    model_type = PUBLISHED_MODEL_TYPE
+
+
+def is_served_by_us(config: object) -> bool:
+    """Whether SGLang's `hf_config` is of a model that our model class serves."""
+    return isinstance(config, LongcatConfigForSGLang) and config.is_longcat_lite
+
+
+def register() -> None:
+    from sglang.srt.utils.hf_transformers.common import _CONFIG_REGISTRY
+    from transformers import AutoConfig
+
+    _CONFIG_REGISTRY[LongcatFlashConfig.model_type] = LongcatConfigForSGLang
+    AutoConfig.register(PUBLISHED_MODEL_TYPE, PublishedConfig, exist_ok=True)

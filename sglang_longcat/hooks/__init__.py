@@ -1,0 +1,43 @@
+"""Every place where we change SGLang's own functions, one per file.
+
+A hook is the last resort after a public registry and a subclass. Each file says why it exists, the
+upstream function, and when it can go; `register_all` applies the list below, `verify` proves that
+every one took effect.
+"""
+
+from __future__ import annotations
+
+from sglang_longcat.hooks import (
+    beam_search,
+    prompt_tokens,
+    request_slots,
+    seed_predecessors,
+    weight_update,
+)
+
+AFTER = (prompt_tokens, request_slots, seed_predecessors)
+AROUND = (beam_search, weight_update)
+ALL = (*AFTER, *AROUND)
+
+
+def register_all() -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    for hook in AFTER:
+        HookRegistry.register(hook.TARGET, hook.apply, HookType.AFTER)
+    for hook in AROUND:
+        HookRegistry.register(hook.TARGET, hook.apply, HookType.AROUND)
+
+
+def verify() -> None:
+    """Raise unless every hook is in force in this process. SGLang only logs a hook that failed."""
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    for hook in ALL:
+        ours = any(function is hook.apply for _, function, _ in HookRegistry._hooks[hook.TARGET])
+        if not ours or hook.TARGET not in HookRegistry._patched:
+            raise RuntimeError(
+                f"sglang-longcat: the hook on {hook.TARGET} did not apply, expected it in every "
+                "scheduler process. Look for 'Failed to apply hooks' above; set LONGCAT_DISABLE=1 "
+                "to serve without the plugin."
+            )

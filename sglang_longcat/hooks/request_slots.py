@@ -1,0 +1,26 @@
+"""Give the model its per-request state once SGLang knows how many request slots there are.
+
+Why: the N-gram cache is indexed by request slot, and the slot pool is built after the model.
+Upstream: model_runner_components/ngram_embedding_manager.py, NgramEmbeddingManager.from_model,
+which allocates the in-tree [slots, context] token table at the same moment.
+Remove when: SGLang offers a model callback with the request pool.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+TARGET = (
+    "sglang.srt.model_executor.model_runner_components.ngram_embedding_manager"
+    ".NgramEmbeddingManager.from_model"
+)
+
+
+def apply(result: Any, *_args: Any, **kwargs: Any) -> None:
+    from sglang_longcat.models.longcat_flash import LongcatFlashForCausalLM
+
+    if isinstance(kwargs["model"], LongcatFlashForCausalLM):
+        kwargs["model"].allocate_cache(
+            slots=kwargs["req_to_token_pool"].req_to_token.shape[0],
+            context=kwargs["model_config"].context_len,
+        )

@@ -1,0 +1,24 @@
+"""Hand each prefill the tokens just before it, when they were not computed in this request slot.
+
+Why: a prefix taken from the radix cache, a resumed or retracted request, or a reused slot leaves
+the ring without the n-1 tokens that the first new token is hashed with. Only the scheduler's
+request objects know them, and a ForwardBatch keeps no reference to those.
+Upstream: model_executor/forward_batch_info.py, ForwardBatch.init_new (called once per forward).
+Remove when: ForwardBatch carries the requests' token ids, or a generic per-model batch hook exists.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+TARGET = "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new"
+
+
+def apply(
+    result: Any, cls: Any, batch: Any, model_runner: Any, *_args: Any, **_kwargs: Any
+) -> None:
+    from sglang_longcat.models.longcat_flash import LongcatFlashForCausalLM
+    from sglang_longcat.ngram.seeds import collect_seeds
+
+    if isinstance(model_runner.model, LongcatFlashForCausalLM):
+        result.longcat_seeds = collect_seeds(batch, model_runner.model.ngram_order)

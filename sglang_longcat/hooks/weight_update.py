@@ -1,0 +1,43 @@
+"""Check the files of a weight update before it overwrites anything.
+
+Why: SGLang streams the new tensors into the live parameters. If one turns out wrong half-way, its
+rollback reads the new path again (it has already replaced the old one in the model config), fails a
+second time and ends the scheduler; and a tensor that the new files lack silently keeps its old
+value.
+Upstream: model_executor/model_runner_components/weight_updater.py, WeightUpdater.
+update_weights_from_disk.
+Remove when: SGLang rolls back to the old path and lets a model check a checkpoint before an update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.model_runner_components.weight_updater import WeightUpdater
+
+TARGET = (
+    "sglang.srt.model_executor.model_runner_components.weight_updater"
+    ".WeightUpdater.update_weights_from_disk"
+)
+
+
+def apply(
+    original: Callable[..., tuple[bool, str]],
+    updater: WeightUpdater,
+    model_path: str,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[bool, str]:
+    """(False, why) for files that do not fit the model being served; else SGLang's own answer."""
+    from sglang_longcat.checkpoint.check import CheckpointError
+    from sglang_longcat.models.longcat_flash import LongcatFlashForCausalLM
+
+    model = updater.get_model()
+    if isinstance(model, LongcatFlashForCausalLM):
+        try:
+            model.reader.check_files(model_path)
+        except CheckpointError as error:
+            return False, f"{error}\nThe weights loaded before are still served."
+    return original(updater, model_path, *args, **kwargs)

@@ -1,0 +1,153 @@
+"""The contract with SGLang: which version, and every attribute and signature that we rely on.
+
+`problems()` compares the table below with the SGLang that is installed, so that an upstream
+refactor stops the server with its reason at start-up instead of corrupting a run. The supported
+version is the one pyproject.toml pins; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+SUPPORTED = "==0.5.23"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """An SGLang attribute, and the parameters we pass to it (empty: it only has to exist)."""
+
+    target: str  # "module:attribute.path" below sglang.srt
+    parameters: tuple[str, ...] = ()
+
+
+ATTRIBUTES: tuple[Needs, ...] = (
+    # registration
+    Needs("models.registry:ModelRegistry.register", ("package_name", "overwrite", "strict")),
+    Needs("plugins.hook_registry:HookRegistry.register", ("target", "hook", "hook_type")),
+    Needs("plugins.hook_registry:HookType.AFTER"),
+    Needs("plugins.hook_registry:HookType.AROUND"),
+    Needs("plugins.hook_registry:HookRegistry._hooks"),
+    Needs("plugins.hook_registry:HookRegistry._patched"),
+    Needs("utils.hf_transformers.common:_CONFIG_REGISTRY"),
+    Needs("configs:LongcatFlashConfig", ("num_hidden_layers", "eos_token_id", "oe_split_num")),
+    # hooks
+    Needs("model_executor.forward_batch_info:ForwardBatch.init_new", ("batch", "model_runner")),
+    Needs(
+        "model_executor.model_runner_components.ngram_embedding_manager"
+        ":NgramEmbeddingManager.from_model",
+        ("model", "model_config", "req_to_token_pool"),
+    ),
+    Needs("managers.utils:validate_input_length", ("req",)),
+    Needs("beam_search.coordinator:BeamCoordinator.validate_and_init", ("self", "req", "recv_req")),
+    Needs(
+        "model_executor.model_runner_components.weight_updater"
+        ":WeightUpdater.update_weights_from_disk",
+        ("model_path",),
+    ),
+    # what the hooks read
+    Needs(
+        "managers.schedule_batch:Req",
+        ("origin_input_ids", "input_embeds", "positional_embed_overrides"),
+    ),
+    Needs("runtime_context:process_model_config"),
+    Needs("model_executor.forward_batch_info:ForwardMode.is_extend_without_speculative"),
+    Needs("model_executor.forward_batch_info:ForwardMode.is_target_verify"),
+    Needs("model_executor.model_runner:ModelRunner._forward_raw", ("forward_batch",)),
+    # model
+    Needs("models.longcat_flash:LongcatFlashForCausalLM.load_weights", ("weights",)),
+    Needs("models.longcat_flash:LongcatFlashForCausalLM.post_load_weights", ("weight_names",)),
+    Needs("models.longcat_flash:LongcatFlashModel.forward", ("input_ids", "forward_batch")),
+    Needs("models.longcat_flash:LongcatFlashMLP", ("hidden_size", "intermediate_size")),
+    Needs("models.longcat_flash:LongcatFlashMoE", ("config", "layer_id", "quant_config")),
+    Needs(
+        "models.deepseek_v2:DeepseekV2AttentionMLA",
+        ("config", "num_heads", "rope_theta", "rope_scaling", "layer_id", "reduce_results"),
+    ),
+    Needs("models.deepseek_v2:DeepseekV2AttentionMLA.prepare_qkv_latent"),
+    Needs("layers.layer_boundary:append_stages"),
+    Needs("layers.layer_boundary:declare_attn"),
+    Needs("layers.layer_boundary:declare_ffn", ("sparse", "next_layer_sparse")),
+    Needs("layers.layer_boundary:layer_stack"),
+    Needs("layers.layer_boundary:get_attn_tp_context"),
+    Needs("layers.layer_boundary.stage:StageBoundary.branch_output"),
+    Needs("layers.layer_boundary.stage:StageBoundary.branch_input"),
+    Needs("layers.layer_boundary.stage:StageBoundary.merge_branch"),
+    Needs("layers.layer_boundary.construction:StagePlan.path_for", ("forward_batch",)),
+    Needs("layers.layer_boundary.layout:SumGroup.ATTN_TP"),
+    Needs("layers.layer_boundary.layout:SumGroup.TP"),
+    Needs("layers.layer_boundary.layout:SumGroup.MOE_OUTPUT"),
+    Needs("layers.vocab_parallel_embedding:VocabParallelEmbedding", ("use_attn_tp_group",)),
+    Needs("layers.vocab_parallel_embedding:VocabParallelEmbedding._embed_local_shard", ("input_",)),
+    Needs("layers.vocab_parallel_embedding:ParallelLMHead", ("use_attn_tp_group",)),
+    Needs("layers.logits_processor:LogitsProcessor"),
+    Needs("layers.layernorm:RMSNorm", ("eps",)),
+    Needs("layers.dp_attention:attn_tp_all_reduce"),
+    Needs("layers.dp_attention:is_dp_attention_enabled"),
+    Needs("layers.moe.topk:StandardTopKOutput", ("topk_weights", "topk_ids", "router_logits")),
+    Needs("layers.moe.moe_runner.base:MoeRunnerConfig", ("num_experts", "inplace")),
+    Needs("layers.moe.moe_runner.triton:_topk_ids_may_be_nonlocal", ("config",)),
+    Needs("runtime_context:get_parallel"),
+    Needs("runtime_context:get_server_args"),
+    Needs("runtime_context:get_stream"),
+    Needs("distributed:tensor_model_parallel_all_reduce"),
+    Needs("utils:add_prefix", ("name", "prefix")),
+    Needs("utils:is_cpu"),
+    # CPU
+    Needs("layers.attention.attention_registry:ATTENTION_BACKENDS"),
+    Needs("layers.attention.base_attn_backend:AttentionBackend.forward"),
+    Needs("layers.moe.fused_moe_native:moe_forward_native", ("layer", "x", "topk_output")),
+    Needs("layers.rotary_embedding.factory:get_rope", ("rope_scaling", "partial_rotary_factor")),
+    Needs("layers.rotary_embedding.factory:get_rope_cpu", ("rope_scaling", "device")),
+    Needs("mem_cache.memory_pool:KVWriteLoc"),
+    Needs(
+        "models.deepseek_common.attention_backend_handler:AttentionBackendRegistry.register",
+        ("backend_name", "handler_func"),
+    ),
+    Needs("models.deepseek_common.attention_forward_methods:AttnForwardMethod.MLA"),
+    # LONGCAT_DUMMY_ROUTING
+    Needs("model_loader.weight_utils:initialize_dummy_weights", ("model",)),
+)
+
+
+def problems() -> list[str]:
+    """What does not match, one line each: attribute, expected, found. Empty: safe to register."""
+    found = version("sglang")
+    if f"=={found}" != SUPPORTED:
+        return [f"sglang version: expected {SUPPORTED}, found {found}"]
+    return [line for needs in ATTRIBUTES for line in _mismatch(needs)]
+
+
+def _mismatch(needs: Needs) -> Iterator[str]:
+    module_name, _, path = needs.target.partition(":")
+    try:
+        attribute: Any = importlib.import_module(f"sglang.srt.{module_name}")
+        for name in path.split("."):
+            attribute = getattr(attribute, name)
+    except (ImportError, AttributeError) as error:
+        yield f"sglang.srt.{needs.target}: expected to exist, found {error}"
+        return
+    if needs.parameters:
+        parameters = inspect.signature(attribute).parameters
+        missing = [name for name in needs.parameters if name not in parameters]
+        if missing:
+            yield (
+                f"sglang.srt.{needs.target}: expected parameters {', '.join(missing)}, "
+                f"found ({', '.join(parameters)})"
+            )
+
+
+def require() -> None:
+    """Exit unless the installed SGLang is the one this release was tested with."""
+    lines = problems()
+    if lines:
+        raise SystemExit(
+            f"sglang-longcat: SGLang {version('sglang')} does not match this release:\n"
+            + "\n".join(f"  {line}" for line in lines)
+            + f"\nInstall the supported one (pip install 'sglang{SUPPORTED}') or a newer "
+            "sglang-longcat, or set LONGCAT_DISABLE=1 to serve with SGLang's own model."
+        )

@@ -1,0 +1,1 @@
+"""The layers that LongCat-Flash-Lite has and SGLang lacks, or computes wrongly."""

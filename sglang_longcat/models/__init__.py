@@ -1,0 +1,1 @@
+"""Model classes that SGLang's registry imports from here: one module, one EntryClass."""

@@ -1,0 +1,265 @@
+"""LongCat-Flash-Lite for SGLang: the model, top to bottom.
+
+Registered under the name that SGLang resolves for every LongCat-Flash config, so `__new__` hands
+any config that is not Lite to SGLang's own class. MLA, dense MLP, norms, layer boundaries, expert
+GEMMs and logits are SGLang's; embedding and expert mixture are ours (`layers/`), loading is in
+`weights.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from sglang.srt.layers.layer_boundary import (
+    append_stages,
+    declare_attn,
+    declare_ffn,
+    layer_stack,
+)
+from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.logits_processor import LogitsProcessor
+from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
+from sglang.srt.models import longcat_flash as upstream
+from sglang.srt.models.deepseek_v2 import DeepseekV2AttentionMLA
+from sglang.srt.runtime_context import get_parallel, get_server_args, get_stream
+from sglang.srt.utils import add_prefix
+from torch import nn
+
+from sglang_longcat import hooks, plugin
+from sglang_longcat.config import LongcatConfig
+from sglang_longcat.layers.moe import LongcatMoE
+from sglang_longcat.layers.ngram_embedding import NgramEmbedding
+from sglang_longcat.models.reduction import adds_once
+from sglang_longcat.models.unsupported import refuse_unsupported
+from sglang_longcat.weights import CheckpointReader
+
+if TYPE_CHECKING:
+    from sglang.srt.configs import LongcatFlashConfig
+    from sglang.srt.layers.layer_boundary import StageBoundary
+    from sglang.srt.layers.quantization.base_config import QuantizationConfig
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.utils import BumpAllocator
+
+    from sglang_longcat.ngram.seeds import Seeds
+
+logger = logging.getLogger(__name__)
+
+
+def _attention(
+    config: LongcatFlashConfig, quant_config: QuantizationConfig | None, index: int, prefix: str
+) -> DeepseekV2AttentionMLA:
+    sizes = LongcatConfig.from_dict(config.to_dict())
+    return DeepseekV2AttentionMLA(
+        config=config,
+        hidden_size=sizes.hidden_size,
+        num_heads=sizes.num_attention_heads,
+        qk_nope_head_dim=sizes.qk_nope_head_dim,
+        qk_rope_head_dim=sizes.qk_rope_head_dim,
+        v_head_dim=sizes.v_head_dim,
+        q_lora_rank=sizes.q_lora_rank,
+        kv_lora_rank=sizes.kv_lora_rank,
+        rope_theta=sizes.rope_theta,
+        rope_scaling=dict(sizes.rope_scaling) if sizes.rope_scaling else None,
+        max_position_embeddings=sizes.max_position_embeddings,
+        quant_config=quant_config,
+        layer_id=index,
+        reduce_results=False,
+        prefix=prefix,
+        alt_stream=get_stream("alt"),
+    )
+
+
+class LongcatDecoderLayer(nn.Module):
+    """Shortcut-connected MoE layer: two attentions and two dense MLPs beside one expert mixture."""
+
+    def __init__(
+        self,
+        config: LongcatFlashConfig,
+        layer_id: int,
+        quant_config: QuantizationConfig | None,
+        prefix: str,
+    ) -> None:
+        super().__init__()
+        self.layer_id = layer_id
+        unquantised = getattr(config, "disable_quant_module", None) or ()
+        attention_quant = None if "self_attn" in unquantised else quant_config
+        mlp_quant = None if "mlps" in unquantised else quant_config
+        self.self_attn = nn.ModuleList(
+            _attention(
+                config, attention_quant, layer_id * 2 + i, add_prefix(f"self_attn.{i}", prefix)
+            )
+            for i in range(2)
+        )
+        self.input_layernorm, self.post_attention_layernorm = (
+            nn.ModuleList(RMSNorm(config.hidden_size, eps=config.rms_norm_eps) for _ in range(2))
+            for _ in range(2)
+        )
+        self.mlps = nn.ModuleList(
+            upstream.LongcatFlashMLP(
+                hidden_size=config.hidden_size,
+                intermediate_size=config.intermediate_size,
+                hidden_act=config.hidden_act,
+                quant_config=mlp_quant,
+                prefix=add_prefix(f"mlps.{i}", prefix),
+            )
+            for i in range(2)
+        )
+        self.mlp = LongcatMoE(
+            config=config,
+            layer_id=layer_id,
+            quant_config=quant_config,
+            prefix=add_prefix("mlp", prefix),
+        )
+        self._declare_stages()
+
+    def _declare_stages(self) -> None:
+        """The order in which SGLang's layer boundaries move rows, add residuals and reduce."""
+        latent = [{"qkv_latent_func": attention.prepare_qkv_latent} for attention in self.self_attn]
+        before, after = self.input_layernorm, self.post_attention_layernorm
+        self.attn_boundary, self.moe_boundary = append_stages(
+            (declare_attn(), before[0], latent[0]),
+            (declare_ffn(sparse=True, next_layer_sparse=True), after[0]),
+        )
+        self.first_ffn_boundary, self.second_attn_boundary, self.second_ffn_boundary = (
+            append_stages(
+                (declare_ffn(), after[0]),
+                (declare_attn(), before[1], latent[1]),
+                (declare_ffn(), after[1]),
+                prepared_from=self.moe_boundary.declaration,
+            )
+        )
+
+    def forward(
+        self,
+        positions: torch.Tensor,
+        hidden_states: torch.Tensor,
+        forward_batch: ForwardBatch,
+        zero_allocator: BumpAllocator,
+        prev_topk_indices: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, None]:
+        def attend(index: int, boundary: StageBoundary, hidden: torch.Tensor) -> torch.Tensor:
+            hidden = boundary.prepare(hidden, forward_batch)
+            if hidden.shape[0]:
+                hidden = self.self_attn[index](
+                    positions=positions,
+                    hidden_states=hidden,
+                    forward_batch=forward_batch,
+                    zero_allocator=zero_allocator,
+                )
+            return boundary.finish(hidden, forward_batch)
+
+        hidden_states = attend(0, self.attn_boundary, hidden_states)
+        hidden_states = self.moe_boundary.prepare(hidden_states, forward_batch)
+        shortcut = self.moe_boundary.branch_output(
+            self.mlp(hidden_states, adds_once(self.moe_boundary, forward_batch)), forward_batch
+        )
+        hidden_states = self.first_ffn_boundary.branch_input(
+            self.moe_boundary, hidden_states, forward_batch
+        )
+        hidden_states = self.first_ffn_boundary.finish(self.mlps[0](hidden_states), forward_batch)
+        hidden_states = attend(1, self.second_attn_boundary, hidden_states)
+        hidden_states = self.second_ffn_boundary.prepare(hidden_states, forward_batch)
+        hidden_states = self.second_ffn_boundary.finish(self.mlps[1](hidden_states), forward_batch)
+        hidden_states = self.moe_boundary.merge_branch(
+            shortcut, hidden_states, self.second_ffn_boundary, forward_batch
+        )
+        return hidden_states, None
+
+
+class LongcatModel(upstream.LongcatFlashModel):
+    """Embedding, layers and final norm; the loop over layers is SGLang's."""
+
+    def __init__(
+        self,
+        config: LongcatFlashConfig,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+    ) -> None:
+        nn.Module.__init__(self)
+        self.vocab_size = config.vocab_size
+        self.use_ngram_embedding = True
+        self.embed_tokens = NgramEmbedding(LongcatConfig.from_dict(config.to_dict()))
+        with layer_stack():
+            self.layers = nn.ModuleList(
+                LongcatDecoderLayer(config, i, quant_config, add_prefix(f"layers.{i}", prefix))
+                for i in range(config.num_hidden_layers)
+            )
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.layers_to_capture: list[int] = []
+
+
+class LongcatFlashForCausalLM(upstream.LongcatFlashForCausalLM):
+    """The class that SGLang instantiates; configs that are not Lite get SGLang's own."""
+
+    def __new__(cls, config: LongcatFlashConfig, *args: Any, **kwargs: Any) -> Self:
+        if not getattr(config, "is_longcat_lite", False):  # a config class that is not ours
+            logger.info("sglang-longcat: not a LongCat-Flash-Lite config, using SGLang's own model")
+            return upstream.LongcatFlashForCausalLM(config, *args, **kwargs)
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        config: LongcatFlashConfig,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+    ) -> None:
+        nn.Module.__init__(self)
+        hooks.verify()
+        if get_parallel().tp_rank == 0:
+            plugin.log_activation()
+        self.sizes = LongcatConfig.from_dict(config.to_dict())
+        refuse_unsupported(get_server_args())
+        self.reader = CheckpointReader(self.sizes, config._name_or_path)
+        self.reader.check_files()
+        # The MLA norm factors are applied while loading; SGLang's post_load_weights multiplies the
+        # parameters in place and would do so again on every weight update.
+        self.config = copy.copy(config)
+        self.config.mla_scale_q_lora = self.config.mla_scale_kv_lora = False
+        self.quant_config = quant_config
+        self.fuse_qkv_a_proj = True
+        self.packed_modules_mapping = {
+            "fused_qkv_a_proj_with_mqa": ["q_a_proj", "kv_a_proj_with_mqa"]
+        }
+        self.use_ngram_embedding = False  # for upstream's loader: the reader feeds our embedding
+        self.capture_aux_hidden_states = False
+        self.model = LongcatModel(config, quant_config, prefix=add_prefix("model", prefix))
+        self.lm_head = ParallelLMHead(
+            config.vocab_size,
+            config.hidden_size,
+            quant_config=quant_config,
+            prefix=add_prefix("lm_head", prefix),
+            use_attn_tp_group=get_parallel().enable_dp_lm_head,
+        )
+        self.logits_processor = LogitsProcessor(config)
+
+    @property
+    def ngram_order(self) -> int:
+        assert self.sizes.ngram is not None
+        return self.sizes.ngram.n
+
+    def allocate_cache(self, slots: int, context: int) -> None:
+        size = self.model.embed_tokens.cache.allocate(slots)
+        logger.info(
+            "N-gram cache: %d request slots, %.1f KiB (in-tree token table: %.1f MiB)",
+            slots,
+            size / 2**10,
+            slots * context * 4 / 2**20,
+        )
+
+    def prepare_for_forward(self, forward_batch: ForwardBatch) -> None:
+        """Called by ModelRunner before every forward, eager or replayed, on the forward stream."""
+        seeds: Seeds | None = forward_batch.__dict__.get("longcat_seeds")
+        self.model.embed_tokens.cache.seed(seeds)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        super().load_weights(self.reader.feed(self.model.embed_tokens, weights))
+
+    def get_embed_and_head(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.model.embed_tokens.word_embed.weight, self.lm_head.weight
+
+
+EntryClass = [LongcatFlashForCausalLM]

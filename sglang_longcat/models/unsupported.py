@@ -1,0 +1,64 @@
+"""Server flags that this model does not support yet, refused by name before weights are loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
+
+
+class UnsupportedFlag(ValueError):
+    """A server flag that LongCat-Flash-Lite cannot be served with."""
+
+
+def unsupported_flags(args: ServerArgs) -> list[str]:
+    """One line per refused flag: the flag, why, and what to use instead."""
+    refused = {
+        f"--pp-size {args.pp_size}: pipeline parallelism is not implemented; use --tp-size": (
+            args.pp_size > 1
+        ),
+        "--enable-eplb: expert placement cannot move identity experts; leave it out": (
+            args.enable_eplb
+        ),
+        "--ep-num-redundant-experts: identity experts have no copies; leave it at 0": (
+            args.ep_num_redundant_experts > 0
+        ),
+        # SGLang keeps one adapter per layer and module name; here a layer has two attentions and
+        # two MLPs, which would share it, and the N-gram embedding has no adapter at all.
+        "--enable-lora, --lora-paths, --lora-target-modules: LoRA is not implemented, neither on "
+        "embed_tokens (the N-gram embedding) nor on double layers; merge it into the weights": (
+            bool(args.enable_lora or args.lora_paths or args.lora_target_modules)
+        ),
+        f"--init-expert-location {args.init_expert_location}: identity experts have no location; "
+        "leave it out": args.init_expert_location != "trivial",
+        f"--ep-dispatch-algorithm {args.ep_dispatch_algorithm}: identity experts have no copies; "
+        "leave it out": args.ep_dispatch_algorithm is not None,
+        # A decode worker receives the KV cache without ever seeing the last tokens of the prompt.
+        f"--disaggregation-mode {args.disaggregation_mode}: the N-gram cache is not transferred; "
+        "leave it out": args.disaggregation_mode != "null",
+        "--enable-pdmux: the model has no split prefill; leave it out": args.enable_pdmux,
+        "--is-embedding: the model generates text only; leave it out": args.is_embedding,
+        f"--moe-a2a-backend {args.moe_a2a_backend}: only 'none' is tested; leave it out": (
+            args.moe_a2a_backend != "none"
+        ),
+        f"--moe-runner-backend {args.moe_runner_backend}: only 'auto' and 'triton' skip identity "
+        "slots; leave it out": args.moe_runner_backend not in ("auto", "triton"),
+        f"--speculative-algorithm {args.speculative_algorithm}: not supported yet; leave it out": (
+            args.speculative_algorithm is not None
+        ),
+        "--enable-two-batch-overlap: no strategy for this layer; leave it out": (
+            args.enable_two_batch_overlap
+        ),
+    }
+    return [message for message, is_set in refused.items() if is_set]
+
+
+def refuse_unsupported(args: ServerArgs) -> None:
+    """Raise UnsupportedFlag naming every refused flag."""
+    messages = unsupported_flags(args)
+    if messages:
+        raise UnsupportedFlag(
+            "sglang-longcat cannot serve LongCat-Flash-Lite with these flags:\n  "
+            + "\n  ".join(messages)
+        )

@@ -1,0 +1,53 @@
+"""The entry point that SGLang calls in every process it starts: check the host, then register.
+
+SGLang logs a plugin's exceptions and carries on with its in-tree model, so whatever goes wrong here
+leaves as SystemExit, which it does not catch.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from sglang_longcat import __version__, env
+
+logger = logging.getLogger(__name__)
+_implementations: list[str] = []  # of this process, for the activation line
+
+
+def register() -> None:
+    """Idempotent; touches no GPU."""
+    try:
+        if env.disabled():
+            logger.warning("sglang-longcat: LONGCAT_DISABLE=1, serving with SGLang's own model")
+        else:
+            _register()
+    except Exception as error:
+        raise SystemExit(f"sglang-longcat could not register: {error!r}") from error
+
+
+def _register() -> None:
+    from sglang_longcat import cpu, host
+    from sglang_longcat.cpu import environment
+
+    environment.require()
+    host.require()
+
+    from sglang.srt.models.registry import ModelRegistry
+    from sglang.srt.utils import is_cpu
+
+    from sglang_longcat import hf_config, hooks
+
+    hf_config.register()
+    ModelRegistry.register("sglang_longcat.models", overwrite=True, strict=True)
+    hooks.register_all()
+    _implementations[:] = cpu.install() if is_cpu() else ["kernels: triton"]
+
+
+def log_activation() -> None:
+    """The one INFO line that proves the plugin is active. Called by the model, since SGLang loads
+    plugins before it configures logging."""
+    logger.info(
+        "sglang-longcat %s is active: LongCat-Flash-Lite on %s. LONGCAT_DISABLE=1 switches it off.",
+        __version__,
+        "; ".join(_implementations),
+    )

@@ -1,0 +1,98 @@
+"""What happens to a checkpoint's tensors on their way into the model.
+
+SGLang streams (name, tensor) pairs shard by shard, with its own progress bar, into the model's
+load_weights. `CheckpointReader.feed` stands in between: it checks names and shapes, takes the
+tensors of the N-gram embedding and the MTP block out, and applies the MLA norm factors, so that
+loading twice gives the same weights. What is left goes to SGLang's loader (fusing, sharding,
+quantisation).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sglang_longcat.checkpoint.check import CheckpointError, check_checkpoint
+from sglang_longcat.checkpoint.layout import add_scales, expected_tensors
+from sglang_longcat.config import LongcatConfig
+
+if TYPE_CHECKING:
+    from sglang_longcat.layers.ngram_embedding import NgramEmbedding
+
+_NGRAM = re.compile(r"model\.ngram_embeddings\.(embedders|post_projs)\.(\d+)\.weight$")
+_WORD = "model.embed_tokens.weight"
+_LISTED = 20
+
+
+class CheckpointReader:
+    """Checks and routes the tensors of one model; see the module docstring."""
+
+    def __init__(self, sizes: LongcatConfig, path: str | Path) -> None:
+        self.sizes = sizes
+        self.path = Path(path)
+        self.shapes = add_scales(expected_tensors(sizes, mtp=False), sizes.quant)
+        # Other methods than block FP8 name and pack their tensors in their own ways.
+        self.layout_known = sizes.quant is None or sizes.quant.is_block_fp8
+        self.loaded_before = False
+
+    def check_files(self, path: str | Path | None = None) -> None:
+        """Read the safetensors headers of a local checkpoint before anything is allocated, or
+        overwritten: `path` is that of a weight update."""
+        path = self.path if path is None else Path(path)
+        if any(path.glob("*.safetensors*")):
+            check_checkpoint(path, self.sizes)
+
+    def feed(
+        self, embedding: NgramEmbedding, weights: Iterable[tuple[str, torch.Tensor]]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield what SGLang's loader takes. Raises CheckpointError with names and shapes."""
+        seen: set[str] = set()
+        for name, tensor in weights:
+            if name.startswith("model.mtp."):
+                continue
+            self._check(name, tensor)
+            seen.add(name)
+            if match := _NGRAM.match(name):
+                _load_ngram(embedding, match[1], int(match[2]), tensor)
+            elif name == _WORD:
+                yield "model.embed_tokens.word_embed.weight", tensor
+            else:
+                yield name, self._scaled(name, tensor)
+        self._check_complete(seen)
+
+    def _check(self, name: str, tensor: torch.Tensor) -> None:
+        expected, found = self.shapes.get(name), tuple(tensor.shape)
+        if self.layout_known and found != expected:
+            raise CheckpointError(
+                f"{name} has shape {found}, expected {expected or 'no tensor of that name'} from "
+                "config.json. Check that config.json belongs to these weights."
+            )
+
+    def _scaled(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The norm weights of MLA's latents carry sqrt(hidden / rank), as SGLang's MLA expects; in
+        fp32, so that the only rounding is the parameter's."""
+        if name.endswith(".q_a_layernorm.weight"):
+            return tensor.float() * self.sizes.q_scale
+        if name.endswith(".kv_a_layernorm.weight"):
+            return tensor.float() * self.sizes.kv_scale
+        return tensor
+
+    def _check_complete(self, seen: set[str]) -> None:
+        """The first load must bring every tensor; a later weight update may bring some."""
+        missing = [name for name in self.shapes if name not in seen]
+        if missing and not self.loaded_before and self.layout_known:
+            listed = "\n  ".join(f"{name} {self.shapes[name]}" for name in missing[:_LISTED])
+            raise CheckpointError(
+                f"{len(missing)} tensors are missing from the checkpoint, the first:\n  {listed}\n"
+                "Download the model again; nothing is served with random weights."
+            )
+        self.loaded_before = True
+
+
+def _load_ngram(embedding: NgramEmbedding, kind: str, index: int, tensor: torch.Tensor) -> None:
+    load = embedding.load_table if kind == "embedders" else embedding.load_projection
+    load(index, tensor)

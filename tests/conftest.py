@@ -1,0 +1,33 @@
+"""What every test relies on: the CPU engine's environment, and the GPU markers.
+
+Owns: setting the variables before anything imports torch or SGLang (both read them at import),
+skipping GPU tests with the reason. Fixtures for checkpoints and engines live with their tests.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from gpus import gpu_count
+from sglang_longcat.cpu.environment import CPU_ENV
+
+GPUS = gpu_count()
+NEEDED = {"gpu": 1, "multi_gpu": 2}
+
+if GPUS == 0:
+    for name, value in CPU_ENV.items():
+        os.environ.setdefault(name, value)
+
+
+def pytest_report_header() -> str:
+    return f"GPUs: {GPUS}" + ("" if GPUS else " (SGLang's CPU engine)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for marker, needed in NEEDED.items():
+            if item.get_closest_marker(marker) and needed > GPUS:
+                reason = f"{marker}: needs {needed} CUDA GPU(s), this machine shows {GPUS}"
+                item.add_marker(pytest.mark.skip(reason=reason))

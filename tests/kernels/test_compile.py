@@ -1,0 +1,57 @@
+"""Each Triton kernel through the real compiler, for Hopper, on a machine without a GPU.
+
+The interpreter accepts programs that the compiler refuses (types that change in a loop, say).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="nothing to compile")
+
+POINTERS = {
+    "_ids_kernel": {
+        **dict.fromkeys(("tokens", "positions", "slots", "starts", "requests"), "*i64"),
+        **dict.fromkeys(("powers", "moduli", "offsets", "eos", "ids"), "*i64"),
+        "ring": "*i32",
+    },
+    "_route_kernel": {
+        **dict.fromkeys(("logits", "bias", "weights", "identity"), "*fp32"),
+        "ids": "*i32",
+    },
+    "_add_identity_kernel": {"out": "*bf16", "x": "*bf16", "weight": "*fp32"},
+}
+NGRAM = {"RING": 16, "N": 4, "EOS": 2, "BLOCK": 16}
+CASES = [
+    ("ngram_ids", "_ids_kernel", {**NGRAM, "WIDTH": 0}, 1),
+    ("ngram_ids", "_ids_kernel", {**NGRAM, "WIDTH": 4}, 1),
+    ("moe_router", "_route_kernel", {"K": 12, "BLOCK": 512}, 2),
+    ("identity_experts", "_add_identity_kernel", {"BLOCK": 1024}, 4),
+]
+
+
+@pytest.mark.parametrize(("op", "kernel", "constants", "warps"), CASES)
+def test_the_kernel_compiles_for_hopper(
+    op: str, kernel: str, constants: dict[str, Any], warps: int
+) -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = getattr(importlib.import_module(f"longcat_kernels.{op}._triton"), kernel)
+    scalars = {"scale": "fp32"}
+    signature = {
+        name: "constexpr"
+        if name in constants
+        else POINTERS[kernel].get(name.removesuffix("_ptr"), scalars.get(name, "i32"))
+        for name in function.arg_names
+    }
+    source = ASTSource(fn=function, signature=signature, constexprs=constants)
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps}
+    )
+    assert compiled.asm["cubin"]

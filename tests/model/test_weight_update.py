@@ -1,0 +1,70 @@
+"""Weights loaded a second time, in a server that runs: the same, others, and broken ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from scoring import Oracle, ask, assert_same, rewritten, text
+
+from harness import engine
+from sglang_longcat.checkpoint.tiny import TinyOptions, write_tiny
+
+PROMPTS = [text(length, seed=900 + length) for length in (2, 9, 33)]
+EXPERT = "model.layers.1.mlp.experts.7.down_proj.weight"
+
+
+@pytest.mark.parametrize("tp_size", [1, 2])
+def test_update_and_back(tiny: Path, oracle: Oracle, tmp_path: Path, tp_size: int) -> None:
+    """Red if loading twice is not loading once (the MLA norm factors multiplied in again, a table
+    left behind), or if an update forgets the radix cache."""
+    other = write_tiny(tmp_path / "other", TinyOptions(seed=1))
+    with engine(tiny, tp_size=tp_size) as llm:
+        before = ask(llm, PROMPTS, logprobs_from=0)
+        assert_same(before, oracle)
+        for path, expected in ((tiny, oracle), (other, Oracle(other)), (tiny, oracle)):
+            done, message, _ = llm.call("update_weights_from_disk", str(path))
+            assert done, message
+            assert_same(ask(llm, PROMPTS), expected)
+        after = ask(llm, PROMPTS, logprobs_from=0)
+    assert [one.logprobs for one in after] == [one.logprobs for one in before]
+
+
+def without(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors[EXPERT]
+
+
+def cut(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[EXPERT] = tensors[EXPERT][:-1].contiguous()
+
+
+@pytest.mark.parametrize("damage", [without, cut])
+def test_broken_update_is_refused(
+    tiny: Path,
+    oracle: Oracle,
+    tmp_path: Path,
+    damage: Callable[[dict[str, torch.Tensor]], None],
+) -> None:
+    """Red if new weights are let in that lack a tensor (its old value would stay) or hold one of
+    another shape (SGLang's rollback would end the scheduler), or if a refused update changes what is
+    served."""
+    whole = write_tiny(tmp_path / "whole", TinyOptions(seed=1))
+    broken = rewritten(whole, tmp_path / "broken", lambda config: None)
+    index = json.loads((broken / "model.safetensors.index.json").read_text())
+    shard = broken / index["weight_map"][EXPERT]
+    tensors = load_file(shard)
+    damage(tensors)
+    shard.unlink()
+    save_file(tensors, shard, metadata={"format": "pt"})
+    with engine(tiny) as llm:
+        done, message, _ = llm.call("update_weights_from_disk", str(broken))
+        assert not done
+        assert EXPERT in message
+        assert_same(ask(llm, PROMPTS, logprobs_from=0), oracle)
+        done, message, _ = llm.call("update_weights_from_disk", str(whole))
+        assert done, message
+        assert_same(ask(llm, PROMPTS, logprobs_from=0), Oracle(whole))

@@ -1,0 +1,70 @@
+"""The files around the code agree with SGLang and with each other."""
+
+import argparse
+import importlib.metadata
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "launch" / "recipes").glob("*.yaml"))
+LOCK = (ROOT / "ci" / "constraints.txt").read_text().splitlines()
+PINS = [line for line in LOCK if line and not line.startswith("#")]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def server_parser():
+    from sglang.srt.server_args import ServerArgs
+
+    parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
+    ServerArgs.add_cli_args(parser)
+    return parser
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_sglang_accepts_every_flag_of_a_recipe(recipe, server_parser):
+    """A flag that the pinned SGLang lacks, has renamed or reads differently."""
+    from sglang.srt.utils.server_args_config_parser import ConfigArgumentMerger
+
+    command = ["--config", str(recipe), "--model-path", "anything"]
+    argv = ConfigArgumentMerger(server_parser).merge_config_with_args(command)
+    _, unknown = server_parser.parse_known_args(argv)
+    assert unknown == []
+    used = [server_parser._option_string_actions[word] for word in argv if word.startswith("--")]
+    assert [a.option_strings for a in used if "deprecated" in (a.help or "").lower()] == []
+
+
+def test_lock_holds_exact_versions_only():
+    """A URL, a path of somebody's machine or an unpinned name must not get into the lock."""
+    assert [pin for pin in PINS if not re.fullmatch(r"[\w.-]+==[\w.!+]+", pin)] == []
+    names = [pin.partition("==")[0].lower() for pin in PINS]
+    assert len(set(names)) == len(names)
+
+
+def test_lock_holds_what_pyproject_pins():
+    """A pin changed in one of the two files only: CI would test another set than users install."""
+    extras = PROJECT["optional-dependencies"]
+    wanted = [*PROJECT["dependencies"], *extras["test"], *extras["dev"]]
+    exact = [requirement for requirement in wanted if "==" in requirement]
+    assert exact
+    assert set(exact) <= set(PINS)
+
+
+def test_installed_environment_is_the_lock():
+    """The tests ran on what the lock says, so that a green run speaks about it."""
+    pinned = dict(pin.split("==") for pin in PINS)
+    assert {name: importlib.metadata.version(name) for name in pinned} == pinned
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "ci/README.md", ".ci/run"])
+def test_documents_name_existing_commands_and_files(document):
+    """A make target or a repository path that was renamed but is still advertised."""
+    text = (ROOT / document).read_text()
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    advertised = re.findall(r"(?:^|`|\s\s)make ([a-z-]+)", text, flags=re.MULTILINE)
+    assert set(advertised) <= set(targets)
+    paths = re.findall(r"`((?:launch|ci|tests|kernels|sglang_longcat)/[\w./-]+)`", text)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
