@@ -24,9 +24,6 @@ class LongcatConfigForSGLang(LongcatFlashConfig):
 
     def __init__(self, **kwargs: Any) -> None:
         lite = is_lite(kwargs)
-        # As an attribute of the instance, the published type hides the class's own, by which SGLang
-        # finds the model class (0.5.23 stops with "not a registered model" on the published file).
-        kwargs.pop("model_type", None)
         if lite and kwargs.get("num_layers") is not None:
             kwargs["num_hidden_layers"] = kwargs["num_layers"]
         super().__init__(**kwargs)
@@ -39,11 +36,24 @@ class LongcatConfigForSGLang(LongcatFlashConfig):
         # Read by ModelConfig: with it SGLang allocates [slots, context] int32 and fills it.
         self.use_ngram_embedding = False
 
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The published model_type would hide the class's own, by which SGLang finds the model
+        (0.5.23 stops with "not a registered model" on the published file); transformers warns too.
+        """
+        config, rest = super().get_config_dict(*args, **kwargs)
+        if config.get("model_type") == PUBLISHED_MODEL_TYPE:
+            config["model_type"] = cls.model_type
+        return config, rest
+
 
 class PublishedConfig(LongcatConfigForSGLang):
     """The same under the model_type of the published config.json, for transformers' AutoConfig."""
 
     model_type = PUBLISHED_MODEL_TYPE
+
+    def __init__(self, **kwargs: Any) -> None:  # transformers generates one for a class without
+        super().__init__(**kwargs)
 
 
 def is_served_by_us(config: object) -> bool:

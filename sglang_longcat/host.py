@@ -43,6 +43,7 @@ ATTRIBUTES: tuple[Needs, ...] = (
         ("model", "model_config", "req_to_token_pool"),
     ),
     Needs("managers.utils:validate_input_length", ("req",)),
+    Needs("disaggregation.decode:SchedulerDisaggregationDecodeMixin.get_new_prebuilt_batch"),
     Needs("beam_search.coordinator:BeamCoordinator.validate_and_init", ("self", "req", "recv_req")),
     Needs(
         "model_executor.model_runner_components.weight_updater"

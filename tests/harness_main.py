@@ -86,6 +86,7 @@ def _fork(job: dict[str, Any], descriptor: int, control: socket.socket) -> int:
         control.close()
         _detach(job["log"])
         os.environ.update(job["env"])
+        sys.path[:0] = filter(None, job["env"].get("PYTHONPATH", "").split(os.pathsep))
         (_be_server if job["kind"] == "server" else _be_engine)(job, Connection(descriptor))
         status = 0
     except BaseException:  # noqa: BLE001 - must not return into the fork loop

@@ -8,6 +8,7 @@ every one took effect.
 from __future__ import annotations
 
 from sglang_longcat.hooks import (
+    arrived_requests,
     beam_search,
     prompt_tokens,
     request_slots,
@@ -15,7 +16,7 @@ from sglang_longcat.hooks import (
     weight_update,
 )
 
-AFTER = (prompt_tokens, request_slots, seed_predecessors)
+AFTER = (arrived_requests, prompt_tokens, request_slots, seed_predecessors)
 AROUND = (beam_search, weight_update)
 ALL = (*AFTER, *AROUND)
 

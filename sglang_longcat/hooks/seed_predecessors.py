@@ -1,4 +1,4 @@
-"""Hand each prefill the tokens just before it, when they were not computed in this request slot.
+"""Hand each forward the tokens just before it, when they were not computed in this request slot.
 
 Why: a prefix taken from the radix cache, a resumed or retracted request, or a reused slot leaves
 the ring without the n-1 tokens that the first new token is hashed with. Only the scheduler's
@@ -20,5 +20,6 @@ def apply(
     from sglang_longcat.models.longcat_flash import LongcatFlashForCausalLM
     from sglang_longcat.ngram.seeds import collect_seeds
 
-    if isinstance(model_runner.model, LongcatFlashForCausalLM):
-        result.longcat_seeds = collect_seeds(batch, model_runner.model.ngram_order)
+    model = model_runner.model
+    if isinstance(model, LongcatFlashForCausalLM):
+        result.longcat_seeds = collect_seeds(batch, model.ngram_order, model.take_arrivals())

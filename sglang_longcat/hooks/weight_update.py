@@ -1,7 +1,7 @@
 """Check the files of a weight update before it overwrites anything.
 
 Why: SGLang streams the new tensors into the live parameters. If one turns out wrong half-way, its
-rollback reads the new path again (it has already replaced the old one in the model config), fails a
+rollback reads the new path again (it has replaced the old one in the model config), fails a
 second time and ends the scheduler; and a tensor that the new files lack silently keeps its old
 value.
 Upstream: model_executor/model_runner_components/weight_updater.py, WeightUpdater.

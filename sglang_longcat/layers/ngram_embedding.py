@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
+_BLOCK_ROWS = 1 << 20
+
+
 class NgramEmbedding(nn.Module):
     """Input embedding of the whole model; `forward(ids [T], batch) -> [T, hidden]`."""
 
@@ -71,7 +74,12 @@ class NgramEmbedding(nn.Module):
     def load_table(self, index: int, weight: torch.Tensor) -> None:
         """weight: [rows[index], width] as in the checkpoint."""
         first = sum(self.ngram.rows[:index])
-        self.tables.data[first : first + self.ngram.rows[index]].copy_(weight[:, self._slice()])
+        own = self.tables.data[first : first + self.ngram.rows[index]]
+        # A column slice is copied through a contiguous buffer on the host: 512 MB at a time
+        # instead of up to 2.6 GB of a 5.2 GB table.
+        blocks = zip(own.split(_BLOCK_ROWS), weight.split(_BLOCK_ROWS), strict=True)
+        for target, source in blocks:
+            target.copy_(source[:, self._slice()])
 
     def load_projection(self, index: int, weight: torch.Tensor) -> None:
         """weight: [hidden, width] as in the checkpoint."""

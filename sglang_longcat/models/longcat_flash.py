@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.utils import BumpAllocator
 
-    from sglang_longcat.ngram.seeds import Seeds
+    from sglang_longcat.ngram.seeds import Cells, Seeds
 
 logger = logging.getLogger(__name__)
 
@@ -235,6 +235,7 @@ class LongcatFlashForCausalLM(upstream.LongcatFlashForCausalLM):
             use_attn_tp_group=get_parallel().enable_dp_lm_head,
         )
         self.logits_processor = LogitsProcessor(config)
+        self.arrivals: Cells = {}
 
     @property
     def ngram_order(self) -> int:
@@ -249,6 +250,14 @@ class LongcatFlashForCausalLM(upstream.LongcatFlashForCausalLM):
             size / 2**10,
             slots * context * 4 / 2**20,
         )
+
+    def note_arrivals(self, cells: Cells) -> None:
+        """Seeds of requests that came with their KV, for the next forward."""
+        self.arrivals |= cells
+
+    def take_arrivals(self) -> Cells:
+        arrivals, self.arrivals = self.arrivals, {}
+        return arrivals
 
     def prepare_for_forward(self, forward_batch: ForwardBatch) -> None:
         """Called by ModelRunner before every forward, eager or replayed, on the forward stream."""

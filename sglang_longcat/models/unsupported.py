@@ -34,9 +34,9 @@ def unsupported_flags(args: ServerArgs) -> list[str]:
         "leave it out": args.init_expert_location != "trivial",
         f"--ep-dispatch-algorithm {args.ep_dispatch_algorithm}: identity experts have no copies; "
         "leave it out": args.ep_dispatch_algorithm is not None,
-        # A decode worker receives the KV cache without ever seeing the last tokens of the prompt.
-        f"--disaggregation-mode {args.disaggregation_mode}: the N-gram cache is not transferred; "
-        "leave it out": args.disaggregation_mode != "null",
+        "--enable-pd-role-switch: not tested; start one worker per role": (
+            args.enable_pd_role_switch
+        ),
         "--enable-pdmux: the model has no split prefill; leave it out": args.enable_pdmux,
         "--is-embedding: the model generates text only; leave it out": args.is_embedding,
         f"--moe-a2a-backend {args.moe_a2a_backend}: only 'none' is tested; leave it out": (

@@ -163,7 +163,7 @@ def mistaken(path: Path, rule: str) -> Oracle:
 
 
 def rewritten(path: Path, to: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
-    """A copy of checkpoint `path` at `to`, its weights hard-linked, its config.json edited in place."""
+    """A copy of checkpoint `path` at `to`, hard-linked but for config.json, which `edit` sets."""
     shutil.copytree(path, to, copy_function=os.link)
     config = json.loads((path / "config.json").read_text())
     edit(config)

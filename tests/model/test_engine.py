@@ -1,7 +1,7 @@
 """The real scheduler on a CPU against the oracle, one engine, one answer at a time and all at once.
 
-Owns: what any serving of this model must get right, in fp32 and in bf16. Ranks, scheduling modes and
-checkpoint variants have files of their own, and reuse these prompts.
+Owns: what any serving of this model must get right, in fp32 and in bf16. Ranks, scheduling modes
+and checkpoint variants have files of their own, and reuse these prompts.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ RULES = ("identity_scaled", "eos_cuts_lookback", "word_row_divided")  # fields o
 
 
 def test_all_prompts_in_one_batch(together: dict[str, Answer], oracle: Oracle) -> None:
-    """Red if any rule of the model changes: hash, EOS cut, 1/13, router, identity factor, MLA scale,
-    rope; or if requests of one batch mix (predecessors, positions, cache rows)."""
+    """Red if any rule of the model changes: hash, EOS cut, 1/13, router, identity factor, MLA
+    scale, rope; or if requests of one batch mix (predecessors, positions, cache rows)."""
     assert len(together["200 tokens"].logprobs) == 199 + len(together["200 tokens"].output)
     assert_same(together.values(), oracle)
 
@@ -72,8 +72,8 @@ def test_these_prompts_expose_a_wrong_rule(
 
 
 def test_bfloat16(tiny: Path, prompts: dict[str, list[int]], oracle: Oracle) -> None:
-    """Red if something that must stay in fp32 (router, softmax, sums over experts) drops to bf16, or
-    if a rule breaks in bf16 alone. bf16 keeps 8 bits, and a router score that moves past its
+    """Red if something that must stay in fp32 (router, softmax, sums over experts) drops to bf16,
+    or if a rule breaks in bf16 alone. bf16 keeps 8 bits, and a router score that moves past its
     neighbour moves a token by up to 0.9 nats, so the mean over all positions is bounded, not the
     maximum: 0.04 seen; a wrong rule gives 0.5 to 2.7."""
     with engine(tiny, dtype="bfloat16") as llm:

@@ -56,8 +56,9 @@ def test_chunked_prefill(tiny: Path, oracle: Oracle, flags: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("overlap", [True, False], ids=["overlap", "no-overlap"])
 def test_mixed_chunks(tiny: Path, oracle: Oracle, overlap: bool) -> None:
-    """Red if a request that decodes in the same batch as another's chunk is hashed with a token that
-    is still on its way, or is taken for a prompt. SGLang mixes only where no logprobs are asked for."""
+    """Red if a request that decodes in the same batch as another's chunk is hashed with a token
+    that is still on its way, or is taken for a prompt. SGLang does not mix requests that ask for
+    logprobs."""
     with engine(
         tiny,
         enable_mixed_chunk=True,
@@ -72,8 +73,9 @@ def test_mixed_chunks(tiny: Path, oracle: Oracle, overlap: bool) -> None:
 
 @pytest.mark.parametrize("page_size", [1, 4])
 def test_radix_hits_of_every_length(tiny: Path, oracle: Oracle, page_size: int) -> None:
-    """Red if the first token after a cached prefix is hashed without its predecessors, which another
-    slot computed: at every length mod 4, and with an EOS as the last, second and third cached token."""
+    """Red if the first token after a cached prefix is hashed without its predecessors, which
+    another slot computed: at every length mod 4, with an EOS as last, second or third last token
+    of the prefix."""
     base = text(24, seed=200)
     for position in (8, 12, 13, 17):
         base[position] = EOS
@@ -87,8 +89,8 @@ def test_radix_hits_of_every_length(tiny: Path, oracle: Oracle, page_size: int) 
 
 
 def test_conversation_and_logprobs_from_a_later_token(tiny: Path, oracle: Oracle) -> None:
-    """Red if a turn that continues a cached answer loses what came before it (the cached prefix then
-    ends in tokens that were generated), or if logprob_start_len, which limits the prefix that may be
+    """Red if a turn that continues a cached answer loses what came before it (the cached prefix
+    then ends in generated tokens), or if logprob_start_len, which limits the prefix that may be
     taken from the cache, makes the first scored token lose its predecessors."""
     prompt = text(9, seed=300)
     with engine(tiny) as llm:
@@ -150,8 +152,8 @@ def test_few_slots_and_parallel_samples(tiny: Path, oracle: Oracle) -> None:
 
 @pytest.mark.parametrize("overlap", [True, False], ids=["overlap", "no-overlap"])
 def test_abort_and_reuse(tiny: Path, oracle: Oracle, overlap: bool) -> None:
-    """Red if a request that is aborted while it decodes still writes to its slot after a new request
-    took it over. Two slots, so that the new ones cannot avoid them."""
+    """Red if a request that is aborted while it decodes still writes to its slot after a new
+    request took it over. Two slots, so that the new ones cannot avoid them."""
     with server(tiny, max_running_requests=2, disable_overlap_schedule=not overlap) as http:
         for start in (600, 700, 800):
             streams = [open_stream(http, text(4, seed=start + i)) for i in range(2)]

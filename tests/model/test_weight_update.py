@@ -50,8 +50,8 @@ def test_broken_update_is_refused(
     damage: Callable[[dict[str, torch.Tensor]], None],
 ) -> None:
     """Red if new weights are let in that lack a tensor (its old value would stay) or hold one of
-    another shape (SGLang's rollback would end the scheduler), or if a refused update changes what is
-    served."""
+    another shape (SGLang's rollback would end the scheduler), or if a refused update changes what
+    is served."""
     whole = write_tiny(tmp_path / "whole", TinyOptions(seed=1))
     broken = rewritten(whole, tmp_path / "broken", lambda config: None)
     index = json.loads((broken / "model.safetensors.index.json").read_text())

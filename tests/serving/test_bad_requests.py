@@ -100,7 +100,7 @@ def test_refused_with_a_reason(server, path, body, reason):
     [(GENERATE, {"input_ids": [VOCAB]}), (COMPLETE, {"model": "any", "prompt": [VOCAB]})],
 )
 def test_a_stream_carries_the_error(server, path, body):
-    """A stream's status is sent before the scheduler looks at the request; its event has the code."""
+    """A stream's status is sent before the scheduler sees the request; its event has the code."""
     status, text = post(server, path, {**body, "stream": True})
     assert status == 200
     assert "Token id 2048 is outside" in text

@@ -74,12 +74,15 @@ def test_source_root_of_the_kernels_is_no_package(wheel):
 
 
 def test_installed_wheel_announces_the_plugin(clean_python):
-    """SGLang finds the plugin by this entry point only; its absence is silent."""
+    """SGLang finds the plugins by these entry points only; their absence is silent."""
     code = (
         "from importlib.metadata import entry_points\n"
         "print(*(e.name + '=' + e.value for e in entry_points(group='sglang.srt.plugins')))"
     )
-    assert run_clean(clean_python, code) == ["longcat=sglang_longcat.plugin:register"]
+    assert sorted(run_clean(clean_python, code)) == [
+        "longcat=sglang_longcat.plugin:register",
+        "longcat_dummy_routing=sglang_longcat.dummy_weights:register",
+    ]
 
 
 def test_plugin_package_imports_without_sglang_and_torch(clean_python):

@@ -2,9 +2,9 @@
 
     out[t, :] += weight[t] * x[t, :]      in fp32, rounded once to out's dtype
 
-out, x: [T, D] of one dtype, rows contiguous; weight: [T] fp32. The
-kernel may contract the product and the sum into one FMA, so it is within 1 ulp of the reference,
-except where the two cancel: there within an fp32 rounding of the product.
+out, x: [T, D] of one dtype, rows contiguous; weight: [T] fp32, contiguous. The kernel may contract
+the product and the sum into one FMA, so it is within 1 ulp of the reference, except where the two
+cancel: there within an fp32 rounding of the product.
 """
 
 from __future__ import annotations

@@ -26,6 +26,6 @@ def add_identity_(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> t
     if tokens:
         block = min(triton.next_power_of_2(width), 1024)
         _add_identity_kernel[(tokens, triton.cdiv(width, block))](
-            out, x, weight, width, out.stride(0), x.stride(0), BLOCK=block, num_warps=4
+            out, x, weight.contiguous(), width, out.stride(0), x.stride(0), BLOCK=block, num_warps=4
         )
     return out

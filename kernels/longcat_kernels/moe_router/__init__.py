@@ -28,8 +28,9 @@ class Routing(NamedTuple):
 def route(
     logits: torch.Tensor, bias: torch.Tensor, *, top_k: int, routed: int, scale: float
 ) -> Routing:
-    """logits [T, E] fp32, bias [E] fp32. Ids match the reference exactly except among equal scores
-    (both take the lowest expert first); weights to 1e-6 relative (order of the softmax sum)."""
+    """logits [T, E] fp32, bias [E] fp32. Ids equal the reference's unless two scores are within
+    1e-7 (among equal ones both take the lowest expert first); weights to 2e-6 relative plus 6e-7
+    (order of the softmax sum, the GPU's exp)."""
     if use_triton(logits):
         from longcat_kernels.moe_router import _triton
 

@@ -72,7 +72,12 @@ def window_ids(
     tokens: [B*W] int32/int64, positions: [B*W] int64 (consecutive per request), slots: [B] int64,
     ring: [S, R] int32, R >= W + n - 1. Returns ids [B*W, tables] int64. Exact.
     """
-    width = tokens.shape[0] // max(slots.shape[0], 1)
+    width, rest = divmod(tokens.shape[0], max(slots.shape[0], 1))
+    if rest:
+        raise ValueError(
+            f"{tokens.shape[0]} tokens of {slots.shape[0]} requests: expected the same number of "
+            "tokens for each; use extend_ids for ragged batches."
+        )
     if width + table.n - 1 > ring.shape[1]:
         raise ValueError(
             f"a window of {width} tokens does not fit the ring of {ring.shape[1]}: "

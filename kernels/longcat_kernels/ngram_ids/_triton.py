@@ -88,6 +88,7 @@ def _launch(
     width: int,
 ) -> torch.Tensor:
     tables = table.moduli.shape[0]
+    tokens, positions, slots = tokens.contiguous(), positions.contiguous(), slots.contiguous()
     ids = torch.empty((tokens.shape[0], tables), dtype=torch.int64, device=tokens.device)
     if tokens.shape[0]:
         _ids_kernel[(tokens.shape[0],)](

@@ -1,0 +1,1 @@
+"""Stands in for the `mooncake` package where it is not installed; see `engine`."""
