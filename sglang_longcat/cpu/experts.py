@@ -58,13 +58,13 @@ def _moe_forward_native(
     topk_output: StandardTopKOutput,
     moe_runner_config: MoeRunnerConfig,
 ) -> torch.Tensor:
-    if not _is_plain_silu(layer, moe_runner_config):
+    if not is_plain_silu(layer, moe_runner_config):
         return original(layer, x, topk_output, moe_runner_config)
     w13, w2 = layer.get_parameter("w13_weight"), layer.get_parameter("w2_weight")
     return routed_experts(x, w13, w2, topk_output.topk_ids, topk_output.topk_weights)
 
 
-def _is_plain_silu(layer: torch.nn.Module, config: MoeRunnerConfig) -> bool:
+def is_plain_silu(layer: torch.nn.Module, config: MoeRunnerConfig) -> bool:
     """LongCat's experts; those of other models stay with SGLang."""
     return (
         config.activation == "silu"

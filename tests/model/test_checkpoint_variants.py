@@ -1,14 +1,12 @@
 """Every spelling of a checkpoint that is published or was seen in the wild, served and compared.
 
-Owns: config.json variants and FP8 loading. The engine on FP8 weights is in `test_engine_gpu`:
-SGLang's FP8 linear layers need AMX on a CPU, and refuse fp32 activations.
+Owns: variants of config.json and of the files. FP8 weights are in `test_fp8`.
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +14,7 @@ from safetensors.torch import load_file, save_file
 from scoring import Answer, Oracle, ask, assert_same, rewritten, text
 
 from harness import engine
-from sglang_longcat.checkpoint.headers import CheckpointError
 from sglang_longcat.checkpoint.tiny import TinyOptions, write_tiny
-from sglang_longcat.config import LongcatConfig
-from sglang_longcat.weights import CheckpointReader
 
 SECOND_EOS = 777  # in the prompts below, so that a list of EOS ids changes their hashes
 
@@ -84,53 +79,3 @@ def test_one_file_without_an_index(tmp_path: Path) -> None:
     (single / "model.safetensors.index.json").unlink()
     save_file(tensors, single / "model.safetensors", metadata={"format": "pt"})
     assert_same(served(single), Oracle(path))
-
-
-class Recorder:
-    """Stands in for the N-gram embedding: which tables and projections it was given."""
-
-    def __init__(self) -> None:
-        self.loaded: dict[str, torch.Tensor] = {}
-
-    def load_table(self, index: int, weight: torch.Tensor) -> None:
-        self.loaded[f"model.ngram_embeddings.embedders.{index}.weight"] = weight
-
-    def load_projection(self, index: int, weight: torch.Tensor) -> None:
-        self.loaded[f"model.ngram_embeddings.post_projs.{index}.weight"] = weight
-
-
-def test_block_fp8_on_its_way_to_sglang(tmp_path: Path) -> None:
-    """Red if the loader refuses a block-FP8 checkpoint, loses or scales an FP8 weight or its scale,
-    or hands SGLang an n-gram tensor or a part of the MTP head."""
-    path = write_tiny(tmp_path / "fp8", TinyOptions(fp8=True, layers=1, experts=4, zero_experts=4))
-    stored: dict[str, torch.Tensor] = {}
-    for shard in path.glob("*.safetensors"):
-        stored |= load_file(shard)
-    reader, recorder = CheckpointReader(LongcatConfig.from_dir(path), path), Recorder()
-    reader.check_files()
-    passed = dict(reader.feed(cast(Any, recorder), stored.items()))
-    word = passed.pop("model.embed_tokens.word_embed.weight")
-    assert torch.equal(word, stored["model.embed_tokens.weight"])
-    ours = {
-        name for name in stored if name.startswith(("model.mtp.", "model.ngram_", "model.embed"))
-    }
-    assert passed.keys() == stored.keys() - ours
-    assert len(recorder.loaded) == 24
-    quantised = [one for one in passed.values() if one.dtype == torch.float8_e4m3fn]
-    assert len(quantised) == 2 * 5 + 2 * 3 + 4 * 3  # attentions, dense MLPs, experts
-    for name, tensor in (passed | recorder.loaded).items():
-        if "a_layernorm" not in name:  # these carry the MLA scale
-            assert tensor is stored[name], name
-
-
-def test_block_fp8_needs_each_scale(tmp_path: Path) -> None:
-    """Red if an FP8 weight without its scale gets past the loader: it would be served unscaled."""
-    path = write_tiny(tmp_path / "fp8", TinyOptions(fp8=True, layers=1, experts=4, zero_experts=4))
-    stored: dict[str, torch.Tensor] = {}
-    for shard in path.glob("*.safetensors"):
-        stored |= load_file(shard)
-    lost = "model.layers.0.self_attn.1.kv_b_proj.weight_scale_inv"
-    del stored[lost]
-    reader = CheckpointReader(LongcatConfig.from_dir(path), path)
-    with pytest.raises(CheckpointError, match=re.escape(lost)):
-        list(reader.feed(cast(Any, Recorder()), stored.items()))

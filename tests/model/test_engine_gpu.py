@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_fp8 import write_fp8
 
 from harness import engine
 from sglang_longcat.checkpoint.tiny import TinyOptions, write_tiny
@@ -52,7 +53,13 @@ def mean_gap(oracle: ReferenceModel, sequence: list[int], found: list[float]) ->
     return (wanted - torch.tensor(found)).abs().mean().item()
 
 
-def check(path: Path, prompts: list[list[int]], results: list[dict[str, Any]]) -> None:
+def check(
+    path: Path,
+    prompts: list[list[int]],
+    results: list[dict[str, Any]],
+    *,
+    bound: float = MEAN_NATS,
+) -> None:
     """Logprobs of the prompt (prefill) and of the tokens the engine chose (decode graphs)."""
     oracle = ReferenceModel.from_checkpoint(path)
     unscaled = ReferenceModel.from_checkpoint(path, semantics=Semantics(identity_scaled=False))
@@ -65,7 +72,7 @@ def check(path: Path, prompts: list[list[int]], results: list[dict[str, Any]]) -
         gaps.append(mean_gap(oracle, sequence, found))
         wrong.append(mean_gap(unscaled, sequence, found))
     print(f"mean gaps {gaps}; against an unscaled identity part {wrong}")
-    assert sum(gaps) / len(gaps) < MEAN_NATS
+    assert sum(gaps) / len(gaps) < bound
     assert sum(wrong) / len(wrong) > 3 * MEAN_NATS
 
 
@@ -78,10 +85,12 @@ def test_one_gpu(checkpoint: Path, prompts: list[list[int]], backend: str) -> No
 
 @pytest.mark.gpu
 def test_block_fp8(tmp_path: Path, prompts: list[list[int]]) -> None:
-    """Red if an FP8 scale is lost or misplaced on its way through the fused projections."""
-    path = write_tiny(tmp_path / "fp8", TinyOptions(fp8=True))
+    """Red if an FP8 scale is lost or misplaced on its way through the fused projections. Here the
+    activations are FP8 too, with 3 bits of mantissa to bf16's 7. The bound, three times bf16's, is
+    an estimate: this test has not been run on a GPU yet."""
+    path = write_fp8(tmp_path / "fp8")
     results = generate(path, prompts, attention_backend="flashinfer")
-    check(path, prompts, results)
+    check(path, prompts, results, bound=3 * MEAN_NATS)
 
 
 @pytest.mark.multi_gpu

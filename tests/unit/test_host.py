@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sglang_longcat import dummy_weights, hooks, host
-from sglang_longcat.cpu import experts, rope
+from sglang_longcat.cpu import experts, fp8, rope
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "sglang.srt."
@@ -117,6 +117,7 @@ def test_imports_are_found_at_all():
     [
         *(hook.TARGET for hook in hooks.ALL),
         experts._TARGET,
+        fp8._TARGET,
         rope._TARGET,
         dummy_weights.TARGET,
     ],
