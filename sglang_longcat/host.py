@@ -122,6 +122,24 @@ ATTRIBUTES: tuple[Needs, ...] = (
         ("backend_name", "handler_func"),
     ),
     Needs("models.deepseek_common.attention_forward_methods:AttnForwardMethod.MLA"),
+    # tool calls and reasoning
+    Needs("function_call.function_call_parser:FunctionCallParser.ToolCallParserEnum"),
+    Needs(
+        "function_call.base_format_detector:BaseFormatDetector.get_structural_tag",
+        ("tools", "tool_choice", "thinking_mode", "parallel_tool_calls"),
+    ),
+    Needs("function_call.base_format_detector:BaseFormatDetector.finish", ("tools",)),
+    Needs("function_call.core_types:StreamingParseResult", ("normal_text", "calls")),
+    Needs("function_call.core_types:StructureInfo", ("begin", "end", "trigger")),
+    Needs("function_call.core_types:ToolCallItem", ("tool_index", "name", "parameters")),
+    Needs("entrypoints.openai.protocol:Tool", ("function",)),
+    Needs("entrypoints.openai.protocol:ToolChoice", ("function",)),
+    Needs("environ:envs.SGLANG_FORWARD_UNKNOWN_TOOLS"),
+    Needs("parser.reasoning_parser:ReasoningParser.DetectorMap"),
+    Needs(
+        "parser.reasoning_parser:BaseReasoningFormatDetector",
+        ("think_start_token", "think_end_token", "tool_start_token", "reasoning_default"),
+    ),
     # LONGCAT_DUMMY_ROUTING
     Needs("model_loader.weight_utils:initialize_dummy_weights", ("model",)),
 )

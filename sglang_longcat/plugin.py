@@ -35,11 +35,12 @@ def _register() -> None:
     from sglang.srt.models.registry import ModelRegistry
     from sglang.srt.utils import is_cpu
 
-    from sglang_longcat import hf_config, hooks
+    from sglang_longcat import hf_config, hooks, tool_parser
 
     hf_config.register()
     ModelRegistry.register("sglang_longcat.models", overwrite=True, strict=True)
     hooks.register_all()
+    tool_parser.register()
     _implementations[:] = cpu.install() if is_cpu() else ["kernels: triton"]
 
 

@@ -1,0 +1,112 @@
+"""`--tool-call-parser longcat`: SGLang's interface to `parser` and `structure`.
+
+Owns: translating tools and events. SGLang makes one detector per choice of an answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.entrypoints.openai.protocol import Tool, ToolChoice
+from sglang.srt.environ import envs
+from sglang.srt.function_call.base_format_detector import BaseFormatDetector
+from sglang.srt.function_call.core_types import StreamingParseResult, StructureInfo, ToolCallItem
+
+from sglang_longcat.tool_parser import structure, values
+from sglang_longcat.tool_parser.parser import Arguments, Call, CallParser, Event, Text
+from sglang_longcat.tool_parser.scan import CALL, END_CALL
+
+
+class LongcatDetector(BaseFormatDetector):
+    """A tool that the request does not declare stays text, unless SGLANG_FORWARD_UNKNOWN_TOOLS."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bot_token, self.eot_token = CALL, END_CALL
+        self._parser: CallParser | None = None
+
+    def has_tool_call(self, text: str) -> bool:
+        return CALL in text
+
+    def detect_and_parse(self, text: str, tools: list[Tool]) -> StreamingParseResult:
+        parser = _parser(tools)
+        found = _result(parser.feed(text) + parser.finish())
+        whole: list[ToolCallItem] = []
+        for item in found.calls:
+            if item.name is not None:
+                whole.append(item)
+            else:
+                whole[-1].parameters += item.parameters
+        positions = self._get_tool_indices(tools)
+        for item in whole:
+            item.tool_index = positions.get(item.name, -1)
+        return StreamingParseResult(normal_text=found.normal_text, calls=whole)
+
+    def parse_streaming_increment(self, new_text: str, tools: list[Tool]) -> StreamingParseResult:
+        if self._parser is None:
+            self._parser = _parser(tools)
+        return self._record(_result(self._parser.feed(new_text)))
+
+    def finish(self, tools: list[Tool]) -> StreamingParseResult:
+        if self._parser is None:
+            return StreamingParseResult()
+        parser, self._parser = self._parser, None
+        return self._record(_result(parser.finish()))
+
+    def _record(self, result: StreamingParseResult) -> StreamingParseResult:
+        """What SGLang compares at the end of a stream; equal, since nothing is ever owed."""
+        for item in result.calls:
+            if item.name is not None:
+                self.streamed_args_for_tool.append("")
+                self.prev_tool_call_arr.append({"name": item.name, "arguments": ""})
+            self.streamed_args_for_tool[item.tool_index] += item.parameters
+            sent = self.streamed_args_for_tool[item.tool_index]
+            self.prev_tool_call_arr[item.tool_index]["arguments"] = sent
+        return result
+
+    def structure_info(self) -> Any:
+        """For callers of SGLang's older structural tags: the call as one JSON object."""
+        return lambda name: StructureInfo(
+            begin=f'{CALL}{{"name": {values.quote(name)}, "arguments": ',
+            end=f"}}{END_CALL}",
+            trigger=CALL,
+        )
+
+    def get_structural_tag(
+        self,
+        tools: list[Tool] | None = None,
+        tool_choice: Any = "auto",
+        thinking_mode: bool = False,
+        parallel_tool_calls: bool = True,
+    ) -> Any:
+        """`thinking_mode` changes nothing: the model's template opens no reasoning by itself."""
+        schemas = _schemas(tools or [])
+        if isinstance(tool_choice, ToolChoice):
+            named = tool_choice.function.name
+            schemas = {name: schema for name, schema in schemas.items() if name == named}
+        required = tool_choice != "auto"
+        return structure.structural_tag(
+            schemas, at_least_one=required, parallel=parallel_tool_calls
+        )
+
+
+def _parser(tools: list[Tool]) -> CallParser:
+    return CallParser(_schemas(tools), any_name=bool(envs.SGLANG_FORWARD_UNKNOWN_TOOLS.get()))
+
+
+def _schemas(tools: list[Tool]) -> dict[str, values.Schema]:
+    return {tool.function.name: tool.function.parameters or {} for tool in tools}
+
+
+def _result(events: list[Event]) -> StreamingParseResult:
+    """One item per call with its name, and one per piece of arguments; indices count calls."""
+    text, items = "", []
+    for event in events:
+        match event:
+            case Text(text=piece):
+                text += piece
+            case Call(index=index, name=name):
+                items.append(ToolCallItem(tool_index=index, name=name, parameters=""))
+            case Arguments(index=index, json=piece):
+                items.append(ToolCallItem(tool_index=index, parameters=piece))
+    return StreamingParseResult(normal_text=text, calls=items)
