@@ -1,15 +1,16 @@
-"""Thousands of random requests against real engines, each answer compared with the oracle.
+"""Thousands of random requests against real servers, each answer compared with the oracle.
 
     python ci/soak.py --requests 300 --seed 1
 
-One CPU server per chunk size, each with another scheduling mode (MODES) and a KV pool that is too
-small, so that requests are thrown out and come back. Requests arrive in waves; the server is idle
-between two. Prints one JSON line at the end, and exits 1 with what reproduces it when
-  an answer is not the oracle's, or an aborted one not its beginning; a request has no answer;
-  no request was retracted, or none preempted where priorities are on; a request is still running
-  after the last answer; or a process grew by more than GROWTH_MB after the first third.
+One CPU server per chunk size, each in another scheduling mode (MODES) that throws requests out and
+takes them back. Requests come in waves; the server is idle between two. Prints one JSON line at the
+end, and exits 1, with what reproduces it on stderr, when
+  - an answer is not the oracle's, an aborted one not its beginning, or a request has no answer;
+  - a server threw nothing out, or its small pool was never full (the soak would prove nothing);
+  - something still runs after the last answer, or the server then answers no more;
+  - a process grew by more than GROWTH_MB after the first third.
 
-`soak_requests.py` owns the requests and the verdict on an answer; this file, all the rest.
+Owns: the servers and the report. `soak_client` sends and judges.
 """
 
 from __future__ import annotations
@@ -18,15 +19,12 @@ import argparse
 import asyncio
 import itertools
 import json
-import os
 import re
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,15 +32,17 @@ from typing import Any
 import aiohttp
 import torch
 
-from soak_requests import Draw, Request, fault
+from soak_client import Client
+from soak_requests import Draw
+from soak_tally import GROWTH_MB, Tally
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from harness import HarnessError, Server, server
+from harness import HarnessError, server
 from sglang_longcat.checkpoint.tiny import TinyOptions, write_tiny
 from sglang_longcat.reference import ReferenceModel
 
 # The pool holds two of the longest requests, and SGLang admits as if outputs were short: it often
-# has to throw requests out. It then admits fewer until it has been idle: hence many small waves.
+# has to throw requests out.
 CROWDED = {
     "max_total_tokens": 400,
     "max_running_requests": 24,
@@ -63,197 +63,8 @@ MODES: list[dict[str, Any]] = [CROWDED, MIXED, PRIORITIES, PAGES]
 SMALL = TinyOptions(
     layers=1, hidden=384, heads=4, q_lora=128, ffn=256, experts=8, zero_experts=4, topk=3, mtp=False
 )
-WAVE = 25
-GROWTH_MB = 64
 RETRACTED = r"Retract requests\. #retracted_reqs: (\d+)"
 SHOWN = 3  # faults on stderr
-PATIENCE = 300  # seconds until a request counts as lost
-
-
-@dataclass
-class Tally:
-    """What one server was asked and what it did; `faults` is empty when all was right."""
-
-    flags: dict[str, Any]
-    counts: Counter[str] = field(default_factory=Counter)
-    memory_mb: list[dict[str, int]] = field(default_factory=list)  # after each wave
-    faults: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0
-
-    def add_fault(self, what: str, request: Request | None = None, **found: Any) -> None:
-        asked = {"request": asdict(request)} if request else {}
-        self.faults.append({"fault": what, "flags": self.flags, **asked, **found})
-
-    def growth_mb(self) -> dict[str, int]:
-        """Per process, from the end of the first third to the last wave."""
-        third, last = self.memory_mb[len(self.memory_mb) // 3], self.memory_mb[-1]
-        return {name: last[name] - third.get(name, 0) for name in last}
-
-    def require_pressure(self) -> None:
-        """Adds a fault for each thing that this soak exists to do and that did not happen."""
-        if self.faults:
-            return
-        if not self.counts["thrown_out"]:
-            self.add_fault("no request was thrown out: the load is too light")
-        if "schedule_conservativeness" in self.flags and not self.counts["retracted"]:
-            self.add_fault("the pool was never full: it is too large for this load")
-        if max(self.growth_mb().values()) > GROWTH_MB:
-            self.add_fault(f"memory grew by {self.growth_mb()} MB, at most {GROWTH_MB} expected")
-
-    @property
-    def mixed(self) -> bool:
-        return "enable_mixed_chunk" in self.flags
-
-    def report(self) -> dict[str, Any]:
-        return {
-            "flags": self.flags,
-            "counts": dict(sorted(self.counts.items())),
-            "memory_mb": self.memory_mb[-1:],
-            "growth_mb": self.growth_mb() if self.memory_mb else {},
-            "seconds": round(self.seconds),
-            "faults": len(self.faults),
-        }
-
-
-class Soak:
-    """One server under `count` requests."""
-
-    def __init__(self, http: Server, oracle: ReferenceModel, tally: Tally) -> None:
-        self._http, self._oracle, self._tally = http, oracle, tally
-        self._judge = ThreadPoolExecutor(max_workers=1)  # beside the two cores' engine
-
-    async def run(self, draw: Draw, count: int) -> None:
-        begin, (final,) = time.monotonic(), draw.wave(1)
-        timeout = aiohttp.ClientTimeout(total=PATIENCE)
-        connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(
-            self._http.base_url, timeout=timeout, connector=connector
-        ) as self._session:
-            for done in range(0, count, WAVE):
-                wave = draw.wave(min(WAVE, count - done))
-                times = (1, 2) if self._tally.mixed else ()
-                await asyncio.gather(
-                    *(self._one(request) for request in wave),
-                    *(self._pause(after=seconds) for seconds in times),
-                )
-                self._progress(done + len(wave), count, begin)
-                if self._tally.faults:
-                    return
-            await self._require_idle()
-            await self._one(replace(final, ending="", delay=0))
-        self._tally.seconds = time.monotonic() - begin
-
-    async def _one(self, request: Request) -> None:
-        """Ask, perhaps abort or hang up, judge."""
-        await asyncio.sleep(request.delay)
-        abort = asyncio.create_task(self._abort(request)) if request.ending == "abort" else None
-        hang_up = request.patience if request.ending == "disconnect" else None
-        try:
-            answers = await asyncio.wait_for(self._ask(request), timeout=hang_up)
-        except (TimeoutError, aiohttp.ClientError, ValueError) as error:
-            if hang_up is not None and isinstance(error, TimeoutError):
-                self._tally.counts["disconnected"] += 1
-            else:
-                self._tally.add_fault(f"no answer: {error!r}", request)
-            return
-        finally:
-            if abort is not None:
-                await abort
-        await self._check(request, answers)
-
-    async def _ask(self, request: Request) -> list[dict[str, Any]]:
-        async with self._session.post("/generate", json=request.body()) as response:
-            if response.status != 200:
-                raise ValueError(f"status {response.status}: {await response.text()}")
-            if request.stream:
-                return [_last_event(await response.text())]
-            answer = await response.json()
-            return answer if isinstance(answer, list) else [answer]
-
-    async def _abort(self, request: Request) -> None:
-        await asyncio.sleep(request.patience)
-        async with self._session.post("/abort_request", json={"rid": request.rid}):
-            pass
-
-    async def _pause(self, after: float) -> None:
-        """Throws every running request out, chunks in the middle included, and goes on."""
-        await asyncio.sleep(after)
-        for step, body in (("pause", {"mode": "retract"}), ("continue", {})):
-            async with self._session.post(f"/{step}_generation", json=body) as response:
-                if response.status != 200:
-                    self._tally.add_fault(f"{step}_generation: {await response.text()}")
-
-    async def _check(self, request: Request, answers: list[dict[str, Any]]) -> None:
-        counts = self._tally.counts
-        counts["answered"] += 1
-        if len(answers) != request.copies:
-            self._tally.add_fault(f"{len(answers)} samples", request)
-        for answer in answers:
-            meta, output = answer["meta_info"], answer["output_ids"]
-            counts["tokens"] += len(output)
-            counts["cached_tokens"] += meta.get("cached_tokens", 0)
-            counts["thrown_out"] += meta.get("num_retractions", 0)
-            started = "" if output else " before the first token"
-            counts[f"ended by {meta['finish_reason']['type']}{started}"] += 1
-            loop = asyncio.get_running_loop()
-            wrong = await loop.run_in_executor(self._judge, fault, request, answer, self._oracle)
-            if wrong:
-                self._tally.add_fault(wrong, request, output=output, meta=meta)
-
-    async def _require_idle(self) -> None:
-        """A request that nobody waits for any more must be gone too: SGLang then flushes."""
-        async with self._session.post("/flush_cache", params={"timeout": "30"}) as response:
-            if response.status != 200:
-                self._tally.add_fault(f"not idle at the end: {await response.text()}")
-
-    def _progress(self, done: int, count: int, begin: float) -> None:
-        self._tally.memory_mb.append(memory_mb())
-        seconds, counts = time.monotonic() - begin, self._tally.counts
-        print(
-            f"{self._tally.flags}: {done}/{count} requests, {seconds:.0f} s, "
-            f"{counts['thrown_out']} thrown out, {len(self._tally.faults)} faults",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-def _last_event(stream: str) -> dict[str, Any]:
-    """The last of a stream's events; each before it must be its beginning, and unfinished."""
-    events = [line.removeprefix("data: ") for line in stream.splitlines() if line]
-    if events.count("[DONE]") != 1 or events[-1] != "[DONE]" or len(events) < 2:
-        raise ValueError(f"a stream that ends with {events[-2:]}")
-    *early, last = map(json.loads, events[:-1])
-    for event in early:
-        output = event["output_ids"]
-        if event["meta_info"]["finish_reason"] or last["output_ids"][: len(output)] != output:
-            raise ValueError(f"a stream that took back {event}, then ended with {last}")
-    return last
-
-
-def memory_mb() -> dict[str, int]:
-    """Resident memory of the server's processes, by name: all below the one that forks them."""
-    parents: dict[int, int] = {}
-    found: dict[int, tuple[str, int]] = {}
-    for file in Path("/proc").glob("[0-9]*/status"):
-        try:
-            lines = [line.partition(":\t") for line in file.read_text().splitlines()]
-        except (FileNotFoundError, ProcessLookupError):  # it has just ended
-            continue
-        status = {name: value.strip() for name, _, value in lines}
-        parents[int(status["Pid"])] = int(status["PPid"])
-        if "VmRSS" in status:
-            found[int(status["Pid"])] = status["Name"], int(status["VmRSS"].split()[0]) // 1024
-    sizes: Counter[str] = Counter()
-    for pid, (name, size) in found.items():
-        if os.getpid() in _ancestors(parents.get(pid, 0), parents):
-            sizes[name] += size
-    return dict(sizes)
-
-
-def _ancestors(pid: int, parents: dict[int, int]) -> Iterator[int]:
-    while pid in parents:
-        pid = parents[pid]
-        yield pid
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -295,13 +106,13 @@ def soak(
     tally = Tally(flags)
     try:
         with server(path, timeout=600, **flags) as http:
-            asyncio.run(Soak(http, oracle, tally).run(draw, count))
+            asyncio.run(Client(http.base_url, oracle, tally).run(draw, count))
             tally.counts["retracted"] = sum(map(int, re.findall(RETRACTED, http.log)))
             if tally.faults:
                 tally.faults[-1]["log"] = http.log[-4000:]
-    except HarnessError as error:
-        tally.add_fault(str(error))
-    tally.require_pressure()
+    except (HarnessError, aiohttp.ClientError) as error:
+        tally.add_fault(f"the server is gone: {error!r}")
+    tally.require_load()
     return tally
 
 
@@ -312,7 +123,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--checkpoint", type=Path, help="default: a tiny one, written first")
     parser.add_argument("--chunk", type=int, nargs="+", default=[16, 7, 3, 64])
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.requests < len(args.chunk):
+        parser.error(f"--requests {args.requests}: expected at least one for each --chunk")
+    return args
 
 
 if __name__ == "__main__":

@@ -103,15 +103,16 @@ def fault(request: Request, answer: dict[str, Any], oracle: ReferenceModel) -> s
     """What is wrong with one answer of /generate, or None.
 
     Every token must be the oracle's first choice after those before it, and the end must be the
-    first reason to end: a stop token, the length, or the abort that was asked for.
+    first reason to end: a stop token, the length, or the abort that was asked for. Where an abort
+    meets the step that samples a stop token, SGLang calls it an abort.
     """
     output, ended = answer["output_ids"], answer["meta_info"]["finish_reason"]["type"]
     stops = {EOS, *request.stops}
     last_is_stop = bool(output) and output[-1] in stops
-    if stops & set(output[:-1]) or (last_is_stop and ended != "stop"):
+    if stops & set(output[:-1]):
         return f"went on after a stop token (ended by {ended})"
     right = {
-        "length": len(output) == request.new,
+        "length": len(output) == request.new and not last_is_stop,
         "stop": last_is_stop,
         "abort": request.ending == "abort" and len(output) <= request.new,
     }
