@@ -11,6 +11,7 @@ import logging
 from sglang_longcat import __version__, env
 
 logger = logging.getLogger(__name__)
+_ON_A_GPU = "n-gram ids, routing and identity experts: triton"
 _implementations: list[str] = []  # of this process, for the activation line
 
 
@@ -41,7 +42,7 @@ def _register() -> None:
     ModelRegistry.register("sglang_longcat.models", overwrite=True, strict=True)
     hooks.register_all()
     tool_parser.register()
-    _implementations[:] = cpu.install() if is_cpu() else ["kernels: triton"]
+    _implementations[:] = cpu.install() if is_cpu() else [_ON_A_GPU]
 
 
 def log_activation() -> None:

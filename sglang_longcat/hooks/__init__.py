@@ -31,14 +31,19 @@ def register_all() -> None:
 
 
 def verify() -> None:
-    """Raise unless every hook is in force in this process. SGLang only logs a hook that failed."""
+    """Raise unless every hook is in force in this process, those of `cpu/` too. SGLang only logs a
+    hook that failed."""
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-    for hook in ALL:
-        ours = any(function is hook.apply for _, function, _ in HookRegistry._hooks[hook.TARGET])
-        if not ours or hook.TARGET not in HookRegistry._patched:
+    ours = {
+        target
+        for target, registered in HookRegistry._hooks.items()
+        if any(function.__module__.startswith("sglang_longcat.") for _, function, _ in registered)
+    }
+    for target in sorted({hook.TARGET for hook in ALL} | ours):
+        if target not in ours or target not in HookRegistry._patched:
             raise RuntimeError(
-                f"sglang-longcat: the hook on {hook.TARGET} did not apply, expected it in every "
+                f"sglang-longcat: the hook on {target} did not apply, expected it in every "
                 "scheduler process. Look for 'Failed to apply hooks' above; set LONGCAT_DISABLE=1 "
                 "to serve without the plugin."
             )
