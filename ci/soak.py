@@ -29,7 +29,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import torch
 
 from soak_client import Client
@@ -65,6 +64,7 @@ SMALL = TinyOptions(
 )
 RETRACTED = r"Retract requests\. #retracted_reqs: (\d+)"
 SHOWN = 3  # faults on stderr
+LOG_TAIL = 8000  # characters of the server's log in the first of them
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,9 +109,9 @@ def soak(
             asyncio.run(Client(http.base_url, oracle, tally).run(draw, count))
             tally.counts["retracted"] = sum(map(int, re.findall(RETRACTED, http.log)))
             if tally.faults:
-                tally.faults[-1]["log"] = http.log[-4000:]
-    except (HarnessError, aiohttp.ClientError) as error:
-        tally.add_fault(f"the server is gone: {error!r}")
+                tally.faults[0]["log"] = http.log[-LOG_TAIL:]
+    except HarnessError as error:
+        tally.add_fault(str(error))
     tally.require_load()
     return tally
 

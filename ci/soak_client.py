@@ -34,13 +34,15 @@ class Client:
     async def run(self, draw: Draw, count: int) -> None:
         """`count` requests in waves until something is wrong, then one more to the idle server."""
         timeout = aiohttp.ClientTimeout(total=PATIENCE)
-        connector = aiohttp.TCPConnector(limit=0)
+        # A kept connection may be one that the server closes at this moment, after 5 idle seconds.
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(
             self._base_url, timeout=timeout, connector=connector
         ) as self._session:
             await self._waves(draw, count)
             if not self._tally.faults:
-                await self._require_idle()
+                # SGLang flushes only when idle: a request nobody waits for must be gone, too.
+                await self._tell("/flush_cache?timeout=30", {})
                 await self._one(replace(*draw.wave(1), ending="", delay=0))
 
     async def _waves(self, draw: Draw, count: int) -> None:
@@ -85,16 +87,21 @@ class Client:
 
     async def _abort(self, request: Request) -> None:
         await asyncio.sleep(request.patience)
-        async with self._session.post("/abort_request", json={"rid": request.rid}):
-            pass
+        await self._tell("/abort_request", {"rid": request.rid})
 
     async def _pause(self, after: float) -> None:
         """Throws every running request out, chunks in the middle included, and goes on."""
         await asyncio.sleep(after)
-        for step, body in (("pause", {"mode": "retract"}), ("continue", {})):
-            async with self._session.post(f"/{step}_generation", json=body) as response:
+        await self._tell("/pause_generation", {"mode": "retract"})
+        await self._tell("/continue_generation", {})
+
+    async def _tell(self, path: str, body: dict[str, str]) -> None:
+        try:
+            async with self._session.post(path, json=body) as response:
                 if response.status != 200:
-                    self._tally.add_fault(f"{step}_generation: {await response.text()}")
+                    self._tally.add_fault(f"{path}: {response.status} {await response.text()}")
+        except (TimeoutError, aiohttp.ClientError) as error:
+            self._tally.add_fault(f"{path}: {error!r}")
 
     async def _check(self, request: Request, answers: list[dict[str, Any]]) -> None:
         counts = self._tally.counts
@@ -112,12 +119,6 @@ class Client:
             wrong = await loop.run_in_executor(self._judge, fault, request, answer, self._oracle)
             if wrong:
                 self._tally.add_fault(wrong, request, output=output, meta=meta)
-
-    async def _require_idle(self) -> None:
-        """A request that nobody waits for any more must be gone too: SGLang then flushes."""
-        async with self._session.post("/flush_cache", params={"timeout": "30"}) as response:
-            if response.status != 200:
-                self._tally.add_fault(f"not idle at the end: {await response.text()}")
 
 
 def last_event(stream: str) -> dict[str, Any]:
