@@ -140,6 +140,14 @@ ATTRIBUTES: tuple[Needs, ...] = (
         "parser.reasoning_parser:BaseReasoningFormatDetector",
         ("think_start_token", "think_end_token", "tool_start_token", "reasoning_default"),
     ),
+    Needs("parser.template_detection:DetectionRule", ("name", "value", "predicate")),
+    Needs("parser.template_detection:TemplateDetectionContext.has_text", ("needle",)),
+    Needs("parser.template_detection:TOOL_CALL_PARSER_RULES"),
+    Needs("parser.template_detection:REASONING_PARSER_RULES"),
+    Needs("parser.template_manager:TOOL_CALL_PARSER_RULES"),
+    Needs("parser.template_manager:REASONING_PARSER_RULES"),
+    Needs("environ:envs.SGLANG_HTTP_SERVER_APP_PATH.name"),
+    Needs("entrypoints.http_server:app"),
     # LONGCAT_DUMMY_ROUTING
     Needs("model_loader.weight_utils:initialize_dummy_weights", ("model",)),
 )

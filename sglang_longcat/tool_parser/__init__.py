@@ -6,11 +6,24 @@ Owns: the registration with SGLang. Everything that SGLang is not needed for wor
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sglang_longcat.tool_parser.scan import CALL, THINK
+
+if TYPE_CHECKING:
+    from sglang.srt.parser.template_detection import TemplateDetectionContext
+
 NAME = "longcat"  # of --tool-call-parser and --reasoning-parser
+APP = "sglang_longcat.tool_parser.http_workers:app"
+_RULES = {"TOOL_CALL_PARSER_RULES": CALL, "REASONING_PARSER_RULES": THINK}
 
 
 def register() -> None:
-    """Add both parsers to SGLang's registries. Its command line reads the choices from there."""
+    """Add both parsers to SGLang's registries, for its command line, for `auto` and for the HTTP
+    workers that this process may start. Idempotent."""
+    from sglang.srt.environ import envs
     from sglang.srt.function_call.function_call_parser import FunctionCallParser
     from sglang.srt.parser.reasoning_parser import ReasoningParser
 
@@ -19,3 +32,22 @@ def register() -> None:
 
     FunctionCallParser.ToolCallParserEnum[NAME] = LongcatDetector
     ReasoningParser.DetectorMap[NAME] = LongcatReasoningDetector
+    _add_detection_rules()
+    os.environ.setdefault(envs.SGLANG_HTTP_SERVER_APP_PATH.name, APP)
+
+
+def _add_detection_rules() -> None:
+    """`auto` reads the chat template. Ours go first: SGLang takes the first rule that holds, and no
+    other model has these tags. The second module holds its own reference to each tuple."""
+    from sglang.srt.parser import template_detection, template_manager
+
+    for name, tag in _RULES.items():
+        rules = getattr(template_detection, name)
+        if not any(rule.name == NAME for rule in rules):
+            found = template_detection.DetectionRule(NAME, NAME, _has(tag))
+            for module in (template_detection, template_manager):
+                setattr(module, name, (found, *rules))
+
+
+def _has(tag: str) -> Callable[[TemplateDetectionContext], bool]:
+    return lambda context: context.has_text(tag)

@@ -13,7 +13,8 @@ from sglang.srt.function_call.base_format_detector import BaseFormatDetector
 from sglang.srt.function_call.core_types import StreamingParseResult, StructureInfo, ToolCallItem
 
 from sglang_longcat.tool_parser import structure, values
-from sglang_longcat.tool_parser.parser import Arguments, Call, CallParser, Event, Text
+from sglang_longcat.tool_parser.events import Arguments, Call, Event, Text
+from sglang_longcat.tool_parser.parser import CallParser
 from sglang_longcat.tool_parser.scan import CALL, END_CALL
 
 

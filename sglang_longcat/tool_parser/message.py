@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sglang_longcat.tool_parser import values
-from sglang_longcat.tool_parser.parser import Arguments, Call, CallParser, Text
+from sglang_longcat.tool_parser.events import Arguments, Call, Text
+from sglang_longcat.tool_parser.parser import CallParser
+from sglang_longcat.tool_parser.scan import END_THINK, THINK
 
 EOS = "</longcat_s>"
-THINK, END_THINK = "<longcat_think>", "</longcat_think>"
 
 
 def parse_model_response(

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from sglang.srt.parser.reasoning_parser import BaseReasoningFormatDetector
 
-from sglang_longcat.tool_parser.message import END_THINK, THINK
-from sglang_longcat.tool_parser.scan import CALL
+from sglang_longcat.tool_parser.scan import CALL, END_THINK, THINK
 
 
 class LongcatReasoningDetector(BaseReasoningFormatDetector):

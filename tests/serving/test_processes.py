@@ -21,14 +21,33 @@ def answer(tokenizer, greedy):
     return greedy(tokenizer.encode(PROMPT), NEW)
 
 
-def generate(base_url):
-    request = urllib.request.Request(
-        f"{base_url}/generate",
-        data=json.dumps({"text": PROMPT, "sampling_params": SAMPLING}).encode(),
-        headers={"Content-Type": "application/json"},
-    )
+def post(url, body):
+    """Over a connection of its own, so that any of the workers may answer."""
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, data=json.dumps(body).encode(), headers=headers)
     with urllib.request.urlopen(request, timeout=60) as response:
-        return json.load(response)["output_ids"]
+        return json.load(response)
+
+
+def generate(base_url):
+    body = {"text": PROMPT, "sampling_params": SAMPLING}
+    return post(f"{base_url}/generate", body)["output_ids"]
+
+
+NOW = {"type": "function", "function": {"name": "now"}}
+
+
+def called_tools(base_url):
+    """The names of the tools that an answer calls; a regular expression makes it call one."""
+    body = {
+        "model": "longcat",
+        "messages": [{"role": "user", "content": "What time is it?"}],
+        "tools": [NOW],
+        "regex": "<longcat_tool_call>now\\n</longcat_tool_call>",
+        "max_tokens": 64,
+    }
+    [choice] = post(f"{base_url}/v1/chat/completions", body)["choices"]
+    return [call["function"]["name"] for call in choice["message"]["tool_calls"] or []]
 
 
 def test_data_parallel(checkpoint, answer):
@@ -41,12 +60,17 @@ def test_data_parallel(checkpoint, answer):
 
 
 def test_extra_http_workers(checkpoint, answer):
-    """SGLang loads no plugins in these processes; they need none as long as the published config
-    reaches them inside the server arguments, already parsed."""
+    """SGLang loads no plugins in these processes: the published config must reach them parsed,
+    inside the server arguments, and the parsers through the app that they import. `auto` is
+    resolved before they start."""
     # Uvicorn kills a worker that has not answered for 10 s, while importing SGLang takes 20-30 s.
     patient = {"SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": "120"}
-    with harness.server(checkpoint, tokenizer_worker_num=2, env=patient) as running:
+    workers = {"tokenizer_worker_num": 2, "tool_call_parser": "auto"}
+    with harness.server(checkpoint, env=patient, **workers) as running:
         assert [generate(running.base_url) for _ in range(4)] == [answer] * 4
+        assert [called_tools(running.base_url) for _ in range(8)] == [["now"]] * 8
+        assert "Auto-detected --tool-call-parser as 'longcat'" in running.log
+        assert running.log.count("Start multi-tokenizer worker process") == 2
 
 
 def test_cpu_without_its_environment_stops_at_once(checkpoint):

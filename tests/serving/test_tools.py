@@ -56,10 +56,14 @@ def chat(checkpoint):
             base_url=f"{running.base_url}/v1", api_key="none", max_retries=0, timeout=60
         )
 
-        def ask(messages=ASK, *, tools=(ADD, SWITCH), **asked):
+        def whole(messages, *, tools, **asked):
             asked = {"temperature": 0, "max_tokens": 256, "tools": list(tools), **asked}
-            return read(client.chat.completions.create(model=MODEL, messages=messages, **asked))
+            return client.chat.completions.create(model=MODEL, messages=messages, **asked)
 
+        def ask(messages=ASK, *, tools=(ADD, SWITCH), **asked):
+            return read(whole(messages, tools=tools, **asked))
+
+        ask.whole = whole
         yield ask
 
 
@@ -105,14 +109,17 @@ def test_call_cut_off(chat, stream):
     assert re.fullmatch('{"text": "a+', arguments)
 
 
+NAMED = {"type": "function", "function": {"name": "switch"}}
+
+
 @streamed_and_not
 @pytest.mark.parametrize(
-    "choice", ["required", {"type": "function", "function": {"name": "switch"}}]
+    ("choice", "tools"), [("required", [SWITCH]), (NAMED, [SWITCH]), (NAMED, [NOTE, SWITCH, ADD])]
 )
-def test_forced_choice(chat, stream, choice):
+def test_forced_choice(chat, stream, choice, tools):
     """A model with random weights writes a valid call: nothing but the grammar can make it."""
     content, calls, reason = chat(
-        tools=[SWITCH], stream=stream, tool_choice=choice, parallel_tool_calls=False
+        tools=tools, stream=stream, tool_choice=choice, parallel_tool_calls=False
     )
     assert (content, reason, [name for name, _ in calls]) == ("", "tool_calls", ["switch"])
     arguments = json.loads(calls[0][1])
@@ -125,15 +132,33 @@ def test_none_leaves_text(chat):
     assert (content, calls) == (TRANSCRIPT, [])
 
 
-def test_results_go_back(chat):
-    """The client's arguments are a string; the conversation with them renders and is answered."""
-    called = {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [
-            {"id": "1", "type": "function", "function": {"name": "func_add", "arguments": SUM}}
-        ],
-    }
-    result = {"role": "tool", "tool_call_id": "1", "content": "360198"}
-    content, calls, reason = chat([*ASK, called, result], **forced("It is 360198."))
-    assert (content, calls, reason) == ("It is 360198.", [], "stop")
+def test_required_call_of_any_tool(chat):
+    """Several tools, several calls allowed: each that ends is complete and of a declared tool."""
+    wide = dict(ADD["function"], parameters=SWITCH["function"]["parameters"])
+    tools = [SWITCH, {"type": "function", "function": wide}]
+    content, calls, reason = chat(tools=tools, tool_choice="required")
+    assert content == ""
+    assert calls
+    for name, arguments in calls if reason == "tool_calls" else calls[:-1]:
+        assert name in ("switch", "func_add")
+        assert set(json.loads(arguments)) == {"on", "room"}
+
+
+def test_results_go_back(chat, tokenizer):
+    """The client's arguments are a string; the conversation is rendered with the object in it."""
+
+    def conversation(arguments):
+        function = {"name": "func_add", "arguments": arguments}
+        call = {"id": "1", "type": "function", "function": function}
+        return [
+            *ASK,
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "1", "content": "360198"},
+        ]
+
+    seen = tokenizer.apply_chat_template(
+        conversation(json.loads(SUM)), tools=[ADD], add_generation_prompt=True, return_dict=False
+    )
+    answer = chat.whole(conversation(SUM), tools=[ADD], **forced("It is 360198."))
+    assert read(answer) == ("It is 360198.", [], "stop")
+    assert answer.usage.prompt_tokens == len(seen)

@@ -1,8 +1,11 @@
 """Streamed and whole parsing of tool calls agree, on every answer however it is split."""
 
 import json
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tool_transcripts as transcripts
@@ -10,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_longcat import parse_model_response, tool_parser
-from sglang_longcat.tool_parser.parser import Arguments, Call, CallParser, Text
+from sglang_longcat.checkpoint.tokenizer import build_vocabulary, write_tokenizer
+from sglang_longcat.tool_parser.events import Arguments, Call, Text
+from sglang_longcat.tool_parser.parser import CallParser
 
+ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = {
     tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in transcripts.TOOLS
 }
@@ -162,6 +168,33 @@ def test_message_that_was_cut_off():
     assert message["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"a": "/tm'}
 
 
+def test_published_example(tmp_path):
+    """The whole conversation renders, and its assistant turns read back as they were."""
+    from transformers import PreTrainedTokenizerFast
+
+    write_tokenizer(tmp_path, build_vocabulary(600))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    conversation = [
+        {"role": "system", "content": "You have tools."},
+        {"role": "user", "content": "Please calculate 125679 + 234519."},
+        parse_model_response(f"I add.\n{transcripts.ADD}</longcat_s>", transcripts.TOOLS),
+        {"role": "tool", "content": '{"result": 360198}'},
+        {"role": "assistant", "content": "It is 360198."},
+    ]
+    text = tokenizer.apply_chat_template(conversation, tools=transcripts.TOOLS, tokenize=False)
+    declared, _, rest = text.partition("</longcat_tool_declare>")
+    assert "### Tool name: func_add" in declared
+    assert rest == (
+        "<longcat_system>You have tools.<longcat_user>Please calculate 125679 + 234519."
+        f"<longcat_assistant>I add.\n{transcripts.ADD}</longcat_s><longcat_user>"
+        '<longcat_tool_response>{"result": 360198}</longcat_tool_response>'
+        "<longcat_assistant>It is 360198.</longcat_s>"
+    )
+    turns = re.findall("<longcat_assistant>(.*?</longcat_s>)", rest, flags=re.DOTALL)
+    read = [parse_model_response(turn, transcripts.TOOLS) for turn in turns]
+    assert read == [turn for turn in conversation if turn["role"] == "assistant"]
+
+
 def test_offline_use_needs_no_sglang():
     script = (
         "import sys, sglang_longcat as s; s.parse_model_response('<longcat_tool_call>f ');"
@@ -210,6 +243,44 @@ def test_command_line_offers_both_parsers(sglang_parser):
 
     assert tool_parser.NAME in server_args._tool_call_parser_choices()
     assert tool_parser.NAME in server_args._reasoning_parser_choices()
+
+
+TEMPLATE = (ROOT / "sglang_longcat/checkpoint/chat_template.jinja").read_text()
+
+
+@pytest.mark.parametrize(
+    ("template", "parsers"),
+    [
+        (TEMPLATE, ("longcat", None)),
+        (f"{TEMPLATE}<longcat_think>", ("longcat", "longcat")),
+        ("<tools>{{ messages }}</tools> <function=f><parameter=p>", ("qwen3_coder", None)),
+    ],
+)
+def test_auto_finds_both_parsers(template, parsers):
+    """By the template, where `auto` is resolved and where the template manager suggests; other
+    models' templates keep their parsers, and registering again changes nothing."""
+    from sglang.srt.parser import template_detection, template_manager
+
+    tool_parser.register()
+    before = template_detection.TOOL_CALL_PARSER_RULES
+    tool_parser.register()
+    assert before is template_detection.TOOL_CALL_PARSER_RULES
+    assert template_detection.detect_tool_call_parser(template, None) == parsers[0]
+    assert template_detection.detect_reasoning_parser(template, None) == parsers[1]
+    manager = template_manager.TemplateManager()
+    manager._run_template_detection(template, None)
+    found = manager.suggested_tool_call_parser, manager.suggested_reasoning_parser
+    assert found == parsers
+
+
+def test_extra_http_workers_import_our_app_unless_told_otherwise(monkeypatch):
+    name = "SGLANG_HTTP_SERVER_APP_PATH"
+    for preset, wanted in ((None, tool_parser.APP), ("mine:app", "mine:app")):
+        monkeypatch.delenv(name, raising=False)
+        if preset:
+            monkeypatch.setenv(name, preset)
+        tool_parser.register()
+        assert os.environ[name] == wanted
 
 
 def test_reasoning():
