@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from sglang_longcat.checkpoint.generation import generation_config
 from sglang_longcat.checkpoint.headers import INDEX_NAME
 from sglang_longcat.checkpoint.layout import SCALE_SUFFIX, expected_tensors, is_quantised
 from sglang_longcat.checkpoint.tokenizer import (
@@ -92,7 +93,8 @@ def write_tiny(path: str | Path, options: TinyOptions | None = None) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     _write_json(partial / "config.json", raw)
-    _write_json(partial / "generation_config.json", _generation_config(raw))
+    defaults = generation_config(bos=BOS_ID, eos=raw["eos_token_id"], pad=PAD_ID)
+    _write_json(partial / "generation_config.json", defaults)
     write_tokenizer(partial, vocabulary)
     _write_shards(partial, config=config, options=options, vocabulary=vocabulary)
     return partial.rename(path)
@@ -158,11 +160,6 @@ def _fp8_config() -> dict[str, Any]:
             ],
         },
     }
-
-
-def _generation_config(config: dict[str, Any]) -> dict[str, Any]:
-    ids = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
-    return ids | {"pad_token_id": PAD_ID}
 
 
 def _tensors(

@@ -17,7 +17,9 @@ PROMPT = "The water of the river"
 
 @pytest.fixture(scope="module")
 def server(checkpoint):
-    with harness.server(checkpoint, served_model_name=MODEL) as running:
+    """Without the checkpoint's repetition penalty, of which the oracle knows nothing."""
+    options = {"served_model_name": MODEL, "sampling_defaults": "openai"}
+    with harness.server(checkpoint, **options) as running:
         yield running
 
 
