@@ -4,7 +4,7 @@
 
 Each arm is a process of its own on the same machine: in-tree (LONGCAT_DISABLE=1), then ours.
 Weights are dummy with spread routing (sglang_longcat.dummy_weights), the size is
-ci/lite_config.json. Per batch:
+sglang_longcat/checkpoint/lite_config.json. Per batch:
   prefill tok/s = batch * input / time of prompts that are not cached
   TPOT          = (time of 1+N tokens - time of 1) / N with the prompts cached; median of --repeat
 The run stops unless each arm's log names the model class that it is meant to measure.
@@ -25,7 +25,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-CONFIG = Path(__file__).with_name("lite_config.json")
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "sglang_longcat" / "checkpoint" / "lite_config.json"
 ARMS = {
     "in-tree": ({"LONGCAT_DISABLE": "1"}, "sglang.srt.models.longcat_flash."),
     "longcat": ({}, "sglang_longcat.models.longcat_flash."),

@@ -1,0 +1,45 @@
+"""`sglang-longcat doctor | estimate | template`, also as `python -m sglang_longcat`.
+
+Owns: the command line; the work is in the modules of the same names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sglang_longcat import __version__, estimate
+
+TEMPLATE = Path(__file__).parent / "checkpoint" / "chat_template.jinja"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sglang-longcat", description="LongCat-Flash-Lite")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    sizes = commands.add_parser("estimate", help="memory and shortest decode step, by GPU")
+    estimate.add_arguments(sizes)
+    sizes.set_defaults(run=estimate.run)
+    template = commands.add_parser("template", help="path of a chat template, for --chat-template")
+    template.set_defaults(run=_print_template)
+    return parser
+
+
+def _print_template(args: argparse.Namespace) -> int:
+    print(TEMPLATE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

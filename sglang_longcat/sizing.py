@@ -1,0 +1,118 @@
+"""Bytes that the model needs and a decode step reads, from config.json alone.
+
+Owns: the arithmetic of weights, n-gram tables, KV cache and traffic, per tensor-parallel rank.
+Names, shapes and dtypes of the tensors: `checkpoint.layout`. Knows neither SGLang nor torch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from sglang_longcat.checkpoint.layout import add_scales, expected_tensors, tensor_dtype
+from sglang_longcat.config import LongcatConfig, QuantConfig
+
+TableDtype = Literal["bf16", "fp8"]
+WIDTH = {"F32": 4, "BF16": 2, "F8_E4M3": 1}
+KV_WIDTH = {"bf16": 2, "fp8": 1}
+FP8_ROW_SCALE = 16  # bytes beside each fp8 row of a rank: its scale, padded to keep rows aligned
+_BLOCK = (128, 128)
+# Whole on every rank: the latent projections feed all heads, the router scores all experts.
+_REPLICATED = (".q_a_proj.", ".kv_a_proj_with_mqa.", "norm", ".router.", "enorm.m", "hnorm.m")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Bytes of one rank's weights, by how a decode step uses them."""
+
+    tables: int  # n-gram tables: 12 rows a token
+    embedding: int  # word embedding: one row a token
+    experts: int  # those that the router chose
+    rest: int  # all of it, every step
+    copies: int  # kv_b_proj once more, as the two halves that SGLang's MLA decodes with
+
+    @property
+    def without_tables(self) -> int:
+        return self.embedding + self.experts + self.rest + self.copies
+
+
+def in_fp8(config: LongcatConfig) -> LongcatConfig:
+    """The same model as a block-FP8 checkpoint (128 x 128, the published one)."""
+    return replace(config, quant=QuantConfig(method="fp8", block=_BLOCK, ignored=()))
+
+
+def parts(
+    config: LongcatConfig, *, ranks: int = 1, table_dtype: TableDtype = "bf16", mtp: bool = False
+) -> Parts:
+    """One rank's share; with expert parallelism the same, since experts are equal in size."""
+    sums = {"embedding": 0, "experts": 0, "rest": 0, "copies": 0}
+    for name, shape in add_scales(expected_tensors(config, mtp=mtp), config.quant).items():
+        if ".embedders." in name:
+            continue
+        size = WIDTH[tensor_dtype(name, config.quant)] * math.prod(shape)
+        size = size if any(part in name for part in _REPLICATED) else -(-size // ranks)
+        sums[_use(name)] += size
+        if name.endswith(".kv_b_proj.weight"):
+            sums["copies"] += -(-math.prod(shape) * WIDTH["BF16"] // ranks)
+    return Parts(tables=table_bytes(config, table_dtype, ranks=ranks), **sums)
+
+
+def _use(name: str) -> str:
+    if "embed_tokens" in name:
+        return "embedding"
+    return "experts" if ".experts." in name else "rest"
+
+
+def table_bytes(config: LongcatConfig, dtype: TableDtype = "bf16", *, ranks: int = 1) -> int:
+    """The n-gram tables of one rank, which holds its columns of every row."""
+    if config.ngram is None:
+        return 0
+    columns = config.ngram.width // ranks
+    row = columns + FP8_ROW_SCALE if dtype == "fp8" else columns * WIDTH["BF16"]
+    return sum(config.ngram.rows) * row
+
+
+def weight_bytes(config: LongcatConfig, *, mtp: bool = False) -> int:
+    """All weights of the checkpoint, tables included, as `config.quant` stores them."""
+    whole = parts(config, mtp=mtp)
+    return whole.tables + whole.without_tables - whole.copies
+
+
+def kv_bytes_per_token(config: LongcatConfig, dtype: Literal["bf16", "fp8"] = "bf16") -> int:
+    """Of every rank: the latent is not split. Two attention blocks a layer."""
+    latent = config.kv_lora_rank + config.qk_rope_head_dim
+    return 2 * config.num_layers * latent * KV_WIDTH[dtype]
+
+
+def experts_read(config: LongcatConfig, batch: int) -> float:
+    """Expected routed experts of a layer that `batch` tokens reach, the routing being uniform:
+    N (1 - (1 - k/N)^batch) with k the routed ones of a token's slots."""
+    share = config.moe_topk / config.router_logits
+    return config.n_routed_experts * (1 - (1 - share) ** batch)
+
+
+def step_bytes(
+    config: LongcatConfig,
+    *,
+    batch: int,
+    context: int,
+    ranks: int = 1,
+    kv_dtype: Literal["bf16", "fp8"] = "bf16",
+) -> float:
+    """What one rank reads from its own memory to decode one token of each of `batch` requests of
+    `context` tokens: weights once, the experts reached, the KV cache. Rows of embeddings (6 KiB a
+    token) and activations are left out."""
+    share = parts(config, ranks=ranks)
+    experts = share.experts * experts_read(config, batch) / config.n_routed_experts
+    return share.rest + experts + batch * context * kv_bytes_per_token(config, kv_dtype)
+
+
+def step_flops(config: LongcatConfig, *, batch: int, context: int, ranks: int = 1) -> float:
+    """Of one rank: two for each weight and token, and attention over the latent cache."""
+    plain = parts(replace(config, quant=None), ranks=ranks)
+    routed = plain.experts * config.moe_topk / config.router_logits
+    heads = config.num_attention_heads / ranks
+    latent = 2 * config.kv_lora_rank + config.qk_rope_head_dim
+    attention = 2 * config.num_layers * heads * latent * 2 * context
+    return batch * (plain.rest + routed + attention)  # 2 FLOP per weight of 2 bytes
