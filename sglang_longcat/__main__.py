@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sglang_longcat import __version__, estimate
+from sglang_longcat import __version__, doctor, estimate
 
 TEMPLATE = Path(__file__).parent / "checkpoint" / "chat_template.jinja"
 
@@ -31,6 +31,9 @@ def _parser() -> argparse.ArgumentParser:
     sizes = commands.add_parser("estimate", help="memory and shortest decode step, by GPU")
     estimate.add_arguments(sizes)
     sizes.set_defaults(run=estimate.run)
+    health = commands.add_parser("doctor", help="would the server start here, and if not, why")
+    doctor.add_arguments(health)
+    health.set_defaults(run=doctor.run)
     template = commands.add_parser("template", help="path of a chat template, for --chat-template")
     template.set_defaults(run=_print_template)
     return parser

@@ -1,0 +1,116 @@
+"""Does the model fit on this machine, where do its tables go, and which recipe is for it.
+
+Owns: these findings. The decision is `ngram.placement`'s, the arithmetic `sizing`'s.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from sglang_longcat import env, sizing
+from sglang_longcat.config import LongcatConfig
+from sglang_longcat.doctor.finding import Finding
+from sglang_longcat.doctor.machine import GIB, UNLIMITED, Machine
+from sglang_longcat.ngram import placement
+
+# (part of the GPU's name, fewest of them, recipe in launch/recipes), the first that fits.
+RECIPES = (
+    ("H20", 8, "h20-tp8-ep8-balanced"),
+    ("H800", 8, "h800-tp8-ep8-throughput"),
+    ("H100", 8, "h800-tp8-ep8-throughput"),
+    ("B200", 1, "b200-tp1-balanced"),
+    ("H200", 2, "h200-tp2-ep2"),
+    ("H200", 1, "h200-tp1-balanced"),
+    ("H20", 1, "h200-tp1-throughput"),
+    ("H100", 2, "h100-tp2-ep2-balanced"),
+    ("H800", 2, "h100-tp2-ep2-balanced"),
+    ("H100", 1, "h100-tp1-balanced"),
+    ("H800", 1, "h100-tp1-balanced"),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The server flags that decide about memory."""
+
+    tp: int
+    mem_fraction: float
+    context: int
+
+
+def check(here: Machine, config: LongcatConfig, plan: Plan) -> list[Finding]:
+    if not here.gpus:
+        return [Finding.info("recipe", "cpu-tiny")]
+    if plan.tp > len(here.gpus):
+        text = f"--tp {plan.tp}, but {len(here.gpus)} GPUs are visible; use a smaller one"
+        return [Finding.error("placement", text)]
+    room = _room(here, config, plan)
+    try:
+        wish = env.ngram_tables()
+        where, why = placement.choose(wish, room)
+    except ValueError as error:
+        return [Finding.error("placement", str(error))]
+    found = [
+        Finding.ok("placement", placement.describe(where, why, room)),
+        _kv_cache(room, plan, on_device=where == "device"),
+    ]
+    if where == "host":
+        found += _host(here, room)
+    return [*found, Finding.info("recipe", suggest(here))]
+
+
+def suggest(here: Machine) -> str:
+    name = here.gpus[0].name
+    for part, fewest, recipe in RECIPES:
+        if re.search(rf"\b{part}\b", name) and len(here.gpus) >= fewest:
+            return recipe
+    return f"none for {len(here.gpus)} x {name}; compare with: sglang-longcat estimate"
+
+
+def _room(here: Machine, config: LongcatConfig, plan: Plan) -> placement.Room:
+    dtype: sizing.TableDtype = "fp8" if env.ngram_fp8() else "bf16"
+    share = sizing.parts(config, ranks=plan.tp, table_dtype=dtype)
+    free = min(gpu.free for gpu in here.gpus)
+    return placement.Room(
+        tables=share.tables,
+        tables_on_node=share.tables * plan.tp,
+        device=int(free * plan.mem_fraction) - share.without_tables,
+        host=here.host,
+        kv_token=sizing.kv_bytes_per_token(config),
+        tokens=plan.context,
+    )
+
+
+def _kv_cache(room: placement.Room, plan: Plan, *, on_device: bool) -> Finding:
+    left = room.device - (room.tables if on_device else 0)
+    tokens = left // room.kv_token
+    if tokens < plan.context:
+        return Finding.error(
+            "KV cache",
+            f"{max(0, tokens):,} tokens, less than one request of {plan.context:,}. Use more GPUs "
+            "(--tp), LONGCAT_NGRAM_TABLES=host, an FP8 checkpoint, or a shorter --context.",
+        )
+    return Finding.ok("KV cache", f"{tokens:,} tokens expected, at --tp {plan.tp}")
+
+
+def _host(here: Machine, room: placement.Room) -> list[Finding]:
+    found = []
+    if here.host < room.tables_on_node * 1.05:
+        found.append(
+            Finding.error(
+                "host memory",
+                f"the tables need {room.tables_on_node * 1.05 / GIB:.1f} GiB, and "
+                f"{here.host / GIB:.1f} are available. Give the machine or container more memory, "
+                "or halve the tables with LONGCAT_NGRAM_TABLE_DTYPE=fp8.",
+            )
+        )
+    if here.memlock != UNLIMITED and here.memlock < room.tables_on_node:
+        found.append(
+            Finding.warning(
+                "locked memory",
+                f"limited to {here.memlock / GIB:.2f} GiB; if pinning the tables fails, raise it "
+                "(ulimit -l unlimited; docker run --ulimit memlock=-1)",
+            )
+        )
+    return found
