@@ -50,7 +50,10 @@ def main() -> None:
         )
     refuse_busy_port(args.port)
     command = server_command(args, extra=extra, recipe=recipe)
-    env = server_env(on_cpu=on_cpu, tp=int(args.tp or recipe.get("tp-size", 1)))
+    env = {
+        **recipe_env(args.config),
+        **server_env(on_cpu=on_cpu, tp=int(args.tp or recipe.get("tp-size", 1))),
+    }
     say(f"starting: {shlex.join(command)}")
     # Its own process group, so that Ctrl-C reaches it once, through stop(), and not in every child.
     server = subprocess.Popen(command, env=env, start_new_session=True)
@@ -109,6 +112,14 @@ def server_command(
     if args.tp:
         command += ["--tp-size", str(args.tp)]
     return command + extra
+
+
+def recipe_env(recipe: Path) -> dict[str, str]:
+    """NAME=VALUE lines of the `.env` file beside the recipe, as `launch/serve.sh` reads them."""
+    file = recipe.with_suffix(".env")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    pairs = (line.partition("=") for line in lines if "=" in line and line[0].isalpha())
+    return {name: value for name, _, value in pairs}
 
 
 def server_env(*, on_cpu: bool, tp: int) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """The files around the code agree with SGLang and with each other."""
 
-import argparse
 import importlib.metadata
 import re
 import tomllib
@@ -9,32 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted((ROOT / "launch" / "recipes").glob("*.yaml"))
 LOCK = (ROOT / "ci" / "constraints.txt").read_text().splitlines()
 PINS = [line for line in LOCK if line and not line.startswith("#")]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
-
-@pytest.fixture(scope="module")
-def server_parser():
-    from sglang.srt.server_args import ServerArgs
-
-    parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
-    ServerArgs.add_cli_args(parser)
-    return parser
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_sglang_accepts_every_flag_of_a_recipe(recipe, server_parser):
-    """A flag that the pinned SGLang lacks, has renamed or reads differently."""
-    from sglang.srt.utils.server_args_config_parser import ConfigArgumentMerger
-
-    command = ["--config", str(recipe), "--model-path", "anything"]
-    argv = ConfigArgumentMerger(server_parser).merge_config_with_args(command)
-    _, unknown = server_parser.parse_known_args(argv)
-    assert unknown == []
-    used = [server_parser._option_string_actions[word] for word in argv if word.startswith("--")]
-    assert [a.option_strings for a in used if "deprecated" in (a.help or "").lower()] == []
 
 
 def test_lock_holds_exact_versions_only():

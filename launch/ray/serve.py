@@ -1,0 +1,61 @@
+"""Start one SGLang server per node of a Ray cluster, as ranks of one model.
+
+    ray job submit --working-dir . -- python launch/ray/serve.py h800-tp16-ep16-two-nodes --nodes 2
+
+Owns: one placement group (a whole node each), the rank and the address of the first node. The
+servers are SGLang's own processes, started by launch/serve.sh. Not SGLang's `--use-ray`: its
+scheduler actors load no plugins in 0.5.23, so SGLang's own model class would answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from pathlib import Path
+
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+import ray
+
+SERVE = Path(__file__).resolve().parents[1] / "serve.sh"
+PORT = 5000  # of SGLang's own rendezvous
+
+
+@ray.remote
+def address() -> str:
+    return str(ray.util.get_node_ip_address())
+
+
+@ray.remote
+def serve(recipe: str, rank: int, leader: str, flags: list[str]) -> int:
+    """Until the server ends; its exit status."""
+    ranks = ["--node-rank", str(rank), "--dist-init-addr", f"{leader}:{PORT}"]
+    return subprocess.run([str(SERVE), recipe, *ranks, *flags], check=False).returncode
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="further flags go to SGLang")
+    parser.add_argument("recipe")
+    parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--gpus", type=int, default=8, help="of each node")
+    args, flags = parser.parse_known_args()
+    ray.init()
+    nodes = [{"GPU": args.gpus, "CPU": 8}] * args.nodes
+    group = placement_group(nodes, strategy="STRICT_SPREAD")
+    ray.get(group.ready())
+    places = [PlacementGroupSchedulingStrategy(group, rank) for rank in range(args.nodes)]
+    leader = ray.get(address.options(scheduling_strategy=places[0]).remote())
+    print(f"rank 0 serves on http://{leader}:30000", flush=True)
+    running = [
+        serve.options(scheduling_strategy=place, num_gpus=args.gpus, num_cpus=8).remote(
+            args.recipe, rank, leader, ["--host", "0.0.0.0", *flags]
+        )
+        for rank, place in enumerate(places)
+    ]
+    ended, _ = ray.wait(running)  # one rank gone: the others cannot go on
+    raise SystemExit(ray.get(ended[0]))
+
+
+if __name__ == "__main__":
+    main()
