@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from sglang_longcat import __version__, env
+from sglang_longcat import __version__, env, metrics
 
 logger = logging.getLogger(__name__)
 _ON_A_GPU = "n-gram ids, routing and identity experts: triton"
@@ -53,3 +53,4 @@ def log_activation() -> None:
         __version__,
         "; ".join(_implementations),
     )
+    metrics.publish_info({"version": __version__, "implementation": "; ".join(_implementations)})

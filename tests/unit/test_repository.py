@@ -35,7 +35,11 @@ def test_installed_environment_is_the_lock():
     assert {name: importlib.metadata.version(name) for name in pinned} == pinned
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "ci/README.md", ".ci/run"])
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "ci/README.md", ".ci/run"]
+DOCUMENTS += [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_documents_name_existing_commands_and_files(document):
     """A make target or a repository path that was renamed but is still advertised."""
     text = (ROOT / document).read_text()

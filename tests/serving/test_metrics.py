@@ -1,0 +1,57 @@
+"""/metrics has our numbers, and every number that the dashboard draws under that name."""
+
+import json
+import re
+import urllib.request
+from pathlib import Path
+
+import harness
+import sglang_longcat
+
+ROOT = Path(__file__).resolve().parents[2]
+DASHBOARD = json.loads((ROOT / "launch" / "grafana" / "longcat.json").read_text())
+NAME = re.compile(r"\b(?:sglang|longcat):\w+")
+# Exported only when there is something to count.
+RARE = {
+    "sglang:num_aborted_requests_total",
+    "sglang:cached_tokens_total",
+    "sglang:queue_time_seconds_bucket",
+    "longcat:ngram_bytes",
+}
+
+
+def drawn():
+    targets = (target for panel in DASHBOARD["panels"] for target in panel["targets"])
+    return {name for target in targets for name in NAME.findall(target["expr"])}
+
+
+def test_dashboard_names_exist(checkpoint):
+    """After one answer of several tokens."""
+    with harness.server(checkpoint, enable_metrics=True) as running:
+        body = {"text": "The river", "sampling_params": {"max_new_tokens": 4}, "stream": True}
+        request = urllib.request.Request(
+            f"{running.base_url}/generate",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        urllib.request.urlopen(request, timeout=60).read()
+        with urllib.request.urlopen(f"{running.base_url}/metrics", timeout=30) as response:
+            page = response.read().decode()
+    exported = set(NAME.findall(page))
+    assert drawn() - RARE <= exported
+    version = f'version="{sglang_longcat.__version__}"'
+    assert re.search(rf"^longcat:info{{.*{version}.*}} 1\.0$", page, flags=re.MULTILINE)
+
+
+def test_rare_names_are_sglangs():
+    """Those that a short run does not show, by SGLang's source."""
+    import sglang
+
+    source = "".join(
+        file.read_text()
+        for file in (Path(sglang.__file__).parent / "srt" / "observability").glob("*.py")
+    )
+    ours = {name for name in RARE if name.startswith("longcat:")}
+    names = {name.removesuffix("_bucket") for name in RARE - ours}
+    assert [name for name in names if f'"{name}"' not in source] == []
+    assert ours == {"longcat:ngram_bytes"}
