@@ -148,6 +148,8 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("parser.template_manager:REASONING_PARSER_RULES"),
     Needs("environ:envs.SGLANG_HTTP_SERVER_APP_PATH.name"),
     Needs("entrypoints.http_server:app"),
+    # doctor
+    Needs("plugins:load_plugins"),
     # LONGCAT_DUMMY_ROUTING
     Needs("model_loader.weight_utils:initialize_dummy_weights", ("model",)),
 )
