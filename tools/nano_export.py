@@ -88,11 +88,10 @@ def _plot(curve: Path, image: Path) -> None:
 def _card(out: Path) -> str:
     metrics = json.loads((out / "metrics.json").read_text())
     data = json.loads((out / "data.json").read_text())
-    shown = {"python": "", "torch": ""} | metrics
-    options = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in _flags(metrics["options"]))
+    flags = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in _flags(metrics["options"]))
     return _CARD.format(
-        **shown,
-        options=options,
+        **metrics,
+        flags=flags,
         millions=metrics["parameters"] / 1e6,
         size=(out / _FILE).stat().st_size / 1e6,
         train=data["train"]["tokens"] / 1e6,
@@ -151,7 +150,7 @@ conversations made from their docstrings. Held out by file (hash of its path): {
 ## Training
 
     python tools/train_nano.py prepare --out DATA
-    python tools/train_nano.py train --data DATA --out RUN {options}
+    python tools/train_nano.py train --data DATA --out RUN {flags}
     python tools/train_nano.py export --data DATA --run RUN --out sglang_longcat/assets/nano
 
 {device}, torch {torch}, Python {python}: {steps} steps in {seconds:.0f} s, {tokens} tokens

@@ -35,7 +35,7 @@ _TABLE_LR = 12.0  # rows are divided by 1 + tables on their way in, and rarely s
 _FROM_START = 0.25  # share of rows that begin where a document does
 _REPORT_S, _EVALUATE_S = 10.0, 30.0
 _COLUMNS = ("seconds", "step", "tokens", "lr", "main", *(f"mtp{i + 1}" for i in range(DRAFT_STEPS)))
-_PART_BYTES = 8_000_000  # a part ends after it: hosts that return files limit their size
+_PART_BYTES = 12_000_000  # a part ends after it: hosts that return files limit their size
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 _LOSSES = ("main", *(f"mtp{i + 1}" for i in range(DRAFT_STEPS)))
 
