@@ -22,3 +22,21 @@ def disabled() -> bool:
 def dummy_routing() -> bool:
     """LONGCAT_DUMMY_ROUTING=1: spread the routing of `--load-format dummy` weights (benchmarks)."""
     return _flag("LONGCAT_DUMMY_ROUTING")
+
+
+def _choice(name: str, *choices: str) -> str:
+    """One of `choices`, the first where it is not set."""
+    value = os.environ.get(name, "").strip().lower() or choices[0]
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(choices)}.")
+    return value
+
+
+def ngram_tables() -> str:
+    """LONGCAT_NGRAM_TABLES=auto|device|host: where the n-gram tables live."""
+    return _choice("LONGCAT_NGRAM_TABLES", "auto", "device", "host")
+
+
+def ngram_fp8() -> bool:
+    """LONGCAT_NGRAM_TABLE_DTYPE=bf16|fp8: fp8 rows take half the memory and lose precision."""
+    return _choice("LONGCAT_NGRAM_TABLE_DTYPE", "bf16", "fp8") == "fp8"

@@ -36,6 +36,13 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("plugins.hook_registry:HookRegistry._patched"),
     Needs("utils.hf_transformers.common:_CONFIG_REGISTRY"),
     Needs("configs:LongcatFlashConfig", ("num_hidden_layers", "eos_token_id", "oe_split_num")),
+    Needs("arg_groups.resolution_hooks:register_resolution_hook", ("name",)),
+    Needs("arg_groups.memory_hook:handle_gpu_memory_settings", ("server_args",)),
+    Needs("arg_groups.overrides:resolving_view", ("server_args",)),
+    Needs("arg_groups.overrides:model_config_of", ("server_args",)),
+    Needs("arg_groups.overrides:declare_resolution", ("server_args", "source")),
+    Needs("utils:get_device_memory_capacity", ("device",)),
+    Needs("environ:envs.SGLANG_MAX_KV_CHUNK_CAPACITY"),
     # hooks
     Needs("model_executor.forward_batch_info:ForwardBatch.init_new", ("batch", "model_runner")),
     Needs(
@@ -95,6 +102,7 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("layers.moe.moe_runner.triton:_topk_ids_may_be_nonlocal", ("config",)),
     Needs("runtime_context:get_parallel"),
     Needs("runtime_context:get_server_args"),
+    Needs("runtime_context:get_schedule"),
     Needs("runtime_context:get_stream"),
     Needs("distributed:tensor_model_parallel_all_reduce"),
     Needs("utils:add_prefix", ("name", "prefix")),

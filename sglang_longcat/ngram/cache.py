@@ -1,4 +1,4 @@
-"""The ring of recent tokens per request slot, indexed by absolute position, and a forward's ids.
+"""The ring of recent tokens per request slot, indexed by absolute position, and a forward's rows.
 
 `ring[slot, position mod R]` holds the token at that position. Every forward writes its input tokens
 at their positions and reads the n-1 predecessors, from the batch where they are in it. So a sampled
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from longcat_kernels.ngram_ids import HashTable, extend_ids, make_hash_table, seed, window_ids
+from longcat_kernels.ngram_ids import HashTable, make_hash_table, seed
+from longcat_kernels.ngram_rows import RowTable, extend_rows, window_rows
 from sglang_longcat.config import LongcatConfig
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ RING = 16
 
 
 class NgramCache:
-    """State and id computation of the N-gram embedding on one device."""
+    """State of the N-gram embedding on one device, and the row look-up that keeps it in step."""
 
     def __init__(self, config: LongcatConfig, device: torch.device) -> None:
         assert config.ngram is not None
@@ -52,16 +53,17 @@ class NgramCache:
             slots, positions, tokens = seeds.values.to(self.device, non_blocking=True)
             seed(self.ring, slots, positions, tokens)
 
-    def ids(self, input_ids: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
-        """Fused-table rows of every input token: [T, tables] int64."""
+    def rows(self, input_ids: torch.Tensor, batch: ForwardBatch, table: RowTable) -> torch.Tensor:
+        """What the tables hold for every input token: [T, tables * columns]."""
         if self.ring is None:
             raise RuntimeError("the N-gram cache has no ring yet: allocate() runs at start-up")
         slots, positions = batch.req_pool_indices, batch.positions
         if batch.forward_mode.is_decode() or batch.forward_mode.is_target_verify():
-            return window_ids(input_ids, positions, slots, self.ring, self.table)
+            return window_rows(input_ids, positions, slots, self.ring, self.table, table)
         if not slots.shape[0] or batch.extend_start_loc is None:  # an idle data-parallel rank
-            return input_ids.new_zeros((input_ids.shape[0], len(self.table.moduli)))
-        return extend_ids(
+            size = (input_ids.shape[0], len(self.table.moduli) * table.columns)
+            return torch.zeros(size, dtype=table.dtype, device=input_ids.device)
+        return extend_rows(
             input_ids,
             positions,
             slots,
@@ -69,4 +71,5 @@ class NgramCache:
             batch.extend_seq_lens,
             self.ring,
             self.table,
+            table,
         )
