@@ -32,7 +32,7 @@ def last_answer(prompt: list[int], stream: HTTPResponse) -> Answer:
     [
         {"chunked_prefill_size": 3},
         {"chunked_prefill_size": 3, "disable_overlap_schedule": True},
-        {"chunked_prefill_size": 16, "disable_radix_cache": True},
+        {"chunked_prefill_size": 3, "disable_radix_cache": True},
     ],
     ids=["overlap", "no-overlap", "without-radix"],
 )
