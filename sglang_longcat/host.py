@@ -48,7 +48,7 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs(
         "model_executor.model_runner_components.ngram_embedding_manager"
         ":NgramEmbeddingManager.from_model",
-        ("model", "model_config", "req_to_token_pool"),
+        ("model", "model_config", "req_to_token_pool", "device"),
     ),
     Needs("managers.utils:validate_input_length", ("req",)),
     Needs("disaggregation.decode:SchedulerDisaggregationDecodeMixin.get_new_prebuilt_batch"),
@@ -64,6 +64,8 @@ ATTRIBUTES: tuple[Needs, ...] = (
         ("origin_input_ids", "input_embeds", "positional_embed_overrides"),
     ),
     Needs("runtime_context:process_model_config"),
+    Needs("server_args:ServerArgs.speculative_num_draft_tokens"),
+    Needs("configs.model_config:ModelConfig", ("dtype",)),
     Needs("model_executor.forward_batch_info:ForwardMode.is_extend_without_speculative"),
     Needs("model_executor.forward_batch_info:ForwardMode.is_target_verify"),
     Needs("model_executor.model_runner:ModelRunner._forward_raw", ("forward_batch",)),

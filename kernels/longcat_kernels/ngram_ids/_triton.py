@@ -102,7 +102,11 @@ def _emit(
         tl.store(out_ptr + t * tables + column, ids, mask=column < tables)
 
 
-@triton.jit(do_not_specialize=["requests"])
+# Where a batch lies in a larger tensor and how many requests it has must not make a new variant.
+_ANYWHERE = ["tokens_ptr", "positions_ptr", "slots_ptr", "starts_ptr", "lengths_ptr"]
+
+
+@triton.jit(do_not_specialize=["requests"], do_not_specialize_on_alignment=_ANYWHERE)
 def _ngram_kernel(
     tokens_ptr,
     positions_ptr,
