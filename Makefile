@@ -4,7 +4,7 @@ RUN := .venv/bin/python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-gpu lint format clean distclean
+.PHONY: help setup serve kernels test test-gpu lint format clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -14,6 +14,9 @@ setup: ## create or refresh .venv (about 11 GB the first time, then seconds)
 
 serve: setup ## serve a small checkpoint, answer one chat request, keep serving (ARGS=--once stops then)
 	@$(RUN) launch/serve.py $(ARGS)
+
+kernels: setup ## compile our GPU kernels now: a server then finds them in Triton's cache
+	@$(RUN) -m longcat_kernels.warmup $(ARGS)
 
 test: setup ## run the tests (ARGS goes to pytest: make test ARGS="-k wheel")
 	@$(RUN) -m pytest $(ARGS)

@@ -1,10 +1,12 @@
 """Decode and prefill speed of a full-size engine, ours against SGLang's in-tree model, in one run.
 
     python ci/bench_engine.py --batch 1,8,30 --engine '{"tp_size": 1}' --out results.json
+    python ci/bench_engine.py --arms in-tree,device,host --host 1,30,400,1@250000
 
-Each arm is a process of its own on the same machine: in-tree (LONGCAT_DISABLE=1), then ours.
-Weights are dummy with spread routing (sglang_longcat.dummy_weights), the size is
-sglang_longcat/checkpoint/lite_config.json. Per batch:
+Each arm is a process of its own on the same machine: in-tree (LONGCAT_DISABLE=1), then ours with
+the n-gram tables where they go by themselves (longcat), on the GPU (device) or in pinned host
+memory (host). Weights are dummy with spread routing (sglang_longcat.dummy_weights), the size is
+sglang_longcat/checkpoint/lite_config.json. A batch is SIZE or SIZE@INPUT. Per batch:
   prefill tok/s = batch * input / time of prompts that are not cached
   TPOT          = (time of 1+N tokens - time of 1) / N with the prompts cached; median of --repeat
 The run stops unless each arm's log names the model class that it is meant to measure.
@@ -27,10 +29,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "sglang_longcat" / "checkpoint" / "lite_config.json"
+OURS = "sglang_longcat.models.longcat_flash."
 ARMS = {
     "in-tree": ({"LONGCAT_DISABLE": "1"}, "sglang.srt.models.longcat_flash."),
-    "longcat": ({}, "sglang_longcat.models.longcat_flash."),
+    "longcat": ({}, OURS),
+    "device": ({"LONGCAT_NGRAM_TABLES": "device"}, OURS),
+    "host": ({"LONGCAT_NGRAM_TABLES": "host"}, OURS),
 }
+LARGE = 200_000  # input tokens of a batch, from which it is prefilled once only
 # The in-tree class needs a model_type that 0.5.23 knows and a layer count for the draft.
 IN_TREE_CONFIG = {"model_type": "longcat_flash", "num_nextn_predict_layers": 1}
 
@@ -55,7 +61,9 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     raw = argparse.RawTextHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--batch", default="1,8,30")
+    parser.add_argument("--batch", default="1,8,30", help="of every arm that has none of its own")
+    for arm in ARMS:
+        parser.add_argument(f"--{arm}", help=f"batches of the arm {arm}")
     parser.add_argument("--input", type=int, default=4096)
     parser.add_argument("--output", type=int, default=96)
     parser.add_argument("--repeat", type=int, default=3)
@@ -97,7 +105,8 @@ def run_arm(arm: str) -> list[dict[str, Any]]:
 def measure(args: argparse.Namespace) -> None:
     import sglang
 
-    sizes = [int(size) for size in args.batch.split(",")]
+    batches = parse_batches(vars(args)[args.arm.replace("-", "_")] or args.batch, args.input)
+    longest = max(length for _, length in batches) + args.output
     begin = time.time()
     engine = sglang.Engine(
         **{
@@ -105,17 +114,37 @@ def measure(args: argparse.Namespace) -> None:
             "load_format": "dummy",
             "skip_tokenizer_init": True,
             "mem_fraction_static": 0.95,
-            "max_running_requests": max(sizes),
-            "context_length": 32768,
+            "max_running_requests": max(size for size, _ in batches),
+            "context_length": max(32768, 2 * longest if longest < 131072 else 262144),
             "random_seed": 1,
             "skip_server_warmup": True,
+            "log_level": "info",
             **json.loads(args.engine),
         }
     )
     print(f"engine up in {time.time() - begin:.1f} s", flush=True)
-    for size in sizes:
-        print("RESULT " + json.dumps(measure_batch(engine, size, args)), flush=True)
+    tokens = engine.get_server_info()["max_total_num_tokens"]
+    print(f"{tokens:,} tokens of KV cache", flush=True)
+    for size, length in batches:
+        row = measure_batch(engine, size, length, args)
+        row |= {"kv_tokens": tokens, "free_gib": free_gib()}
+        print("RESULT " + json.dumps(row), flush=True)
     engine.shutdown()
+
+
+def parse_batches(spec: str, length: int) -> list[tuple[int, int]]:
+    """`1,8@512` -> requests and their input tokens."""
+    pairs = [item.partition("@") for item in spec.split(",")]
+    return [(int(size), int(own or length)) for size, _, own in pairs]
+
+
+def free_gib() -> float:
+    """Of the first GPU, whoever uses the rest."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0.0
+    return round(torch.cuda.mem_get_info(0)[0] / 2**30, 2)
 
 
 def model_directory(args: argparse.Namespace) -> str:
@@ -126,11 +155,12 @@ def model_directory(args: argparse.Namespace) -> str:
     return directory
 
 
-def measure_batch(engine: Any, size: int, args: argparse.Namespace) -> dict[str, Any]:
+def measure_batch(engine: Any, size: int, length: int, args: argparse.Namespace) -> dict[str, Any]:
     rng = random.Random(size)
+    large = size * length > LARGE
 
     def prompts() -> list[list[int]]:
-        return [[rng.randrange(10, 131000) for _ in range(args.input)] for _ in range(size)]
+        return [[rng.randrange(10, 131000) for _ in range(length)] for _ in range(size)]
 
     def seconds(batch: list[list[int]], tokens: int) -> float:
         sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
@@ -138,22 +168,27 @@ def measure_batch(engine: Any, size: int, args: argparse.Namespace) -> dict[str,
         engine.generate(input_ids=batch, sampling_params=sampling)
         return time.perf_counter() - begin
 
-    seconds(prompts(), 8)  # compiles every kernel of this shape
+    if not large:
+        seconds(prompts(), 8)  # compiles every kernel of this shape
     prefills, batch = [], prompts()
-    for _ in range(args.repeat):
+    for _ in range(1 if large else args.repeat):
         batch = prompts()
-        prefills.append(size * args.input / seconds(batch, 1))
+        prefills.append(seconds(batch, 1))
     seconds(batch, 8)  # the same with a cached prefix takes other shapes
     tpots = [
         (seconds(batch, 1 + args.output) - seconds(batch, 1)) / args.output * 1e3
         for _ in range(args.repeat)
     ]
+    tpot = statistics.median(tpots)
     return {
         "batch": size,
-        "prefill_tok_s": statistics.median(prefills),
-        "tpot_ms": statistics.median(tpots),
+        "input": length,
+        "prefill_tok_s": size * length / statistics.median(prefills),
+        "prefill_s": statistics.median(prefills),
+        "tpot_ms": tpot,
+        "tok_s": size / tpot * 1e3,
         "tpot_all_ms": tpots,
-        "prefill_all_tok_s": prefills,
+        "prefill_all_s": prefills,
     }
 
 
@@ -169,16 +204,21 @@ def versions() -> dict[str, str]:
 
 
 def print_table(results: dict[str, list[dict[str, Any]]]) -> None:
-    """Speed-ups are in-tree time / our time, and our tok/s / in-tree tok/s: above 1 is faster."""
-    print("| batch | TPOT in-tree | TPOT ours | speed-up | prefill in-tree | ours | speed-up |")
-    print("|---|---|---|---|---|---|---|")
-    for base, ours in zip(results.get("in-tree", []), results.get("longcat", []), strict=False):
-        print(
-            f"| {ours['batch']} | {base['tpot_ms']:.3f} ms | {ours['tpot_ms']:.3f} ms "
-            f"| {base['tpot_ms'] / ours['tpot_ms']:.3f} | {base['prefill_tok_s']:,.0f} tok/s "
-            f"| {ours['prefill_tok_s']:,.0f} tok/s "
-            f"| {ours['prefill_tok_s'] / base['prefill_tok_s']:.3f} |"
-        )
+    """Speed-ups over the first arm at the same batch: above 1 is faster."""
+    base = {(row["batch"], row["input"]): row for row in next(iter(results.values()))}
+    print("| arm | batch | input | TPOT | speed-up | decode tok/s | prefill tok/s | speed-up |")
+    print("|---|---|---|---|---|---|---|---|")
+    for arm, rows in results.items():
+        for row in rows:
+            first = base.get((row["batch"], row["input"]))
+            faster = [
+                f"{first['tpot_ms'] / row['tpot_ms']:.3f}" if first else "-",
+                f"{row['prefill_tok_s'] / first['prefill_tok_s']:.3f}" if first else "-",
+            ]
+            print(
+                f"| {arm} | {row['batch']} | {row['input']} | {row['tpot_ms']:.3f} ms "
+                f"| {faster[0]} | {row['tok_s']:,.0f} | {row['prefill_tok_s']:,.0f} | {faster[1]} |"
+            )
 
 
 if __name__ == "__main__":

@@ -94,5 +94,5 @@ class CheckpointReader:
 
 
 def _load_ngram(embedding: NgramEmbedding, kind: str, index: int, tensor: torch.Tensor) -> None:
-    load = embedding.load_table if kind == "embedders" else embedding.load_projection
+    load = embedding.tables.load if kind == "embedders" else embedding.load_projection
     load(index, tensor)

@@ -6,8 +6,36 @@ tensors directly; nothing here falls back silently from one to the other on CUDA
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+
+_everywhere = False
 
 
 def use_triton(tensor: torch.Tensor) -> bool:
-    return tensor.is_cuda
+    return tensor.is_cuda or _everywhere
+
+
+def supports_pdl(tensor: torch.Tensor) -> bool:
+    """Programmatic dependent launch: a kernel starts under the tail of the one before. From Hopper
+    on, which is also what `compile_only` compiles for."""
+    return _capability(tensor.device) >= (9, 0) if tensor.is_cuda else _everywhere
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@contextmanager
+def triton_everywhere() -> Iterator[None]:
+    """CPU tensors take Triton too. For `compile_only`, where launching a kernel runs nothing."""
+    global _everywhere  # noqa: PLW0603 - one switch for the process, as the driver it goes with
+    _everywhere = True
+    try:
+        yield
+    finally:
+        _everywhere = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,13 +41,17 @@ class Vocabulary:
         return [i for i, text in enumerate(texts, start=first) if _readable(decode([text]))]
 
 
-def build_vocabulary(size: int) -> Vocabulary:
-    """Train on our corpus and fill up to `size` entries; ValueError if `size` is too small."""
+def build_vocabulary(size: int, texts: Iterable[str] | None = None) -> Vocabulary:
+    """Train on `texts` (default: our corpus) and fill up to `size` entries.
+
+    Raises ValueError if `size` is too small.
+    """
     if size < MIN_VOCAB:
         raise ValueError(
             f"vocab {size} is too small: control tokens and bytes alone need {MIN_VOCAB}."
         )
-    alphabet, merges = _train(limit=size - len(SPECIALS) - len(TAGS))
+    corpus = [(_HERE / "corpus.txt").read_text(encoding="utf-8")] if texts is None else texts
+    alphabet, merges = _train(corpus, limit=size - len(SPECIALS) - len(TAGS))
     tokens = [*SPECIALS, *TAGS, *alphabet, *("".join(pair) for pair in merges)]
     tokens += [f"<longcat_reserved_{i}>" for i in range(size - len(tokens))]
     return Vocabulary(ids={token: i for i, token in enumerate(tokens)}, merges=merges)
@@ -76,7 +81,7 @@ _BEHAVIOUR = {
 }
 
 
-def _train(*, limit: int) -> tuple[list[str], list[tuple[str, str]]]:
+def _train(texts: Iterable[str], *, limit: int) -> tuple[list[str], list[tuple[str, str]]]:
     """The byte alphabet and at most `limit` - 256 merges."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
@@ -84,9 +89,7 @@ def _train(*, limit: int) -> tuple[list[str], list[tuple[str, str]]]:
     )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.train_from_iterator(
-        [(_HERE / "corpus.txt").read_text(encoding="utf-8")], trainer=trainer
-    )
+    tokenizer.train_from_iterator(texts, trainer=trainer)
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     return alphabet, [(left, right) for left, right in merges]
 

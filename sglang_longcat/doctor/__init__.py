@@ -19,7 +19,7 @@ from sglang_longcat.doctor.finding import Finding, Status
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-path", help="directory, or the name of a downloaded model")
     parser.add_argument("--tp", type=int, help="tensor-parallel size (default: all GPUs)")
-    parser.add_argument("--mem-fraction", type=float, default=0.93, help="--mem-fraction-static")
+    parser.add_argument("--mem-fraction", type=float, help="--mem-fraction-static, if you set it")
     parser.add_argument("--context", type=int, default=32768, help="--context-length")
     parser.add_argument("--json", action="store_true")
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from sglang_longcat import env, sizing
+from sglang_longcat import env, memory, sizing
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.doctor.finding import Finding
-from sglang_longcat.doctor.machine import GIB, UNLIMITED, Machine
+from sglang_longcat.doctor.machine import GIB, UNLIMITED, Device, Machine
 from sglang_longcat.ngram import placement
 
+_CHUNK, _GRAPH_ROWS = 8192, 256  # tokens of a prefill, rows of the largest CUDA graph
 # (part of the GPU's name, fewest of them, recipe in launch/recipes), the first that fits.
 RECIPES = (
     ("H20", 8, "h20-tp8-ep8-balanced"),
@@ -32,10 +33,10 @@ RECIPES = (
 
 @dataclass(frozen=True)
 class Plan:
-    """The server flags that decide about memory."""
+    """The server flags that decide about memory; mem_fraction None: the plugin chooses."""
 
     tp: int
-    mem_fraction: float
+    mem_fraction: float | None
     context: int
 
 
@@ -71,15 +72,22 @@ def suggest(here: Machine) -> str:
 def _room(here: Machine, config: LongcatConfig, plan: Plan) -> placement.Room:
     dtype: sizing.TableDtype = "fp8" if env.ngram_fp8() else "bf16"
     share = sizing.parts(config, ranks=plan.tp, table_dtype=dtype)
-    free = min(gpu.free for gpu in here.gpus)
+    smallest = min(here.gpus, key=lambda gpu: gpu.free)
     return placement.Room(
         tables=share.tables,
         tables_on_node=share.tables * plan.tp,
-        device=int(free * plan.mem_fraction) - share.without_tables,
+        device=smallest.free - _reserve(smallest, plan) - share.without_tables,
         host=here.host,
         kv_token=sizing.kv_bytes_per_token(config),
         tokens=plan.context,
     )
+
+
+def _reserve(gpu: Device, plan: Plan) -> int:
+    """What lies outside of weights and KV cache, in bytes, with SGLang's default chunks."""
+    if plan.mem_fraction is not None:
+        return int(gpu.total * (1 - plan.mem_fraction))
+    return int(memory.reserve_mb(_CHUNK, _GRAPH_ROWS, plan.tp)) << 20
 
 
 def _kv_cache(room: placement.Room, plan: Plan, *, on_device: bool) -> Finding:

@@ -1,6 +1,7 @@
 """Give the model its per-request state once SGLang knows how many request slots there are.
 
-Why: the N-gram cache is indexed by request slot, and the slot pool is built after the model.
+Why: the N-gram cache is indexed by request slot, and the slot pool is built after the model. Our
+kernels are readied here too: after loading, before the first graph is captured.
 Upstream: model_runner_components/ngram_embedding_manager.py, NgramEmbeddingManager.from_model,
 which allocates the in-tree [slots, context] token table at the same moment.
 Remove when: SGLang offers a model callback with the request pool.
@@ -18,9 +19,12 @@ TARGET = (
 
 def apply(result: Any, *_args: Any, **kwargs: Any) -> None:
     from sglang_longcat.models.longcat_flash import LongcatFlashForCausalLM
+    from sglang_longcat.warm_up import ready_kernels
 
-    if isinstance(kwargs["model"], LongcatFlashForCausalLM):
-        kwargs["model"].allocate_cache(
-            slots=kwargs["req_to_token_pool"].req_to_token.shape[0],
-            context=kwargs["model_config"].context_len,
+    model, config = kwargs["model"], kwargs["model_config"]
+    if isinstance(model, LongcatFlashForCausalLM):
+        model.allocate_cache(
+            slots=kwargs["req_to_token_pool"].req_to_token.shape[0], context=config.context_len
         )
+        table = model.model.embed_tokens.tables.table
+        ready_kernels(model.sizes, config.dtype, table, kwargs["device"])

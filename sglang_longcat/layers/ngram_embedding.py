@@ -5,11 +5,13 @@
 The tables share the hidden size, so the sum of projections is one [T, D] x [D, D] product of the
 concatenated rows. Each rank owns a column slice of every table and the matching rows of the
 projection: its product is a partial sum, as is its vocabulary-parallel word row, and one all-reduce
-completes both. Owns tables, projection and word embedding; ids come from `ngram/cache.py`.
+completes both. Owns projection and word embedding; what the look-up gives comes from
+`ngram/cache.py`, the tables' storage is `ngram/tables.py`'s.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,18 +19,20 @@ from sglang.srt.distributed import tensor_model_parallel_all_reduce
 from sglang.srt.layers.dp_attention import attn_tp_all_reduce, is_dp_attention_enabled
 from sglang.srt.layers.layer_boundary import get_attn_tp_context
 from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
-from sglang.srt.runtime_context import get_parallel
+from sglang.srt.runtime_context import get_parallel, get_schedule, get_server_args
 from torch import nn
-from torch.nn import functional
 
+from sglang_longcat import env
 from sglang_longcat.config import ConfigError, LongcatConfig
+from sglang_longcat.ngram import placement
 from sglang_longcat.ngram.cache import NgramCache
+from sglang_longcat.ngram.host_memory import available_bytes, require_room
+from sglang_longcat.ngram.tables import NgramTables, row_bytes
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
-
-_BLOCK_ROWS = 1 << 20
+logger = logging.getLogger(__name__)
 
 
 class NgramEmbedding(nn.Module):
@@ -51,14 +55,59 @@ class NgramEmbedding(nn.Module):
         self.word_embed = VocabParallelEmbedding(
             config.vocab_size, config.hidden_size, use_attn_tp_group=self.use_attn_tp
         )
-        self.tables = _frozen(sum(self.ngram.rows), self.columns)
-        self.projection = _frozen(self.ngram.tables * self.columns, config.hidden_size)
-        self.cache = NgramCache(config, device=self.tables.device)
+        weight = self.word_embed.weight
+        self.tables = NgramTables(
+            self.ngram.rows,
+            slice(self.tp_rank * self.columns, (self.tp_rank + 1) * self.columns),
+            dtype=weight.dtype,
+            fp8=env.ngram_fp8(),
+            where=self._place(config, weight.dtype),
+            device=weight.device,
+            show_progress=parallel.tp_rank == 0,
+        )
+        self.projection = nn.Parameter(
+            torch.empty(self.ngram.tables * self.columns, config.hidden_size), requires_grad=False
+        )
+        self.cache = NgramCache(config, device=weight.device)
         self.share = 1.0 / (1 + self.ngram.tables)
 
+    def _place(self, config: LongcatConfig, dtype: torch.dtype) -> placement.Where:
+        """Decide, log and check; the layers are already allocated, the head is not."""
+        wish, room = env.ngram_tables(), self._room(config, dtype)
+        if wish == "auto" and not self.word_embed.weight.is_cuda:
+            wish = "host"  # the same memory on a CPU, without a parameter that SGLang counts
+        where, why = placement.choose(wish, room)
+        if get_parallel().tp_rank == 0:
+            logger.info("%s", placement.describe(where, why, room))
+        if where == "host":
+            require_room(room.tables_on_node)
+        return where
+
+    def _room(self, config: LongcatConfig, dtype: torch.dtype) -> placement.Room:
+        args = get_server_args()
+        tables = sum(self.ngram.rows) * row_bytes(self.columns, dtype, fp8=env.ngram_fp8())
+        room = 0  # a CPU has host memory only
+        if self.word_embed.weight.is_cuda:
+            free, total = torch.cuda.mem_get_info()
+            head = self.word_embed.weight.nbytes
+            room = int(free - total * (1 - get_schedule().mem_fraction_static) - head)
+        kv_item = 1 if "fp8" in args.kv_cache_dtype else dtype.itemsize
+        return placement.Room(
+            tables=tables,
+            tables_on_node=tables * get_parallel().tp_size // args.nnodes,
+            device=room,
+            host=available_bytes(),
+            kv_token=2
+            * config.num_layers
+            * (config.kv_lora_rank + config.qk_rope_head_dim)
+            * kv_item,
+            tokens=max(
+                args.context_length or config.max_position_embeddings, args.max_total_tokens or 0
+            ),
+        )
+
     def forward(self, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
-        ids = self.cache.ids(input_ids, forward_batch)
-        rows = functional.embedding(ids, self.tables).flatten(1)
+        rows = self.cache.rows(input_ids, forward_batch, self.tables.table)
         word = self.word_embed._embed_local_shard(input_ids)
         partial = torch.addmm(word, rows, self.projection, beta=self.share, alpha=self.share)
         return self._complete(partial)
@@ -71,24 +120,7 @@ class NgramEmbedding(nn.Module):
             return attn_tp_all_reduce(partial)
         return tensor_model_parallel_all_reduce(partial)
 
-    def load_table(self, index: int, weight: torch.Tensor) -> None:
-        """weight: [rows[index], width] as in the checkpoint."""
-        first = sum(self.ngram.rows[:index])
-        own = self.tables.data[first : first + self.ngram.rows[index]]
-        # A column slice is copied through a contiguous buffer on the host: 512 MB at a time
-        # instead of up to 2.6 GB of a 5.2 GB table.
-        blocks = zip(own.split(_BLOCK_ROWS), weight.split(_BLOCK_ROWS), strict=True)
-        for target, source in blocks:
-            target.copy_(source[:, self._slice()])
-
     def load_projection(self, index: int, weight: torch.Tensor) -> None:
         """weight: [hidden, width] as in the checkpoint."""
         rows = slice(index * self.columns, (index + 1) * self.columns)
-        self.projection.data[rows].copy_(weight[:, self._slice()].t())
-
-    def _slice(self) -> slice:
-        return slice(self.tp_rank * self.columns, (self.tp_rank + 1) * self.columns)
-
-
-def _frozen(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.empty(shape), requires_grad=False)
+        self.projection.data[rows].copy_(weight[:, self.tables.columns].t())

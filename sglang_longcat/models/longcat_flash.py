@@ -182,12 +182,13 @@ class LongcatModel(upstream.LongcatFlashModel):
         nn.Module.__init__(self)
         self.vocab_size = config.vocab_size
         self.use_ngram_embedding = True
-        self.embed_tokens = NgramEmbedding(LongcatConfig.from_dict(config.to_dict()))
         with layer_stack():
             self.layers = nn.ModuleList(
                 LongcatDecoderLayer(config, i, quant_config, add_prefix(f"layers.{i}", prefix))
                 for i in range(config.num_hidden_layers)
             )
+        # After the layers: where the tables go depends on what these leave free.
+        self.embed_tokens = NgramEmbedding(LongcatConfig.from_dict(config.to_dict()))
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.layers_to_capture: list[int] = []
 

@@ -1,4 +1,4 @@
-"""The ring of recent tokens per request slot, indexed by absolute position, and a forward's ids.
+"""The ring of recent tokens per request slot, indexed by absolute position, and a forward's rows.
 
 `ring[slot, position mod R]` holds the token at that position. Every forward writes its input tokens
 at their positions and reads the n-1 predecessors, from the batch where they are in it. So a sampled
@@ -10,11 +10,13 @@ meet a late write of the previous one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
 from longcat_kernels.ngram_ids import HashTable, extend_ids, make_hash_table, seed, window_ids
+from longcat_kernels.ngram_rows import RowTable, extend_rows, window_rows
 from sglang_longcat.config import LongcatConfig
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ RING = 16
 
 
 class NgramCache:
-    """State and id computation of the N-gram embedding on one device."""
+    """State of the N-gram embedding on one device, and the row look-up that keeps it in step."""
 
     def __init__(self, config: LongcatConfig, device: torch.device) -> None:
         assert config.ngram is not None
@@ -52,21 +54,39 @@ class NgramCache:
             slots, positions, tokens = seeds.values.to(self.device, non_blocking=True)
             seed(self.ring, slots, positions, tokens)
 
+    def rows(self, input_ids: torch.Tensor, batch: ForwardBatch, table: RowTable) -> torch.Tensor:
+        """What the tables hold for every input token: [T, tables * columns]."""
+        if self._is_idle(batch):
+            size = (input_ids.shape[0], len(self.table.moduli) * table.columns)
+            return torch.zeros(size, dtype=table.dtype, device=input_ids.device)
+        return self._step(input_ids, batch, window_rows, extend_rows, table)
+
     def ids(self, input_ids: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
-        """Fused-table rows of every input token: [T, tables] int64."""
+        """Fused-table rows of every input token: [T, tables] int64. `rows` without the look-up."""
+        if self._is_idle(batch):
+            return input_ids.new_zeros((input_ids.shape[0], len(self.table.moduli)))
+        return self._step(input_ids, batch, window_ids, extend_ids)
+
+    @staticmethod
+    def _is_idle(batch: ForwardBatch) -> bool:
+        """A data-parallel rank without requests, which takes part in the collectives only."""
+        windows = batch.forward_mode.is_decode() or batch.forward_mode.is_target_verify()
+        return not windows and (
+            not batch.req_pool_indices.shape[0] or batch.extend_start_loc is None
+        )
+
+    def _step(
+        self,
+        input_ids: torch.Tensor,
+        batch: ForwardBatch,
+        window: Callable[..., torch.Tensor],
+        extend: Callable[..., torch.Tensor],
+        *tables: RowTable,
+    ) -> torch.Tensor:
         if self.ring is None:
             raise RuntimeError("the N-gram cache has no ring yet: allocate() runs at start-up")
-        slots, positions = batch.req_pool_indices, batch.positions
+        where = input_ids, batch.positions, batch.req_pool_indices
         if batch.forward_mode.is_decode() or batch.forward_mode.is_target_verify():
-            return window_ids(input_ids, positions, slots, self.ring, self.table)
-        if not slots.shape[0] or batch.extend_start_loc is None:  # an idle data-parallel rank
-            return input_ids.new_zeros((input_ids.shape[0], len(self.table.moduli)))
-        return extend_ids(
-            input_ids,
-            positions,
-            slots,
-            batch.extend_start_loc,
-            batch.extend_seq_lens,
-            self.ring,
-            self.table,
-        )
+            return window(*where, self.ring, self.table, *tables)
+        pieces = batch.extend_start_loc, batch.extend_seq_lens
+        return extend(*where, *pieces, self.ring, self.table, *tables)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 BLOCK = 128  # rows and columns that share one scale in a block-FP8 weight
@@ -61,6 +60,8 @@ class Checkpoint:
                 f"tensor {name!r} is missing from {self._directory}; config.json calls for it. "
                 "Check that every shard was downloaded and that config.json belongs to them."
             )
+        from safetensors import safe_open  # here: training needs the model, not the file format
+
         self.unread.discard(name)
         with safe_open(self._directory / self._shard_of[name], framework="pt") as shard:
             return shard.get_tensor(name)
@@ -85,6 +86,8 @@ def _shards(directory: Path) -> dict[str, str]:
             f"{directory} has no model.safetensors.index.json and {len(files)} .safetensors files; "
             "expected an index, or exactly one file. Check the path."
         )
+    from safetensors import safe_open
+
     with safe_open(files[0], framework="pt") as shard:
         return dict.fromkeys(shard.keys(), files[0].name)
 

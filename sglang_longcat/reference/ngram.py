@@ -30,7 +30,7 @@ def ngram_ids(tokens: Tensor, config: NgramConfig, eos: tuple[int, ...]) -> Tens
 
 def _look_back(tokens: Tensor, *, reach: int, eos: tuple[int, ...]) -> list[Tensor]:
     """c[:, p] for p = 0 .. reach-1, each [T]."""
-    is_eos = torch.isin(tokens, torch.tensor(eos, dtype=tokens.dtype))
+    is_eos = torch.isin(tokens, torch.tensor(eos, dtype=tokens.dtype, device=tokens.device))
     visible = torch.ones_like(is_eos)
     contributions = [tokens]
     for p in range(1, reach):

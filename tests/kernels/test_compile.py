@@ -14,10 +14,12 @@ import pytest
 pytestmark = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="nothing to compile")
 
 POINTERS = {
-    "_ids_kernel": {
-        **dict.fromkeys(("tokens", "positions", "slots", "starts", "requests"), "*i64"),
-        **dict.fromkeys(("powers", "moduli", "offsets", "eos", "ids"), "*i64"),
-        "ring": "*i32",
+    "_ngram_kernel": {
+        **dict.fromkeys(("tokens", "positions", "slots", "powers", "moduli", "offsets"), "*i64"),
+        **dict.fromkeys(("starts", "lengths", "ring"), "*i32"),
+        **dict.fromkeys(("eos", "inverses"), "*i64"),
+        "out": "*i64",
+        "rows": "*i64",
     },
     "_route_kernel": {
         **dict.fromkeys(("logits", "bias", "weights", "identity"), "*fp32"),
@@ -25,29 +27,35 @@ POINTERS = {
     },
     "_add_identity_kernel": {"out": "*bf16", "x": "*bf16", "weight": "*fp32"},
 }
-NGRAM = {"RING": 16, "N": 4, "EOS": 2, "BLOCK": 16}
+BF16 = {"rows": "*bf16", "out": "*bf16"}
+FP8 = {"rows": "*fp8e4nv", "out": "*bf16"}
+NGRAM = {"RING": 16, "N": 4, "EOS": 2, "BLOCK": 16, "PDL": True}
+IDS = {**NGRAM, "ROWS": False, "SCALED": False, "COLUMNS": 1}
+ROWS = {**NGRAM, "ROWS": True, "COLUMNS": 256}
 CASES = [
-    ("ngram_ids", "_ids_kernel", {**NGRAM, "WIDTH": 0}, 1),
-    ("ngram_ids", "_ids_kernel", {**NGRAM, "WIDTH": 4}, 1),
-    ("moe_router", "_route_kernel", {"K": 12, "BLOCK": 512}, 2),
-    ("identity_experts", "_add_identity_kernel", {"BLOCK": 1024}, 4),
+    ("ngram_ids", "_ngram_kernel", {}, {**IDS, "WIDTH": 0}, 1),
+    ("ngram_ids", "_ngram_kernel", {}, {**IDS, "WIDTH": 4}, 1),
+    ("ngram_ids", "_ngram_kernel", BF16, {**ROWS, "WIDTH": 0, "SCALED": False}, 4),
+    ("ngram_ids", "_ngram_kernel", FP8, {**ROWS, "WIDTH": 1, "SCALED": True}, 4),
+    ("moe_router", "_route_kernel", {}, {"K": 12, "BLOCK": 512}, 2),
+    ("identity_experts", "_add_identity_kernel", {}, {"BLOCK": 1024}, 4),
 ]
 
 
-@pytest.mark.parametrize(("op", "kernel", "constants", "warps"), CASES)
+@pytest.mark.parametrize(("op", "kernel", "types", "constants", "warps"), CASES)
 def test_the_kernel_compiles_for_hopper(
-    op: str, kernel: str, constants: dict[str, Any], warps: int
+    op: str, kernel: str, types: dict[str, str], constants: dict[str, Any], warps: int
 ) -> None:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     function = getattr(importlib.import_module(f"longcat_kernels.{op}._triton"), kernel)
-    scalars = {"scale": "fp32"}
+    pointers, scalars = {**POINTERS[kernel], **types}, {"scale": "fp32"}
     signature = {
         name: "constexpr"
         if name in constants
-        else POINTERS[kernel].get(name.removesuffix("_ptr"), scalars.get(name, "i32"))
+        else pointers.get(name.removesuffix("_ptr"), scalars.get(name, "i32"))
         for name in function.arg_names
     }
     source = ASTSource(fn=function, signature=signature, constexprs=constants)

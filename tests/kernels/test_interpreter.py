@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-FILES = [str(HERE / f"test_{op}.py") for op in ("ngram_ids", "moe_router", "identity_experts")]
+OPS = ("ngram_ids", "ngram_rows", "moe_router", "identity_experts")
+FILES = [str(HERE / f"test_{op}.py") for op in OPS]
 
 
 @pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="this is the inner run")

@@ -36,9 +36,14 @@ def prompts() -> list[list[int]]:
     return [*plain, [1, 500, 600, EOS, 700, 800, EOS, EOS, 900, 500, 600], [1] + [777] * 20]
 
 
-def generate(path: Path, prompts: list[list[int]], **flags: Any) -> list[dict[str, Any]]:
+def generate(
+    path: Path, prompts: list[list[int]], tables: str = "auto", **flags: Any
+) -> list[dict[str, Any]]:
     gpu = {"device": "cuda", "dtype": "bfloat16", "disable_cuda_graph": False}
-    with engine(path, spawn=True, timeout=400, **gpu, mem_fraction_static=0.5, **flags) as llm:
+    env = {"LONGCAT_NGRAM_TABLES": tables}
+    with engine(
+        path, spawn=True, timeout=400, env=env, **gpu, mem_fraction_static=0.5, **flags
+    ) as llm:
         results: list[dict[str, Any]] = llm.generate(
             input_ids=prompts,
             sampling_params={"temperature": 0, "max_new_tokens": 16, "ignore_eos": True},
@@ -77,10 +82,13 @@ def check(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["fa3", "flashinfer"])
-def test_one_gpu(checkpoint: Path, prompts: list[list[int]], backend: str) -> None:
-    """Red if a GPU kernel, a captured graph or the MLA scaling departs from the oracle."""
-    check(checkpoint, prompts, generate(checkpoint, prompts, attention_backend=backend))
+@pytest.mark.parametrize(
+    ("backend", "tables"), [("fa3", "device"), ("flashinfer", "host"), ("flashinfer", "device")]
+)
+def test_one_gpu(checkpoint: Path, prompts: list[list[int]], backend: str, tables: str) -> None:
+    """Red if a GPU kernel, a captured graph, the MLA scaling or a table read in place from pinned
+    host memory departs from the oracle."""
+    check(checkpoint, prompts, generate(checkpoint, prompts, tables, attention_backend=backend))
 
 
 @pytest.mark.gpu

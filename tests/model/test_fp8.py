@@ -156,7 +156,8 @@ def test_each_scale_is_needed(fp8: Path) -> None:
         stored |= load_file(shard)
     lost = "model.layers.0.self_attn.1.kv_b_proj.weight_scale_inv"
     del stored[lost]
-    ignored = SimpleNamespace(load_table=lambda *_: None, load_projection=lambda *_: None)
+    tables = SimpleNamespace(load=lambda *_: None)
+    ignored = SimpleNamespace(tables=tables, load_projection=lambda *_: None)
     reader = CheckpointReader(LongcatConfig.from_dir(fp8), fp8)
     with pytest.raises(CheckpointError, match=re.escape(lost)):
         list(reader.feed(cast(Any, ignored), stored.items()))

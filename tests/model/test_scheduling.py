@@ -172,10 +172,10 @@ def post(http: Server, route: str, body: dict[str, Any]) -> HTTPResponse:
     return response
 
 
-def open_stream(http: Server, prompt: list[int]) -> HTTPResponse:
+def open_stream(http: Server, prompt: list[int], **options: Any) -> HTTPResponse:
     """A request that is decoding: its first token has arrived, hundreds are to come."""
     sampling = {"temperature": 0, "max_new_tokens": 900, "ignore_eos": True}
-    body = {"input_ids": prompt, "sampling_params": sampling, "stream": True}
+    body = {"input_ids": prompt, "sampling_params": sampling, "stream": True, **options}
     response = post(http, "/generate", body)
     assert response.readline().startswith(b"data:")
     return response

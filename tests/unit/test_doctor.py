@@ -136,7 +136,7 @@ def test_unknown_model_is_one_finding():
     assert "neither a directory nor a downloaded model" in problem
 
 
-def examined(*gpus, host=500 * GIB, memlock=UNLIMITED, tp=1, fraction=0.93, context=32768):
+def examined(*gpus, host=500 * GIB, memlock=UNLIMITED, tp=1, fraction=None, context=32768):
     here = Machine(gpus=gpus, driver="580", host=host, memlock=memlock)
     plan = placement.Plan(tp=tp, mem_fraction=fraction, context=context)
     return placement.check(here, LITE, plan)
@@ -152,7 +152,8 @@ def test_one_80_gb_gpu_takes_the_tables_to_the_host():
     found = examined(H100)
     assert set(statuses(found).values()) == {"ok", "info"}
     assert "58.50 GiB pinned" in text_of(found, "placement")
-    assert "118," in text_of(found, "KV cache")
+    tokens = int(text_of(found, "KV cache").split()[0].replace(",", ""))
+    assert 100_000 < tokens < 140_000  # 140,000 were too many on a real one
     assert text_of(found, "recipe") == "h100-tp1-balanced"
 
 
@@ -183,7 +184,7 @@ def test_half_the_tables_in_fp8(monkeypatch):
 
 def test_context_that_does_not_fit(monkeypatch):
     monkeypatch.setenv("LONGCAT_NGRAM_TABLES", "device")
-    found = examined(H200, fraction=0.92)
+    found = examined(H200, context=262144)
     assert statuses(found)["KV cache"] == "error"
     assert "LONGCAT_NGRAM_TABLES=host" in text_of(found, "KV cache")
 

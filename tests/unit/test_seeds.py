@@ -1,9 +1,14 @@
 """Which tokens a forward is seeded with: prefills, mixed batches, returns, arrivals with KV."""
 
+from array import array
 from types import SimpleNamespace
 
 import pytest
 import torch
+from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from longcat_kernels.ngram_ids import make_hash_table, window_ids
 from sglang_longcat.config import NgramConfig
@@ -61,11 +66,51 @@ def test_prefill_after_retraction():
     ]
 
 
-def test_mixed_batch():
-    """A decoding request is left out: its last token (position 4) is not on the host yet."""
-    prompt, decoding = request(1, range(10, 18)), request(2, [30, 31, 32], output=[33])
-    found = collect_seeds(batch(EXTEND, [prompt, decoding], [5, 5], [decoding]), order=4)
-    assert triples(found) == [(1, 2, 12), (1, 3, 13), (1, 4, 14)]
+def scheduled(slot, tokens, *, start, output=()):
+    """SGLang's own request and batch, with what `mix_with_running` reads of them."""
+    one = Req(str(slot), None, array("q", tokens), SamplingParams(max_new_tokens=4))
+    one.kv.req_pool_idx = slot
+    one.output_ids.extend(output)
+    one.refresh_fill_ids()
+    length = torch.tensor([start + 1])
+    found = ScheduleBatch(
+        reqs=[one],
+        model_config=SimpleNamespace(is_encoder_decoder=False),
+        sampling_info=SimpleNamespace(merge_batch=lambda other: None),
+        device="cpu",
+        spec_algorithm=SpeculativeAlgorithm.NONE,
+    )
+    found.forward_mode = ForwardMode.EXTEND
+    found.req_pool_indices = found.req_pool_indices_cpu = torch.tensor([slot])
+    found.seq_lens = found.seq_lens_cpu = found.orig_seq_lens = length
+    found.out_cache_loc = torch.tensor([slot])
+    found.prefix_lens, found.extend_lens, found.extend_num_tokens = [start], [1], 1
+    found.extend_logprob_start_lens = [0]
+    return found
+
+
+@pytest.mark.parametrize("known", [0, 1], ids=["overlap", "no-overlap"])
+def test_mixed_batch(known):
+    """A decoding request is left out, in a batch that SGLang mixed itself. Its ring already holds
+    what comes before position 5, so seeding it would change no id, only cost a copy per step; its
+    token at position 5 is not on the host yet with the overlap scheduler."""
+    mixed = scheduled(1, range(10, 18), start=5)
+    running = scheduled(2, [30, 31, 32], start=5, output=[33, 34, 35][: 2 + known])
+    mixed.mix_with_running(running)
+    mixed.decoding_reqs = running.reqs  # as the scheduler does next
+    assert mixed.forward_mode.is_mixed()
+    assert mixed.prefix_lens == [5, 5]
+    assert len(running.reqs[0].full_untruncated_fill_ids) == 5 + known
+    assert triples(collect_seeds(mixed, order=4)) == [(1, 2, 12), (1, 3, 13), (1, 4, 14)]
+
+
+def test_decodes_run_as_a_prefill():
+    """As above: under data-parallel attention a rank's decode step becomes a prefill of one token
+    each, when another rank prefills."""
+    running = scheduled(2, [30, 31, 32], start=5, output=[33, 34])
+    running.convert_decode_to_extend()
+    assert running.prefix_lens == [5]
+    assert collect_seeds(running, order=4) is None
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 9])

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+# Scalar loads gain nothing from alignment, and a variant less has to be compiled.
+@triton.jit(do_not_specialize_on_alignment=["weight_ptr"])
 def _add_identity_kernel(
     out_ptr, x_ptr, weight_ptr, width, out_stride, x_stride, BLOCK: tl.constexpr
 ):
@@ -25,7 +26,9 @@ def add_identity_(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> t
     tokens, width = out.shape
     if tokens:
         block = min(triton.next_power_of_2(width), 1024)
+        # torch may give a single row any stride, and 1 would be a variant of its own.
+        strides = (out.stride(0), x.stride(0)) if tokens > 1 else (width, width)
         _add_identity_kernel[(tokens, triton.cdiv(width, block))](
-            out, x, weight.contiguous(), width, out.stride(0), x.stride(0), BLOCK=block, num_warps=4
+            out, x, weight.contiguous(), width, *strides, BLOCK=block, num_warps=4
         )
     return out

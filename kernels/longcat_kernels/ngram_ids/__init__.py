@@ -28,13 +28,15 @@ class HashTable:
 
     powers: [tables, n] int64, V^j mod M_i, 0 for j >= order(i), so that unused look-back drops out.
     moduli: [tables] int64. offsets: [tables] int64, first row of each table in the fused one.
-    eos: [E] int64, E >= 1.
+    eos: [E] int64, E >= 1. inverses: [tables] int64, floor(2^64 / M_i): with these the kernel
+    divides by one multiplication (the quotient's high half is exact or one too small).
     """
 
     powers: torch.Tensor
     moduli: torch.Tensor
     offsets: torch.Tensor
     eos: torch.Tensor
+    inverses: torch.Tensor
 
     @property
     def n(self) -> int:
@@ -49,15 +51,24 @@ def make_hash_table(
     eos: tuple[int, ...],
     device: torch.device | str,
 ) -> HashTable:
-    """rows[i] is table i's row count and modulus, orders[i] how many tokens it hashes."""
+    """rows[i] is table i's row count and modulus, orders[i] how many tokens it hashes.
+
+    Raises ValueError for sizes whose sums of products could leave 63 bits (the model's take 44).
+    """
     n = max(orders)
+    if min(rows) < 2 or n * vocab_size * max(rows) >= 2**63:
+        raise ValueError(
+            f"{max(rows)} rows and a vocabulary of {vocab_size}: expected at least 2 rows a table "
+            "and n * vocabulary * rows below 2^63. Check config.json."
+        )
     powers = [
         [pow(vocab_size, j, m) if j < order else 0 for j in range(n)]
         for m, order in zip(rows, orders, strict=True)
     ]
     offsets = [sum(rows[:i]) for i in range(len(rows))]
     as_tensor = lambda values: torch.tensor(values, dtype=torch.int64, device=device)  # noqa: E731
-    return HashTable(as_tensor(powers), as_tensor(rows), as_tensor(offsets), as_tensor(eos))
+    inverses = [2**64 // m for m in rows]
+    return HashTable(*map(as_tensor, (powers, rows, offsets, eos, inverses)))
 
 
 def window_ids(
@@ -72,22 +83,30 @@ def window_ids(
     tokens: [B*W] int32/int64, positions: [B*W] int64 (consecutive per request), slots: [B] int64,
     ring: [S, R] int32, R >= W + n - 1. Returns ids [B*W, tables] int64. Exact.
     """
+    width = window_width(tokens, slots, ring, table)
+    if use_triton(tokens):
+        from longcat_kernels.ngram_ids._triton import launch
+
+        return launch(tokens, positions, slots, slots, slots, ring, table, width)
+    return reference.window_ids(tokens, positions, slots, ring, table)
+
+
+def window_width(
+    tokens: torch.Tensor, slots: torch.Tensor, ring: torch.Tensor, table: HashTable
+) -> int:
+    """Tokens a request. ValueError if they are not the same for each, or do not fit the ring."""
     width, rest = divmod(tokens.shape[0], max(slots.shape[0], 1))
     if rest:
         raise ValueError(
             f"{tokens.shape[0]} tokens of {slots.shape[0]} requests: expected the same number of "
-            "tokens for each; use extend_ids for ragged batches."
+            "tokens for each; use the extend op for ragged batches."
         )
     if width + table.n - 1 > ring.shape[1]:
         raise ValueError(
             f"a window of {width} tokens does not fit the ring of {ring.shape[1]}: "
             f"expected at most {ring.shape[1] - table.n + 1} tokens a request."
         )
-    if use_triton(tokens):
-        from longcat_kernels.ngram_ids import _triton
-
-        return _triton.window_ids(tokens, positions, slots, ring, table)
-    return reference.window_ids(tokens, positions, slots, ring, table)
+    return max(width, 1)
 
 
 def extend_ids(
@@ -106,9 +125,9 @@ def extend_ids(
     Returns ids [T, tables] int64. Exact.
     """
     if use_triton(tokens):
-        from longcat_kernels.ngram_ids import _triton
+        from longcat_kernels.ngram_ids._triton import launch
 
-        return _triton.extend_ids(tokens, positions, slots, starts, lengths, ring, table)
+        return launch(tokens, positions, slots, starts, lengths, ring, table, width=0)
     return reference.extend_ids(tokens, positions, slots, starts, lengths, ring, table)
 
 

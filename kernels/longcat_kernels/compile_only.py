@@ -1,0 +1,63 @@
+"""Triton without a GPU: kernels compile for one, and launching them does nothing.
+
+    with compile_only(arch=90):
+        route(logits, bias, ...)      # CPU tensors; what it returns is uninitialised memory
+
+It is Triton's own path from a launch to a cubin, with a driver that has no device behind it. So the
+variant compiled is the one that such a launch asks for on a real GPU, under the same key in
+Triton's cache on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from longcat_kernels.dispatch import triton_everywhere
+
+
+class _Utils:
+    """Everything fits, and loading a cubin yields no handle."""
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": 1 << 30}
+
+    def load_binary(self, *args: Any) -> tuple[None, None, int, int, int]:
+        """Module, function, registers, spills, most threads of a block."""
+        return None, None, 0, 0, 1024
+
+
+class _NoDevice:
+    """What Triton asks a driver while it compiles and launches, for a CUDA architecture."""
+
+    def __init__(self, arch: int) -> None:
+        self.arch, self.utils = arch, _Utils()
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_current_device(self) -> int:
+        """The key of Triton's caches in memory, which a real device must not share."""
+        return -self.arch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def launcher_cls(self, *args: Any) -> Any:
+        return lambda *args: None
+
+
+@contextmanager
+def compile_only(arch: int = 90) -> Iterator[None]:
+    """arch: compute capability without the dot, 90 for Hopper. Not for use while kernels run."""
+    from triton.runtime import driver
+
+    driver.set_active(_NoDevice(arch))
+    try:
+        with triton_everywhere():
+            yield
+    finally:
+        driver.set_active(None)  # the machine's own, found anew when it is next asked for

@@ -1,0 +1,125 @@
+"""Storage of the n-gram tables: one rank's columns of all of them, fused, on the GPU or the host.
+
+Host storage is no parameter, so SGLang neither counts nor moves it, and `--load-format dummy`
+leaves it zero. Every rank owns its columns and nothing else, so a node holds one copy in total,
+whatever the tensor-parallel size (data-parallel attention has one copy per replica).
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from longcat_kernels.ngram_rows import SCALE_BYTES, RowTable, quantise, reference, row_scales
+from sglang_longcat.ngram.host_memory import HostMemory, cores
+from sglang_longcat.ngram.placement import Where
+
+logger = logging.getLogger(__name__)
+_BLOCK_ROWS = 1 << 18  # 128 MiB of a full row: what one loading thread holds at a time
+
+
+def row_bytes(columns: int, dtype: torch.dtype, *, fp8: bool) -> int:
+    return columns + SCALE_BYTES if fp8 else columns * dtype.itemsize
+
+
+@dataclass
+class QuantisationError:
+    """Of fp8 rows: sum |error|, sum |value|, and the largest |error| / max |value| of any row."""
+
+    error: float = 0.0
+    total: float = 0.0
+    largest: float = 0.0
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, stored: torch.Tensor) -> QuantisationError:
+        wrong, largest = (stored - weight).abs(), weight.abs().amax(1)
+        return cls(
+            wrong.sum(dtype=torch.float64).item(),
+            weight.abs().sum(dtype=torch.float64).item(),
+            (wrong.amax(1) / largest.clamp_min(torch.finfo(torch.float32).tiny)).max().item(),
+        )
+
+    def add(self, other: QuantisationError) -> None:
+        self.error += other.error
+        self.total += other.total
+        self.largest = max(self.largest, other.largest)
+
+    def __str__(self) -> str:
+        mean = self.error / max(self.total, 1e-300)
+        return f"mean relative error {mean:.2%}, largest {self.largest:.2%} of its row's maximum"
+
+
+class NgramTables(nn.Module):
+    """rows: of each table; width: columns of a whole row; `columns`: this rank's."""
+
+    def __init__(
+        self,
+        rows: tuple[int, ...],
+        columns: slice,
+        *,
+        dtype: torch.dtype,
+        fp8: bool,
+        where: Where,
+        device: torch.device,
+        show_progress: bool,
+    ) -> None:
+        super().__init__()
+        self.rows, self.columns, self.fp8, self.where = rows, columns, fp8, where
+        count = columns.stop - columns.start
+        stride = row_bytes(count, dtype, fp8=fp8) // (1 if fp8 else dtype.itemsize)
+        shape, kind = (sum(rows), stride), torch.uint8 if fp8 else dtype
+        if where == "host":
+            size = shape[0] * shape[1] * kind.itemsize
+            self.memory = HostMemory(size, pin=device.type == "cuda")
+            storage = self.memory.bytes.view(kind).view(shape)
+        else:
+            storage = (torch.zeros if fp8 else torch.empty)(shape, dtype=kind, device=device)
+            self.storage = nn.Parameter(storage, requires_grad=False)
+        self.table = RowTable(storage, count, dtype)
+        self.error = QuantisationError()
+        self.loaded: set[int] = set()
+        self._bar = tqdm(
+            total=len(rows),
+            desc="N-gram tables",
+            unit="table",
+            disable=not show_progress,
+            delay=1,
+        )
+
+    def _apply(self, fn: object, recurse: bool = True) -> NgramTables:
+        """Stays where and as it is: `Module.to` would replace the tensor that `table` names."""
+        return self
+
+    def load(self, index: int, weight: torch.Tensor) -> None:
+        """weight: [rows[index], width] as in the checkpoint. Several threads read blocks of it."""
+        first = sum(self.rows[:index])
+        own = self.table.storage.data[first : first + self.rows[index]]
+        blocks = list(zip(own.split(_BLOCK_ROWS), weight.split(_BLOCK_ROWS), strict=True))
+        threads = min(8, cores()) if self.where == "host" else 1
+        if index in self.loaded:  # a weight update
+            self.error, self.loaded = QuantisationError(), set()
+        with ThreadPoolExecutor(threads) as pool:
+            for error in pool.map(lambda block: self._load_block(*block), blocks):
+                self.error.add(error)
+        self.loaded.add(index)
+        self._bar.update()
+        if len(self.loaded) == len(self.rows):
+            self._bar.close()
+            if self.fp8:
+                logger.info("N-gram tables in fp8: %s", self.error)
+
+    def _load_block(self, target: torch.Tensor, source: torch.Tensor) -> QuantisationError:
+        own = source[:, self.columns]
+        if not self.fp8:
+            # To a GPU a column slice goes through a contiguous buffer on the host.
+            target.copy_(own.contiguous() if target.is_cuda else own)
+            return QuantisationError()
+        stored = quantise(own, row_scales(source))
+        target.copy_(stored)
+        table, every = RowTable(stored, own.shape[1], torch.float32), torch.arange(len(stored))
+        return QuantisationError.of(own.float(), reference.gather(every[:, None], table))

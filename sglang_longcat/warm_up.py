@@ -1,0 +1,55 @@
+"""Readies our kernels while a server starts, so that its first request compiles nothing of ours.
+
+SGLang's own kernels are its business: it captures graphs and sends itself a request. Owns the
+translation from the model's config and SGLang's flags to the kernels' sizes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import torch
+
+from longcat_kernels.ngram_rows import RowTable
+from longcat_kernels.warmup import Sizes, warm_up
+from sglang_longcat.config import LongcatConfig
+from sglang_longcat.ngram.cache import RING
+
+logger = logging.getLogger(__name__)
+
+
+def kernel_sizes(
+    config: LongcatConfig, dtype: torch.dtype, table: RowTable, draft_tokens: int | None
+) -> Sizes:
+    """draft_tokens: width of a verify window (--speculative-num-draft-tokens), None without
+    speculation."""
+    assert config.ngram is not None
+    return Sizes(
+        dtype=dtype,
+        hidden=config.hidden_size,
+        experts=config.router_logits,
+        routed=config.n_routed_experts,
+        top_k=config.moe_topk,
+        orders=tuple(config.ngram.order(i) for i in range(config.ngram.tables)),
+        eos=len(config.eos_token_ids),
+        ring=RING,
+        columns=table.columns,
+        fp8_rows=table.scaled,
+        windows=tuple(sorted({1, draft_tokens or 1})),
+    )
+
+
+def ready_kernels(config: LongcatConfig, dtype: torch.dtype, table: RowTable, device: str) -> None:
+    """Compiles, or loads from Triton's cache, what this server will launch. Logs one line. Nothing
+    to do on a CPU."""
+    from sglang.srt.runtime_context import get_parallel, get_server_args
+
+    if torch.device(device).type != "cuda":
+        return
+    begin = time.perf_counter()
+    draft_tokens = get_server_args().speculative_num_draft_tokens
+    count = warm_up(device, kernel_sizes(config, dtype, table, draft_tokens))
+    if get_parallel().tp_rank == 0:
+        seconds = time.perf_counter() - begin
+        logger.info("Triton kernels: %d variants ready in %.2f s", count, seconds)

@@ -1,0 +1,126 @@
+"""After the warm-up nothing is left to compile, whatever serving feeds the ops.
+
+"sm_90" runs Triton's launch path and compiler on CPU tensors, without a device behind them; only
+"cuda" proves that the kernels also load.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import longcat_kernels
+from longcat_kernels import identity_experts, moe_router, ngram_ids
+from longcat_kernels.compile_only import compile_only
+from longcat_kernels.identity_experts import workloads as identity_lite
+from longcat_kernels.moe_router import workloads as router_lite
+from longcat_kernels.ngram_ids import workloads as ngram_lite
+from longcat_kernels.ngram_rows import extend_rows, window_rows
+from longcat_kernels.ngram_rows.workloads import make_rows
+from longcat_kernels.warmup import OPS, Sizes, compilations, main, warm_up
+
+pytestmark = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="nothing to compile")
+
+BATCHES = (1, 2, 3, 15, 16, 17, 32, 100, 256)
+WIDTHS = (1, 4)
+TINY = Sizes(
+    hidden=256,
+    experts=12,
+    routed=8,
+    top_k=3,
+    orders=(2, 2, 3, 3),
+    eos=2,
+    windows=WIDTHS,
+    columns=32,
+    fp8_rows=True,
+)
+
+
+@pytest.fixture(params=["sm_90", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "cuda":
+        yield "cuda"
+    else:
+        with compile_only(arch=90):
+            yield "cpu"
+
+
+def serve(device: str, sizes: Sizes) -> None:
+    """Every op as the model calls it, over batch sizes around what Triton tells apart, on tensors
+    that start anywhere in another one."""
+    for batch in BATCHES:
+        route(device, batch, sizes)
+        add_identity(device, batch, sizes)
+        feed(device, batch, sizes)
+
+
+def route(device: str, batch: int, sizes: Sizes) -> None:
+    logits, bias = router_lite.make_inputs(batch + 1, seed=0, device=device, experts=sizes.experts)
+    for rows in (logits[1:], logits[:-1]):
+        moe_router.route(rows, bias, top_k=sizes.top_k, routed=sizes.routed, scale=6.0)
+
+
+def add_identity(device: str, batch: int, sizes: Sizes) -> None:
+    out, x, weight = identity_lite.make_inputs(
+        batch + 1, seed=0, device=device, dtype=sizes.dtype, width=sizes.hidden
+    )
+    wide = torch.cat((x, x), dim=1)[:, : sizes.hidden]
+    for first in (0, 1):
+        rows = slice(first, first + batch)
+        identity_experts.add_identity_(out[rows], x[rows], weight[rows])
+    identity_experts.add_identity_(out, wide, weight)
+    identity_experts.add_identity_(out[:1].as_strided((1, sizes.hidden), (1, 1)), x[:1], weight)
+
+
+def feed(device: str, batch: int, sizes: Sizes) -> None:
+    eos = tuple(range(2, 2 + sizes.eos))
+    table = ngram_ids.make_hash_table(
+        vocab_size=ngram_lite.VOCAB,
+        rows=(8,) * len(sizes.orders),
+        orders=sizes.orders,
+        eos=eos,
+        device=device,
+    )
+    rows = make_rows(8, sizes.columns, "fp8" if sizes.fp8_rows else "bf16", seed=0, device=device)
+    for width in sizes.windows:
+        one = ngram_lite.make_inputs([width] * batch, seed=0, device=device)
+        window_rows(one.tokens, one.positions, one.slots, one.ring, table, rows)
+    one = ngram_lite.make_inputs([1 + i % 3 for i in range(batch)], seed=0, device=device)
+    for starts, lengths in ((one.starts, one.lengths), (one.starts.int(), one.lengths.int())):
+        where = one.tokens, one.positions, one.slots
+        extend_rows(*where, starts, lengths, one.ring, table, rows)
+
+
+@pytest.mark.parametrize("sizes", [Sizes(windows=WIDTHS), TINY], ids=["lite", "tiny"])
+def test_nothing_is_left_to_compile(device: str, sizes: Sizes) -> None:
+    """Red if an op gets a kernel, a dtype or an integer argument whose variants its `warm_up` does
+    not cover. The comparison can fail: another window width is compiled."""
+    warm_up(device, sizes)
+    with compilations() as compiled:
+        serve(device, sizes)
+    assert compiled == []
+    with compilations() as compiled:
+        feed(device, 2, Sizes(windows=(7,), orders=sizes.orders, eos=sizes.eos))
+    assert len(compiled) == 1
+
+
+def test_a_second_warm_up_costs_nothing(device: str) -> None:
+    warm_up(device)
+    assert warm_up(device) == 0
+
+
+def test_every_op_is_warmed_up() -> None:
+    """Red if an op with a Triton kernel is not in the list."""
+    package = Path(longcat_kernels.__path__[0])
+    assert {file.parent.name for file in package.glob("*/_triton.py")} == set(OPS)
+
+
+def test_the_command_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--window", "1", "5"])
+    said = capsys.readouterr().out
+    assert "kernel variants in" in said
+    assert torch.cuda.is_available() or "(no GPU here: compiled for sm_90)" in said

@@ -1,0 +1,65 @@
+"""Trains LongCat-nano, the small checkpoint that ships with the package.
+
+    python tools/train_nano.py prepare --out DATA              CPU: tokenizer, tokens, origin
+    python tools/train_nano.py train --data DATA --out RUN     GPU (or CPU); torch and numpy only
+    python tools/train_nano.py export --run RUN --data DATA --out sglang_longcat/assets/nano
+
+Owns: the command line. Text: nano_sources.py, nano_chat.py, nano_data.py; the model as it is
+trained: nano_model.py; the loop: nano_loop.py; files of the checkpoint: nano_export.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout, uninstalled
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    # Imported per command: the GPU host has neither tokenizers nor safetensors.
+    if args.command == "prepare":
+        from nano_data import prepare
+
+        prepare(args.out)
+    elif args.command == "train":
+        from nano_loop import Options, train
+
+        values = vars(args) | {"command": None}
+        train(Options(**{key: value for key, value in values.items() if key != "command"}))
+    else:
+        from nano_export import export
+
+        export(run=args.run, data=args.data, out=args.out)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="train_nano.py")
+    commands = parser.add_subparsers(dest="command", required=True)
+    prepare = commands.add_parser("prepare", help="write the data folder")
+    prepare.add_argument("--out", type=Path, required=True)
+    train = commands.add_parser("train", help="train for a number of minutes")
+    train.add_argument("--data", type=Path, required=True)
+    train.add_argument("--out", type=Path, required=True)
+    train.add_argument("--minutes", type=float, default=6.0, help="of training, after compiling")
+    train.add_argument("--batch", type=int, default=64, help="rows per step")
+    train.add_argument("--context", type=int, default=512, help="tokens per row")
+    train.add_argument("--lr", type=float, default=2e-3)
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--max-steps", type=int, default=None, help="stop early (tests)")
+    train.add_argument("--ngram", action=argparse.BooleanOptionalAction, default=True)
+    train.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    train.add_argument("--weights", action=argparse.BooleanOptionalAction, default=True)
+    export = commands.add_parser("export", help="write the checkpoint of a run")
+    export.add_argument("--run", type=Path, required=True)
+    export.add_argument("--data", type=Path, required=True)
+    export.add_argument("--out", type=Path, required=True)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
