@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,7 +105,7 @@ def test_nothing_is_left_to_compile(device: str, sizes: Sizes) -> None:
         serve(device, sizes)
     assert compiled == []
     with compilations() as compiled:
-        feed(device, 2, Sizes(windows=(7,), orders=sizes.orders, eos=sizes.eos))
+        feed(device, 2, dataclasses.replace(sizes, windows=(7,)))
     assert len(compiled) == 1
 
 

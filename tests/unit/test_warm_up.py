@@ -4,6 +4,7 @@ import json
 
 import torch
 
+from longcat_kernels.ngram_rows.workloads import make_rows
 from longcat_kernels.warmup import Sizes
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.estimate import PUBLISHED
@@ -13,11 +14,13 @@ LITE = json.loads(PUBLISHED.read_text())
 
 
 def test_the_published_model_is_the_default_of_make_kernels():
-    config = LongcatConfig.from_dict(LITE)
-    assert kernel_sizes(config, torch.bfloat16, draft_tokens=None) == Sizes()
+    config, table = LongcatConfig.from_dict(LITE), make_rows(1, 256, "bf16", seed=0, device="cpu")
+    assert kernel_sizes(config, torch.bfloat16, table, draft_tokens=None) == Sizes()
 
 
-def test_verify_windows_and_several_eos():
+def test_verify_windows_several_eos_and_fp8_rows():
     config = LongcatConfig.from_dict({**LITE, "eos_token_id": [2, 5]})
-    found = kernel_sizes(config, torch.float16, draft_tokens=4)
+    table = make_rows(1, 128, "fp8", seed=0, device="cpu")
+    found = kernel_sizes(config, torch.float16, table, draft_tokens=4)
     assert (found.windows, found.eos, found.dtype) == ((1, 4), 2, torch.float16)
+    assert (found.columns, found.fp8_rows) == (128, True)
