@@ -48,3 +48,11 @@ def test_documents_name_existing_commands_and_files(document):
     assert set(advertised) <= set(targets)
     paths = re.findall(r"`((?:launch|ci|tests|kernels|sglang_longcat)/[\w./-]+)`", text)
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_profiling_names_our_kernels():
+    """A kernel that was renamed cannot be found in a trace."""
+    text = (ROOT / "docs" / "observability.md").read_text()
+    named = set(re.findall(r"`(_\w+_kernel)`", text))
+    sources = [path.read_text() for path in (ROOT / "kernels").rglob("_triton.py")]
+    assert named == {name for text in sources for name in re.findall(r"def (_\w+_kernel)\(", text)}
