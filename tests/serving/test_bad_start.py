@@ -139,6 +139,13 @@ def test_pipeline_parallel_wins_over_upstreams_assertion(intact):
     assert "not compatible with this model" not in text
 
 
+def test_ray_is_refused_where_the_flags_are_read(intact):
+    """Its actors load no plugins: past this point SGLang's own class would serve."""
+    text = refused_start(intact, use_ray=True)
+    assert "sglang-longcat: --use-ray starts schedulers that load no plugins" in text
+    assert "launch/ray/serve.py" in text
+
+
 def arguments(**changes):
     """SGLang's own record, so that a renamed flag or a default that we refuse fails here."""
     from sglang.srt.server_args import ServerArgs
