@@ -22,3 +22,14 @@ def disabled() -> bool:
 def dummy_routing() -> bool:
     """LONGCAT_DUMMY_ROUTING=1: spread the routing of `--load-format dummy` weights (benchmarks)."""
     return _flag("LONGCAT_DUMMY_ROUTING")
+
+
+def draft_embedding() -> str:
+    """LONGCAT_DRAFT_EMBEDDING=mtp|word: the table that the draft model looks tokens up in: the MTP
+    layer's own (the default), or the target's word table, which saves the memory of the former."""
+    value = os.environ.get("LONGCAT_DRAFT_EMBEDDING", "").strip().lower() or "mtp"
+    if value not in ("mtp", "word"):
+        raise ValueError(
+            f"LONGCAT_DRAFT_EMBEDDING={value!r}: expected mtp or word. Set one of them."
+        )
+    return value

@@ -49,9 +49,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def _attention(
+def mla_attention(
     config: LongcatFlashConfig, quant_config: QuantizationConfig | None, index: int, prefix: str
 ) -> DeepseekV2AttentionMLA:
+    """SGLang's MLA with the sizes of `config`, as the KV pool's layer `index`."""
     sizes = LongcatConfig.from_dict(config.to_dict())
     return DeepseekV2AttentionMLA(
         config=config,
@@ -89,7 +90,7 @@ class LongcatDecoderLayer(nn.Module):
         attention_quant = None if "self_attn" in unquantised else quant_config
         mlp_quant = None if "mlps" in unquantised else quant_config
         self.self_attn = nn.ModuleList(
-            _attention(
+            mla_attention(
                 config, attention_quant, layer_id * 2 + i, add_prefix(f"self_attn.{i}", prefix)
             )
             for i in range(2)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sglang_longcat.ngram.cache import RING
+
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
+
+_CHAIN_ALGORITHMS = ("EAGLE", "STANDALONE", "NGRAM")
+MAX_WINDOW = RING - 3  # n-1 predecessors of a 4-gram
 
 
 class UnsupportedFlag(ValueError):
@@ -44,12 +49,32 @@ def unsupported_flags(args: ServerArgs) -> list[str]:
         ),
         f"--moe-runner-backend {args.moe_runner_backend}: only 'auto' and 'triton' skip identity "
         "slots; leave it out": args.moe_runner_backend not in ("auto", "triton"),
-        f"--speculative-algorithm {args.speculative_algorithm}: not supported yet; leave it out": (
-            args.speculative_algorithm is not None
-        ),
         "--enable-two-batch-overlap: no strategy for this layer; leave it out": (
             args.enable_two_batch_overlap
         ),
+    }
+    return [message for message, is_set in refused.items() if is_set] + _speculative_flags(args)
+
+
+def _speculative_flags(args: ServerArgs) -> list[str]:
+    """Drafted tokens must form one chain, which fits the N-gram cache's ring with the n-1 tokens
+    before it: a token is hashed with those at the positions just before its own."""
+    algorithm, window = args.speculative_algorithm, args.speculative_num_draft_tokens or 0
+    if algorithm is None:
+        return []
+    breadth = (
+        ("--speculative-ngram-max-bfs-breadth", args.speculative_ngram_max_bfs_breadth)
+        if algorithm == "NGRAM"
+        else ("--speculative-eagle-topk", args.speculative_eagle_topk)
+    )
+    refused = {
+        f"--speculative-algorithm {algorithm}: not implemented; use NEXTN (or EAGLE, its other "
+        "name), STANDALONE or NGRAM": algorithm not in _CHAIN_ALGORITHMS,
+        f"{breadth[0]} {breadth[1]}: a tree of drafts has several tokens at one position, and the "
+        "N-gram cache holds one; set it to 1": breadth[1] not in (None, 1),
+        f"--speculative-num-draft-tokens {window}: the N-gram cache verifies at most {MAX_WINDOW} "
+        "tokens a step; lower it (and --speculative-num-steps)": window > MAX_WINDOW,
+        "--speculative-adaptive: not tested; leave it out": args.speculative_adaptive,
     }
     return [message for message, is_set in refused.items() if is_set]
 
