@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sglang_longcat.ngram.cache import RING
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
 
-_CHAIN_ALGORITHMS = ("EAGLE", "STANDALONE", "NGRAM")
+_CHAIN_ALGORITHMS = ("EAGLE", "NEXTN", "STANDALONE", "NGRAM")
 MAX_WINDOW = RING - 3  # n-1 predecessors of a 4-gram
 
 
@@ -59,13 +59,16 @@ def unsupported_flags(args: ServerArgs) -> list[str]:
 def _speculative_flags(args: ServerArgs) -> list[str]:
     """Drafted tokens must form one chain, which fits the N-gram cache's ring with the n-1 tokens
     before it: a token is hashed with those at the positions just before its own."""
-    algorithm, window = args.speculative_algorithm, args.speculative_num_draft_tokens or 0
-    if algorithm is None:
+    from sglang.srt.arg_groups.overrides import resolved_view
+
+    if args.speculative_algorithm is None:
         return []
+    view: Any = resolved_view(args)  # `args` keeps what was typed: no defaults, no aliases
+    algorithm, window = view.speculative_algorithm, view.speculative_num_draft_tokens or 0
     breadth = (
-        ("--speculative-ngram-max-bfs-breadth", args.speculative_ngram_max_bfs_breadth)
+        ("--speculative-ngram-max-bfs-breadth", view.speculative_ngram_max_bfs_breadth)
         if algorithm == "NGRAM"
-        else ("--speculative-eagle-topk", args.speculative_eagle_topk)
+        else ("--speculative-eagle-topk", view.speculative_eagle_topk)
     )
     refused = {
         f"--speculative-algorithm {algorithm}: not implemented; use NEXTN (or EAGLE, its other "
@@ -74,7 +77,7 @@ def _speculative_flags(args: ServerArgs) -> list[str]:
         "N-gram cache holds one; set it to 1": breadth[1] not in (None, 1),
         f"--speculative-num-draft-tokens {window}: the N-gram cache verifies at most {MAX_WINDOW} "
         "tokens a step; lower it (and --speculative-num-steps)": window > MAX_WINDOW,
-        "--speculative-adaptive: not tested; leave it out": args.speculative_adaptive,
+        "--speculative-adaptive: not tested; leave it out": view.speculative_adaptive,
     }
     return [message for message, is_set in refused.items() if is_set]
 
