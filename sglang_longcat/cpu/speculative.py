@@ -6,7 +6,8 @@ the draft attention of `torch_native`, and sampled verification. Trees (topk abo
 `models/unsupported.py`.
 Upstream: speculative/draft_utils.py, DraftBackendFactory._create_backend, raises for torch_native;
 speculative/eagle_utils.py, _verify_uses_greedy, answers True on every CPU, so that a request with a
-temperature would silently be greedy.
+temperature would silently be greedy; kernels/ops/speculative/gather_spec_extras.py is Triton alone,
+which is why arg_groups/speculative_hook.py, _disable_overlap_schedule_for_cpu.
 Remove when: sgl_kernel's CPU build needs no AMX, and the factory knows torch_native.
 """
 
@@ -21,11 +22,14 @@ from sglang_longcat.cpu import chain_ops
 from sglang_longcat.cpu.mla_backend import NAME, TorchMLABackend, TorchMLADraftSteps
 
 if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
     from sglang.srt.speculative.draft_utils import DraftBackendFactory
 
 DRAFT_BACKEND = "sglang.srt.speculative.draft_utils.DraftBackendFactory._create_backend"
 GREEDY = "sglang.srt.speculative.eagle_utils._verify_uses_greedy"
-TARGETS = (DRAFT_BACKEND, GREEDY)
+OVERLAP = "sglang.srt.arg_groups.speculative_hook._disable_overlap_schedule_for_cpu"
+GATHER = "sglang.kernels.ops.speculative.gather_spec_extras.gather_spec_extras"
+TARGETS = (DRAFT_BACKEND, GREEDY, OVERLAP, GATHER)
 
 _TABLE = "Tensor requests, Tensor{} table, Tensor starts, Tensor ends, Tensor{} slots, int width"
 _OUT = "Tensor(b!) positions, Tensor(c!) index, Tensor(d!) following, Tensor(e!) sibling"
@@ -80,7 +84,21 @@ def register() -> str:
     _libraries.append(library)
     HookRegistry.register(DRAFT_BACKEND, _with_torch_native, HookType.AROUND)
     HookRegistry.register(GREEDY, _verifies_greedily, HookType.AROUND)
+    HookRegistry.register(OVERLAP, _leave_overlap_alone, HookType.AROUND)
+    HookRegistry.register(GATHER, _gather_spec_extras, HookType.AROUND)
     return "speculation: torch, chains"
+
+
+def _leave_overlap_alone(_original: Callable[..., None], _args: ServerArgs) -> None:
+    """The gather below is all that the overlap scheduler lacks here; GPUs run with it, tests too
+    should."""
+
+
+def _gather_spec_extras(
+    _original: Callable[..., Any], indices: torch.Tensor, *buffers: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
+    """The rows `indices` of each buffer."""
+    return tuple(None if buffer is None else buffer[indices] for buffer in buffers)
 
 
 def _with_torch_native(
