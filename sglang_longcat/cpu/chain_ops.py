@@ -169,6 +169,22 @@ def tree_speculative_sampling_target_only(
     _accept(predicts, accept_index, accept_token_num, retrive_index, agrees, tokens)
 
 
+def top_k_renorm_prob(probs: Tensor, top_k: Tensor) -> Tensor:
+    """probs [T, vocab] with all but the top_k [T] most likely tokens at 0, summing to 1 again."""
+    place = top_k.long().clamp(1, probs.shape[1])[:, None] - 1
+    least = probs.sort(dim=1, descending=True).values.gather(1, place)
+    kept = probs.where(probs >= least, 0)
+    return kept / kept.sum(1, keepdim=True)
+
+
+def top_p_renorm_prob(probs: Tensor, top_p: Tensor) -> Tensor:
+    """The same for the fewest tokens whose chances sum to top_p [T] or more."""
+    ranked = probs.sort(dim=1, descending=True)
+    needed = ranked.values.cumsum(1) - ranked.values < top_p[:, None]
+    kept = torch.zeros_like(probs).scatter(1, ranked.indices, ranked.values.where(needed, 0))
+    return kept / kept.sum(1, keepdim=True)
+
+
 def fill_bonus_tokens(tokens: Tensor, counts: Tensor, bonus: Tensor, stride: int) -> None:
     """bonus[i] (out) = the last of request i's counts[i] accepted tokens, `stride` apart."""
     first = torch.arange(len(counts)) * stride

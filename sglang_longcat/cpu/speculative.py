@@ -6,8 +6,8 @@ the draft attention of `torch_native`, and sampled verification. Trees (topk abo
 `models/unsupported.py`.
 Upstream: speculative/draft_utils.py, DraftBackendFactory._create_backend, raises for torch_native;
 speculative/eagle_utils.py, _verify_uses_greedy, answers True on every CPU, so that a request with a
-temperature would silently be greedy; kernels/ops/speculative/gather_spec_extras.py is Triton alone,
-which is why arg_groups/speculative_hook.py, _disable_overlap_schedule_for_cpu.
+temperature would silently be greedy; managers/overlap_utils.py gathers with a Triton kernel, which
+is why arg_groups/speculative_hook.py, _disable_overlap_schedule_for_cpu.
 Remove when: sgl_kernel's CPU build needs no AMX, and the factory knows torch_native.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 DRAFT_BACKEND = "sglang.srt.speculative.draft_utils.DraftBackendFactory._create_backend"
 GREEDY = "sglang.srt.speculative.eagle_utils._verify_uses_greedy"
 OVERLAP = "sglang.srt.arg_groups.speculative_hook._disable_overlap_schedule_for_cpu"
-GATHER = "sglang.kernels.ops.speculative.gather_spec_extras.gather_spec_extras"
+GATHER = "sglang.srt.managers.overlap_utils.gather_spec_extras"
 TARGETS = (DRAFT_BACKEND, GREEDY, OVERLAP, GATHER)
 
 _TABLE = "Tensor requests, Tensor{} table, Tensor starts, Tensor ends, Tensor{} slots, int width"
@@ -70,11 +70,17 @@ _OPERATORS: dict[str, tuple[Callable[..., None], str]] = {
         "Tensor accepted, Tensor slots, Tensor(a!) taken",
     ),
 }
+_SAMPLING = (
+    "tree_speculative_sampling_target_only",
+    "top_k_renorm_prob",
+    "top_p_renorm_prob",
+)
 _libraries: list[torch.library.Library] = []  # an operator lives as long as the library it is in
 
 
 def register() -> str:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    from sglang.srt.speculative import eagle_utils
 
     library = torch.library.Library("sgl_kernel", "FRAGMENT")
     for name, (function, arguments) in _OPERATORS.items():
@@ -82,6 +88,9 @@ def register() -> str:
             library.define(f"{name}({arguments}) -> ()")
             library.impl(name, function, "CPU")
     _libraries.append(library)
+    for name in _SAMPLING:  # SGLang leaves them at None where it has no kernel
+        if getattr(eagle_utils, name) is None:
+            setattr(eagle_utils, name, getattr(chain_ops, name))
     HookRegistry.register(DRAFT_BACKEND, _with_torch_native, HookType.AROUND)
     HookRegistry.register(GREEDY, _verifies_greedily, HookType.AROUND)
     HookRegistry.register(OVERLAP, _leave_overlap_alone, HookType.AROUND)
@@ -122,13 +131,6 @@ def _with_torch_native(
 
 
 def _verifies_greedily(
-    original: Callable[..., bool], *, is_all_greedy: bool, **platform: bool
+    _original: Callable[..., bool], *, is_all_greedy: bool, **_platform: bool
 ) -> bool:
-    """Also fills the name that SGLang leaves at None where it has no sampling kernel."""
-    from sglang.srt.speculative import eagle_utils
-
-    if eagle_utils.tree_speculative_sampling_target_only is None:
-        eagle_utils.tree_speculative_sampling_target_only = (
-            chain_ops.tree_speculative_sampling_target_only
-        )
     return is_all_greedy

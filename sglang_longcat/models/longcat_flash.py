@@ -35,7 +35,7 @@ from sglang_longcat.layers.moe import LongcatMoE
 from sglang_longcat.layers.ngram_embedding import NgramEmbedding
 from sglang_longcat.models.reduction import adds_once
 from sglang_longcat.models.unsupported import refuse_unsupported
-from sglang_longcat.weights import CheckpointReader
+from sglang_longcat.weights import CheckpointReader, DraftReader
 
 if TYPE_CHECKING:
     from sglang.srt.configs import LongcatFlashConfig
@@ -72,6 +72,13 @@ def mla_attention(
         prefix=prefix,
         alt_stream=get_stream("alt"),
     )
+
+
+def _check_draft(sizes: LongcatConfig, path: str) -> None:
+    """Miss the draft's tensors before the target's 128 GB are read, not after."""
+    args = get_server_args()
+    if (args.speculative_algorithm or "").upper() in ("NEXTN", "EAGLE"):
+        DraftReader(sizes, args.speculative_draft_model_path or path).check_files()
 
 
 class LongcatDecoderLayer(nn.Module):
@@ -216,6 +223,7 @@ class LongcatFlashForCausalLM(upstream.LongcatFlashForCausalLM):
         refuse_unsupported(get_server_args())
         self.reader = CheckpointReader(self.sizes, config._name_or_path)
         self.reader.check_files()
+        _check_draft(self.sizes, config._name_or_path)
         # The MLA norm factors are applied while loading; SGLang's post_load_weights multiplies the
         # parameters in place and would do so again on every weight update.
         self.config = copy.copy(config)

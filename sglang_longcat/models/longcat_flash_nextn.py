@@ -30,7 +30,7 @@ from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from sglang.srt.models import longcat_flash as upstream
 from sglang.srt.models import longcat_flash_nextn as upstream_nextn
-from sglang.srt.runtime_context import get_parallel
+from sglang.srt.runtime_context import get_parallel, process_model_config
 from torch import nn
 
 from sglang_longcat import env
@@ -104,10 +104,11 @@ class LongcatFlashForCausalLMNextN(upstream_nextn.LongcatFlashForCausalLMNextN):
         self, config: LongcatFlashConfig, quant_config: QuantizationConfig | None = None
     ) -> None:
         nn.Module.__init__(self)
+        config = _at_the_targets_positions(config)
         self.reader = DraftReader(LongcatConfig.from_dict(config.to_dict()), config._name_or_path)
         self.reader.check_files()
         # The MLA norm factors are applied while loading, as in the target.
-        self.config = copy.copy(config)
+        self.config = config
         self.config.mla_scale_q_lora = self.config.mla_scale_kv_lora = False
         unquantised = getattr(config, "disable_quant_module", None) or ()
         self.quant_config = None if "mtp" in unquantised else quant_config
@@ -140,6 +141,15 @@ class LongcatFlashForCausalLMNextN(upstream_nextn.LongcatFlashForCausalLMNextN):
             self.model.embed_tokens.weight = embed
         source = "model.mtp.embed_tokens" if self.own_embedding else "the target's word table"
         logger.info("Draft embedding: %s", source)
+
+
+def _at_the_targets_positions(config: LongcatFlashConfig) -> LongcatFlashConfig:
+    """A copy with the target's YaRN and length: a draft's queries are at the target's positions,
+    also where --json-model-override-args or a separate draft checkpoint says otherwise."""
+    target, config = process_model_config().hf_config, copy.copy(config)
+    for name in ("rope_scaling", "rope_parameters", "rope_theta", "max_position_embeddings"):
+        setattr(config, name, getattr(target, name, None))
+    return config
 
 
 def _drop(layer: VocabParallelEmbedding) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from sglang_longcat.reference import ReferenceModel
 
-# The word row outweighs the rest of the target's stream, and is nearly all that a draft goes by: the
-# two agree on half of the tokens.
+# The word row outweighs the rest of the target's stream, and is nearly all that a draft goes by:
+# the two agree on half of the tokens.
 _WORD_GAIN = 60.0
 _DAMPED = 0.05
 
@@ -72,12 +73,13 @@ class Drafter:
             hidden = torch.cat((hidden, drafted))
             embeddings = torch.cat((embeddings, self.rows[found[-1]][None]))
 
-    def histogram(self, prompt: Sequence[int], output: Sequence[int], *, steps: int) -> list[int]:
+    def accepted(self, prompt: Sequence[int], output: Sequence[int], *, steps: int) -> Counter[int]:
         """How many verifications accept 0, 1, .. `steps` drafts while `output` is decided. The last
         window may reach past the end: it is held against what the target would have said."""
-        sequence = [*prompt, *output]
-        sequence = torch.tensor([*sequence, *self.model.greedy(sequence, steps)])
-        hidden, counts, known = self.model.hidden(sequence), [0] * (steps + 1), len(prompt) + 1
+        sequence = torch.tensor([*prompt, *output])
+        sequence = torch.tensor([*sequence, *self.model.greedy(sequence.tolist(), steps)])
+        hidden, counts = self.model.hidden(sequence), Counter[int]()
+        known = len(prompt) + 1
         while known < len(prompt) + len(output):
             drafts = torch.tensor(self.drafts(sequence[:known], hidden[: known - 1], steps=steps))
             right = int((drafts == sequence[known : known + steps]).int().cumprod(0).sum())
