@@ -135,10 +135,11 @@ class LongcatFlashForCausalLMNextN(upstream_nextn.LongcatFlashForCausalLMNextN):
             parameter.weight_loader(parameter, tensor)
 
     def set_embed_and_head(self, embed: torch.Tensor, head: torch.Tensor) -> None:
-        """Called once, with the target's word table and lm_head."""
-        self.lm_head.weight = head
+        """Called once, with the target's word table and lm_head; with --speculative-token-map the
+        latter are copies of the rows that may be drafted."""
+        self.lm_head.weight = _parameter(head)
         if not self.own_embedding:
-            self.model.embed_tokens.weight = embed
+            self.model.embed_tokens.weight = _parameter(embed)
         source = "model.mtp.embed_tokens" if self.own_embedding else "the target's word table"
         logger.info("Draft embedding: %s", source)
 
@@ -153,7 +154,13 @@ def _at_the_targets_positions(config: LongcatFlashConfig) -> LongcatFlashConfig:
 
 
 def _drop(layer: VocabParallelEmbedding) -> None:
-    layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
+    layer.weight = _parameter(layer.weight.new_empty(0))
+
+
+def _parameter(weight: torch.Tensor) -> nn.Parameter:
+    if isinstance(weight, nn.Parameter):
+        return weight
+    return nn.Parameter(weight, requires_grad=False)
 
 
 EntryClass = [LongcatFlashForCausalLMNextN]

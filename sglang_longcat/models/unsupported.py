@@ -78,6 +78,10 @@ def _speculative_flags(args: ServerArgs) -> list[str]:
         f"--speculative-num-draft-tokens {window}: the N-gram cache verifies at most {MAX_WINDOW} "
         "tokens a step; lower it (and --speculative-num-steps)": window > MAX_WINDOW,
         "--speculative-adaptive: not tested; leave it out": view.speculative_adaptive,
+        f"--speculative-token-map with --tp-size {args.tp_size}: SGLang picks the map's rows out "
+        "of one rank's slice of lm_head; leave it out, or use --tp-size 1": (
+            view.speculative_token_map is not None and args.tp_size > 1
+        ),
     }
     return [message for message, is_set in refused.items() if is_set]
 

@@ -53,11 +53,21 @@ def predictable(path: Path, to: Path) -> Path:
 
 
 class Drafter:
-    """The reference MTP head in SGLang's drafting loop. `word`: rows of the target's word table."""
+    """The reference MTP head in SGLang's drafting loop.
 
-    def __init__(self, model: ReferenceModel, *, word: bool = False) -> None:
+    word: read the target's word table. vocabulary: the tokens that may be drafted, all if None.
+    """
+
+    def __init__(
+        self,
+        model: ReferenceModel,
+        *,
+        word: bool = False,
+        vocabulary: torch.Tensor | None = None,
+    ) -> None:
         assert model.mtp is not None
         self.model, self.head = model, model.mtp
+        self.vocabulary = torch.arange(len(model.lm_head)) if vocabulary is None else vocabulary
         self.rows = model.embedding.word if word else model.mtp.word
 
     @torch.no_grad()
@@ -67,7 +77,8 @@ class Drafter:
         embeddings, found = self.rows[ids[1:]], []
         while True:
             drafted = self.head.hidden(embeddings, hidden)[-1:]
-            found.append(int(F.linear(drafted, self.model.lm_head).argmax()))
+            logits = F.linear(drafted, self.model.lm_head[self.vocabulary])
+            found.append(int(self.vocabulary[logits.argmax()]))
             if len(found) == steps:
                 return found
             hidden = torch.cat((hidden, drafted))

@@ -20,6 +20,7 @@ import torch
 from drafting import Drafter, predictable
 from safetensors.torch import load_file, save_file
 from scoring import Answer, Oracle, ask, assert_same, text
+from test_disaggregation import pair
 from test_scheduling import complete, open_stream, post
 
 from harness import Engine, engine, server
@@ -68,6 +69,7 @@ def test_every_prompt_of_the_random_checkpoint(
     another request's: here nearly every draft is rejected. EOS in and around the look-back."""
     with engine(tiny, **drafting(3)) as llm:
         assert_same(ask(llm, list(prompts.values()), logprobs_from=0), oracle)
+        assert llm.log.count("N-gram cache: ") == 1, "the draft has one too"
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
@@ -194,6 +196,47 @@ def test_separate_draft_checkpoint(
         answers = ask(llm, prompts, max_new_tokens=20)
     assert_same(answers, judge)
     assert_drafted(answers, Drafter(reference), steps=3)
+
+
+def test_reduced_draft_vocabulary(
+    checkpoint: Path, judge: Oracle, reference: ReferenceModel, tmp_path: Path
+) -> None:
+    """Red if --speculative-token-map reduces what is verified too, or drafts ids of the reduced
+    vocabulary as if they were the model's."""
+    kept = torch.arange(len(reference.lm_head))[torch.arange(len(reference.lm_head)) % 5 > 0]
+    torch.save(kept, tmp_path / "kept.pt")
+    prompts = [text(length, seed=length) for length in (2, 5, 11)]
+    with engine(checkpoint, **drafting(3), speculative_token_map=str(tmp_path / "kept.pt")) as llm:
+        answers = ask(llm, prompts, max_new_tokens=20)
+    assert_same(answers, judge)
+    assert_drafted(answers, Drafter(reference, vocabulary=kept), steps=3)
+
+
+def test_prefill_and_decode_workers(
+    checkpoint: Path, judge: Oracle, reference: ReferenceModel
+) -> None:
+    """Red if a request that arrives with its KV is verified without the end of its prompt, or
+    drafted without the hidden state that came along."""
+    prompts = [text(length, seed=length) for length in (1, 2, 5, 11)]
+    with pair(checkpoint, **drafting(3)) as workers:
+        answers = workers.ask(prompts, max_new_tokens=16)
+    assert_same(answers, judge)
+    assert_drafted(answers, Drafter(reference), steps=3)
+
+
+def test_penalties_stay_with_their_request(checkpoint: Path, judge: Oracle) -> None:
+    """Red if a penalty reaches a neighbour's window. The penalised output itself is not compared:
+    SGLang penalises a whole window by the tokens before it."""
+    penalised = {"frequency_penalty": 1.5, "presence_penalty": 1.0, "repetition_penalty": 1.2}
+    prompts = [text(length, seed=length) for length in (6, 5, 12, 11)]
+    base = {"temperature": 0, "max_new_tokens": 16, "ignore_eos": True}
+    sampling = [base | (penalised if i % 2 else {}) for i in range(len(prompts))]
+    with engine(checkpoint, **drafting(3)) as llm:
+        replies = llm.generate(input_ids=prompts, sampling_params=sampling)
+    found = [Answer(prompt, one["output_ids"]) for prompt, one in zip(prompts, replies)]
+    assert_same(found[::2], judge)
+    assert [len(one.output) for one in found] == [16] * 4
+    assert any(one.output != judge.choices(one) for one in found[1::2]), "no penalty was applied"
 
 
 SCHEMA = json.dumps(

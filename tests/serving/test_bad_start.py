@@ -190,6 +190,10 @@ NEXTN = {
         ("--speculative-eagle-topk 2", {**NEXTN, "speculative_eagle_topk": 2}),
         ("--speculative-num-draft-tokens 14", {**NEXTN, "speculative_num_draft_tokens": 14}),
         ("--speculative-ngram-max-bfs-breadth 10", {"speculative_algorithm": "NGRAM"}),
+        (
+            "--speculative-token-map with --tp-size 2",
+            {**NEXTN, "speculative_token_map": "hot.pt", "tp_size": 2},
+        ),
         ("--speculative-adaptive", {**NEXTN, "speculative_adaptive": True}),
         ("--enable-two-batch-overlap", {"enable_two_batch_overlap": True}),
         ("--enable-pd-role-switch", {"enable_pd_role_switch": True}),
