@@ -76,7 +76,7 @@ def build_tree_kernel_efficient(
 
 
 def reconstruct_indices_from_tree_mask(
-    _mask: Tensor,
+    mask: Tensor,
     lengths: Tensor,
     positions: Tensor,
     index: Tensor,
@@ -85,11 +85,13 @@ def reconstruct_indices_from_tree_mask(
     _requests: int,
     window: int,
 ) -> None:
-    """The same (out) tensors for a mask that is known to be a chain's."""
-    mask = torch.empty(len(lengths) * window * window, dtype=torch.bool)
+    """The same (out) tensors from `mask`, which must be a chain's."""
+    chain = torch.empty(len(lengths) * window * window, dtype=torch.bool)
     build_tree_kernel_efficient(
-        _mask, _mask, lengths, mask, positions, index, following, sibling, 1, 0, window, 0
+        mask, mask, lengths, chain, positions, index, following, sibling, 1, 0, window, 0
     )
+    if not torch.equal(mask[: len(chain)].bool(), chain):
+        raise NotImplementedError("a tree of drafts: the CPU verifies chains only")
 
 
 def verify_tree_greedy(
