@@ -40,3 +40,9 @@ def ngram_tables() -> str:
 def ngram_fp8() -> bool:
     """LONGCAT_NGRAM_TABLE_DTYPE=bf16|fp8: fp8 rows take half the memory and lose precision."""
     return _choice("LONGCAT_NGRAM_TABLE_DTYPE", "bf16", "fp8") == "fp8"
+
+
+def draft_embedding() -> str:
+    """LONGCAT_DRAFT_EMBEDDING=mtp|word: the table that the draft model looks tokens up in: the MTP
+    layer's own (the default), or the target's word table, which saves the memory of the former."""
+    return _choice("LONGCAT_DRAFT_EMBEDDING", "mtp", "word")

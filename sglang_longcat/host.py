@@ -69,6 +69,14 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("model_executor.forward_batch_info:ForwardMode.is_extend_without_speculative"),
     Needs("model_executor.forward_batch_info:ForwardMode.is_target_verify"),
     Needs("model_executor.model_runner:ModelRunner._forward_raw", ("forward_batch",)),
+    # speculative decoding
+    Needs("speculative.ngram_worker:NGRAMWorker._prepare_draft_tokens", ("batch",)),
+    Needs("models.longcat_flash_nextn:LongcatFlashForCausalLMNextN.load_weights", ("weights",)),
+    Needs("models.longcat_flash_nextn:LongcatFlashForCausalLMNextN.post_load_weights"),
+    Needs("models.longcat_flash_nextn:LongcatFlashModelNextN.forward", ("forward_batch",)),
+    Needs("models.longcat_flash_nextn:LongcatFlashDenseDecoderLayer.forward", ("zero_allocator",)),
+    Needs("layers.linear:ReplicatedLinear", ("quant_config", "prefix")),
+    Needs("arg_groups.overrides:resolved_view", ("server_args",)),
     # model
     Needs("models.longcat_flash:LongcatFlashForCausalLM.load_weights", ("weights",)),
     Needs("models.longcat_flash:LongcatFlashForCausalLM.post_load_weights", ("weight_names",)),
@@ -132,6 +140,20 @@ ATTRIBUTES: tuple[Needs, ...] = (
         ("backend_name", "handler_func"),
     ),
     Needs("models.deepseek_common.attention_forward_methods:AttnForwardMethod.MLA"),
+    Needs("model_executor.forward_batch_info:ForwardMode.is_draft_extend_v2"),
+    Needs(
+        "speculative.draft_utils:DraftBackendFactory._create_backend",
+        ("backend_name", "backend_map", "error_template", "stamps_children"),
+    ),
+    Needs(
+        "speculative.eagle_utils:_verify_uses_greedy",
+        ("is_all_greedy", "is_cpu", "is_hip", "is_xpu", "use_rejection_sampling"),
+    ),
+    Needs("speculative.eagle_utils:tree_speculative_sampling_target_only"),
+    Needs("speculative.eagle_utils:top_k_renorm_prob"),
+    Needs("speculative.eagle_utils:top_p_renorm_prob"),
+    Needs("managers.overlap_utils:gather_spec_extras", ("indices",)),
+    Needs("arg_groups.speculative_hook:_disable_overlap_schedule_for_cpu", ("server_args",)),
     # tool calls and reasoning
     Needs("function_call.function_call_parser:FunctionCallParser.ToolCallParserEnum"),
     Needs(

@@ -10,14 +10,22 @@ quantisation).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import safe_open
 
-from sglang_longcat.checkpoint.check import CheckpointError, check_checkpoint
-from sglang_longcat.checkpoint.layout import add_scales, expected_tensors
+from sglang_longcat.checkpoint.check import CheckpointError, check_checkpoint, check_draft
+from sglang_longcat.checkpoint.headers import read_index
+from sglang_longcat.checkpoint.layout import (
+    MTP_PREFIX,
+    Shapes,
+    add_scales,
+    draft_tensors,
+    expected_tensors,
+)
 from sglang_longcat.config import LongcatConfig
 
 if TYPE_CHECKING:
@@ -25,44 +33,23 @@ if TYPE_CHECKING:
 
 _NGRAM = re.compile(r"model\.ngram_embeddings\.(embedders|post_projs)\.(\d+)\.weight$")
 _WORD = "model.embed_tokens.weight"
+_DRAFT_WORD = MTP_PREFIX + "embed_tokens.weight"
 _LISTED = 20
 
 
-class CheckpointReader:
-    """Checks and routes the tensors of one model; see the module docstring."""
+class _Reader:
+    """What is checked of a model's tensors: `shapes`, once all of them, then what an update brings.
 
-    def __init__(self, sizes: LongcatConfig, path: str | Path) -> None:
+    Subclasses route them; see the module docstring.
+    """
+
+    def __init__(self, sizes: LongcatConfig, path: str | Path, shapes: Shapes) -> None:
         self.sizes = sizes
         self.path = Path(path)
-        self.shapes = add_scales(expected_tensors(sizes, mtp=False), sizes.quant)
+        self.shapes = add_scales(shapes, sizes.quant)
         # Other methods than block FP8 name and pack their tensors in their own ways.
         self.layout_known = sizes.quant is None or sizes.quant.is_block_fp8
         self.loaded_before = False
-
-    def check_files(self, path: str | Path | None = None) -> None:
-        """Read the safetensors headers of a local checkpoint before anything is allocated, or
-        overwritten: `path` is that of a weight update."""
-        path = self.path if path is None else Path(path)
-        if any(path.glob("*.safetensors*")):
-            check_checkpoint(path, self.sizes)
-
-    def feed(
-        self, embedding: NgramEmbedding, weights: Iterable[tuple[str, torch.Tensor]]
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield what SGLang's loader takes. Raises CheckpointError with names and shapes."""
-        seen: set[str] = set()
-        for name, tensor in weights:
-            if name.startswith("model.mtp."):
-                continue
-            self._check(name, tensor)
-            seen.add(name)
-            if match := _NGRAM.match(name):
-                _load_ngram(embedding, match[1], int(match[2]), tensor)
-            elif name == _WORD:
-                yield "model.embed_tokens.word_embed.weight", tensor
-            else:
-                yield name, self._scaled(name, tensor)
-        self._check_complete(seen)
 
     def _check(self, name: str, tensor: torch.Tensor) -> None:
         expected, found = self.shapes.get(name), tuple(tensor.shape)
@@ -91,6 +78,84 @@ class CheckpointReader:
                 "Download the model again; nothing is served with random weights."
             )
         self.loaded_before = True
+
+
+class CheckpointReader(_Reader):
+    """The tensors of the target model; those of the MTP head pass by."""
+
+    def __init__(self, sizes: LongcatConfig, path: str | Path) -> None:
+        super().__init__(sizes, path, expected_tensors(sizes, mtp=False))
+
+    def check_files(self, path: str | Path | None = None) -> None:
+        """Read the safetensors headers of a local checkpoint before anything is allocated, or
+        overwritten: `path` is that of a weight update."""
+        path = self.path if path is None else Path(path)
+        if any(path.glob("*.safetensors*")):
+            check_checkpoint(path, self.sizes)
+
+    def feed(
+        self, embedding: NgramEmbedding, weights: Iterable[tuple[str, torch.Tensor]]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield what SGLang's loader takes. Raises CheckpointError with names and shapes."""
+        seen: set[str] = set()
+        for name, tensor in weights:
+            if name.startswith(MTP_PREFIX):
+                continue
+            self._check(name, tensor)
+            seen.add(name)
+            if match := _NGRAM.match(name):
+                _load_ngram(embedding, match[1], int(match[2]), tensor)
+            elif name == _WORD:
+                yield "model.embed_tokens.word_embed.weight", tensor
+            else:
+                yield name, self._scaled(name, tensor)
+        self._check_complete(seen)
+
+
+class DraftReader(_Reader):
+    """The tensors of the MTP head; those of the target pass by."""
+
+    def __init__(self, sizes: LongcatConfig, path: str | Path) -> None:
+        super().__init__(sizes, path, draft_tensors(sizes))
+
+    @property
+    def is_local(self) -> bool:
+        return any(self.path.glob("*.safetensors*"))
+
+    def check_files(self) -> None:
+        """Read the headers of a local checkpoint before anything is allocated."""
+        if self.is_local:
+            check_draft(self.path, self.sizes)
+
+    def feed(
+        self,
+        load_embedding: Callable[[torch.Tensor], None],
+        weights: Iterable[tuple[str, torch.Tensor]],
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield what SGLang's loader takes. Raises CheckpointError with names and shapes.
+
+        The first load of a local checkpoint reads these tensors only: `weights` would go through
+        all 128 GB for 1.1 GB.
+        """
+        seen: set[str] = set()
+        for name, tensor in self._own() if self.is_local and not self.loaded_before else weights:
+            if not name.startswith(MTP_PREFIX):
+                continue
+            self._check(name, tensor)
+            seen.add(name)
+            if name == _DRAFT_WORD:
+                load_embedding(tensor)
+            else:
+                yield name, self._scaled(name, tensor)
+        self._check_complete(seen)
+
+    def _own(self) -> Iterator[tuple[str, torch.Tensor]]:
+        index = read_index(self.path)
+        files = {file for name, file in index.items() if name.startswith(MTP_PREFIX)}
+        for file in sorted(files or {f.name for f in self.path.glob("*.safetensors")}):
+            with safe_open(self.path / file, framework="pt") as shard:
+                for name in filter(lambda name: name.startswith(MTP_PREFIX), shard.keys()):
+                    yield name, shard.get_tensor(name)
 
 
 def _load_ngram(embedding: NgramEmbedding, kind: str, index: int, tensor: torch.Tensor) -> None:

@@ -17,13 +17,14 @@ from sglang_longcat.checkpoint.layout import (
     MTP_PREFIX,
     Shapes,
     add_scales,
+    draft_tensors,
     expected_tensors,
     is_linear,
     tensor_dtype,
 )
 from sglang_longcat.config import LongcatConfig
 
-__all__ = ["CheckpointError", "check_checkpoint"]
+__all__ = ["CheckpointError", "check_checkpoint", "check_draft"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,31 @@ def check_checkpoint(path: str | Path, config: LongcatConfig) -> None:
     """
     found = _read_all(Path(path))
     mtp = any(name.startswith(MTP_PREFIX) for name in [*found.entries, *found.lost])
-    expected = add_scales(expected_tensors(config, mtp=mtp), config.quant)
-    entries = found.entries
+    _compare(Path(path), found, expected_tensors(config, mtp=mtp), config)
+
+
+def check_draft(path: str | Path, config: LongcatConfig) -> None:
+    """Raise CheckpointError unless the files under `path` hold the 17 tensors of the MTP head.
+
+    Other tensors, and files without one of these, are none of this check's business: a draft
+    checkpoint may be a directory with the MTP tensors alone.
+    """
+    found = _read_all(Path(path))
+    found.entries = {n: e for n, e in found.entries.items() if n.startswith(MTP_PREFIX)}
+    found.lost = {name for name in found.lost if name.startswith(MTP_PREFIX)}
+    if not found.entries and not found.lost:
+        raise CheckpointError(
+            f"{path} holds no {MTP_PREFIX}* tensors; speculative decoding drafts with them. Use a "
+            "checkpoint with the MTP layer, name one with --speculative-draft-model-path, or leave "
+            "--speculative-algorithm out."
+        )
+    if not found.lost:
+        found.missing_files, found.damaged_files = [], []
+    _compare(Path(path), found, draft_tensors(config), config)
+
+
+def _compare(path: Path, found: _Found, shapes: Shapes, config: LongcatConfig) -> None:
+    expected, entries = add_scales(shapes, config.quant), found.entries
     if config.quant is not None and not config.quant.is_block_fp8:
         expected, entries = _without_linears(expected, entries, method=config.quant.method)
     defects = {
@@ -60,7 +84,7 @@ def check_checkpoint(path: str | Path, config: LongcatConfig) -> None:
         "unexpected tensors": [f"{n} {entries[n]}" for n in sorted(entries.keys() - expected)],
         "misshaped tensors": _misshaped(expected, entries, config),
     }
-    _raise_if_any(Path(path), defects)
+    _raise_if_any(path, defects)
 
 
 def _read_all(path: Path) -> _Found:

@@ -35,8 +35,13 @@ def expected_tensors(config: LongcatConfig, *, mtp: bool) -> Shapes:
     for layer in range(config.num_layers):
         shapes |= _prefixed(f"model.layers.{layer}.", _layer(config))
     if mtp:
-        shapes |= _prefixed(MTP_PREFIX, _mtp(config))
+        shapes |= draft_tensors(config)
     return shapes
+
+
+def draft_tensors(config: LongcatConfig) -> Shapes:
+    """Names and shapes of the 17 tensors of the MTP head alone, unquantised."""
+    return _prefixed(MTP_PREFIX, _mtp(config))
 
 
 def is_linear(name: str) -> bool:

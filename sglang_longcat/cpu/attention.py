@@ -1,6 +1,6 @@
 """Absorbed multi-head latent attention in torch: which KV slots a query sees, and the arithmetic.
 
-Owns: `plan_decode`, `plan_extend` (once per forward) and `attend` (once per layer).
+Owns: `plan_decode`, `plan_window`, `plan_extend` (once per forward) and `attend` (once per layer).
 Knows torch only; `mla_backend` feeds it SGLang's batches and KV pool.
 """
 
@@ -37,6 +37,19 @@ def plan_decode(
     table = req_to_token[requests.long(), : inside.shape[1]].long()
     slots = torch.where(inside, table, table[:, :1])
     return [Group(rows=slice(0, len(slots)), slots=slots, visible=inside[:, None, :])]
+
+
+def plan_window(
+    req_to_token: torch.Tensor, requests: torch.Tensor, prefix_lens: torch.Tensor, width: int
+) -> list[Group]:
+    """`width` new tokens per request after prefix_lens cached ones, causal: a speculative window.
+
+    req_to_token: [R, C]; requests, prefix_lens: [B]. One group, padded as in `plan_decode`.
+    """
+    (group,) = plan_decode(req_to_token, requests, prefix_lens + width)
+    last = prefix_lens[:, None] + torch.arange(width)
+    visible = torch.arange(group.slots.shape[1]) <= last[:, :, None]
+    return [Group(rows=slice(0, len(requests) * width), slots=group.slots, visible=visible)]
 
 
 def plan_extend(

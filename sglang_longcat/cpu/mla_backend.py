@@ -20,24 +20,30 @@ from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.models.deepseek_common.attention_backend_handler import AttentionBackendRegistry
 from sglang.srt.models.deepseek_common.attention_forward_methods import AttnForwardMethod
 
-from sglang_longcat.cpu.attention import Group, attend, plan_decode, plan_extend
+from sglang_longcat.cpu.attention import (
+    Group,
+    attend,
+    plan_decode,
+    plan_extend,
+    plan_window,
+)
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
-_NAME = "torch_native"
+NAME = "torch_native"
 
 
 def register() -> str:
-    for_other_models = ATTENTION_BACKENDS[_NAME]
+    for_other_models = ATTENTION_BACKENDS[NAME]
 
     def create(runner: ModelRunner) -> AttentionBackend:
         return TorchMLABackend(runner) if runner.use_mla_backend else for_other_models(runner)
 
-    ATTENTION_BACKENDS[_NAME] = create
-    AttentionBackendRegistry.register(_NAME, lambda attn, batch: AttnForwardMethod.MLA)
+    ATTENTION_BACKENDS[NAME] = create
+    AttentionBackendRegistry.register(NAME, lambda attn, batch: AttnForwardMethod.MLA)
     return "attention: torch MLA, absorbed, fp32 softmax"
 
 
@@ -45,34 +51,36 @@ class TorchMLABackend(AttentionBackend):
     """Absorbed MLA over the latent pool [slots, 1, kv_lora_rank + rope], prefill and decode alike.
 
     forward(q [T, H*D] or [T, H, D], k [T, 1, D], v) stores k, then returns [T, H*kv_lora_rank].
-    Raises NotImplementedError for speculative batches.
+    Speculative windows are chains (topk 1). `drafted`: for the decode steps of a draft model, how
+    many tokens of its chain this step's query sees beyond the batch's seq_lens, itself included.
     """
 
-    def __init__(self, runner: ModelRunner) -> None:
+    def __init__(self, runner: ModelRunner, drafted: int = 0) -> None:
         super().__init__()
+        self.drafted = drafted
         self.requests = runner.req_to_token_pool
         self.pool = runner.token_to_kv_pool
         self.plan: list[Group] = []
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         mode, table = forward_batch.forward_mode, self.requests.req_to_token
+        requests, lengths = forward_batch.req_pool_indices, forward_batch.seq_lens
         if mode.is_idle():
             self.plan = []
         elif mode.is_decode():
-            self.plan = plan_decode(
-                table, forward_batch.req_pool_indices, seq_lens=forward_batch.seq_lens
-            )
-        elif mode.is_extend_without_speculative():
+            self.plan = plan_decode(table, requests, seq_lens=lengths + self.drafted)
+        elif mode.is_target_verify():
+            width = forward_batch.input_ids.shape[0] // len(requests)
+            self.plan = plan_window(table, requests, prefix_lens=lengths, width=width)
+        elif mode.is_draft_extend_v2():  # seq_lens counts the window in, unlike above
+            width = forward_batch.input_ids.shape[0] // len(requests)
+            self.plan = plan_window(table, requests, prefix_lens=lengths - width, width=width)
+        else:
             self.plan = plan_extend(
                 table,
-                forward_batch.req_pool_indices,
+                requests,
                 prefix_lens=forward_batch.extend_prefix_lens_cpu,
                 extend_lens=forward_batch.extend_seq_lens_cpu,
-            )
-        else:
-            raise NotImplementedError(
-                f"the CPU attention of sglang-longcat got a {mode.name} batch; it serves EXTEND, "
-                "MIXED and DECODE. Start without --speculative-algorithm on --device cpu."
             )
 
     def _forward(
@@ -103,3 +111,14 @@ class TorchMLABackend(AttentionBackend):
 
     def support_triton(self) -> bool:
         return False
+
+
+class TorchMLADraftSteps:
+    """The decode steps of a draft chain, one backend each: SGLang's container protocol."""
+
+    def __init__(self, runner: ModelRunner, steps: int) -> None:
+        self.attn_backends = [TorchMLABackend(runner, drafted=i + 1) for i in range(steps - 1)]
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
+        for backend in self.attn_backends:
+            backend.init_forward_metadata(forward_batch)

@@ -10,13 +10,14 @@ from __future__ import annotations
 from sglang_longcat.hooks import (
     arrived_requests,
     beam_search,
+    ngram_chain,
     prompt_tokens,
     request_slots,
     seed_predecessors,
     weight_update,
 )
 
-AFTER = (arrived_requests, prompt_tokens, request_slots, seed_predecessors)
+AFTER = (arrived_requests, ngram_chain, prompt_tokens, request_slots, seed_predecessors)
 AROUND = (beam_search, weight_update)
 ALL = (*AFTER, *AROUND)
 

@@ -35,7 +35,7 @@ from sglang_longcat.layers.moe import LongcatMoE
 from sglang_longcat.layers.ngram_embedding import NgramEmbedding
 from sglang_longcat.models.reduction import adds_once
 from sglang_longcat.models.unsupported import refuse_unsupported
-from sglang_longcat.weights import CheckpointReader
+from sglang_longcat.weights import CheckpointReader, DraftReader
 
 if TYPE_CHECKING:
     from sglang.srt.configs import LongcatFlashConfig
@@ -49,9 +49,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def _attention(
+def mla_attention(
     config: LongcatFlashConfig, quant_config: QuantizationConfig | None, index: int, prefix: str
 ) -> DeepseekV2AttentionMLA:
+    """SGLang's MLA with the sizes of `config`, as the KV pool's layer `index`."""
     sizes = LongcatConfig.from_dict(config.to_dict())
     return DeepseekV2AttentionMLA(
         config=config,
@@ -73,6 +74,13 @@ def _attention(
     )
 
 
+def _check_draft(sizes: LongcatConfig, path: str) -> None:
+    """Miss the draft's tensors before the target's 128 GB are read, not after."""
+    args = get_server_args()
+    if (args.speculative_algorithm or "").upper() in ("NEXTN", "EAGLE"):
+        DraftReader(sizes, args.speculative_draft_model_path or path).check_files()
+
+
 class LongcatDecoderLayer(nn.Module):
     """Shortcut-connected MoE layer: two attentions and two dense MLPs beside one expert mixture."""
 
@@ -89,7 +97,7 @@ class LongcatDecoderLayer(nn.Module):
         attention_quant = None if "self_attn" in unquantised else quant_config
         mlp_quant = None if "mlps" in unquantised else quant_config
         self.self_attn = nn.ModuleList(
-            _attention(
+            mla_attention(
                 config, attention_quant, layer_id * 2 + i, add_prefix(f"self_attn.{i}", prefix)
             )
             for i in range(2)
@@ -216,6 +224,7 @@ class LongcatFlashForCausalLM(upstream.LongcatFlashForCausalLM):
         refuse_unsupported(get_server_args())
         self.reader = CheckpointReader(self.sizes, config._name_or_path)
         self.reader.check_files()
+        _check_draft(self.sizes, config._name_or_path)
         # The MLA norm factors are applied while loading; SGLang's post_load_weights multiplies the
         # parameters in place and would do so again on every weight update.
         self.config = copy.copy(config)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from sglang_longcat.ngram.cache import RING
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
+
+_CHAIN_ALGORITHMS = ("EAGLE", "NEXTN", "STANDALONE", "NGRAM")
+MAX_WINDOW = RING - 3  # n-1 predecessors of a 4-gram
 
 
 class UnsupportedFlag(ValueError):
@@ -44,11 +49,38 @@ def unsupported_flags(args: ServerArgs) -> list[str]:
         ),
         f"--moe-runner-backend {args.moe_runner_backend}: only 'auto' and 'triton' skip identity "
         "slots; leave it out": args.moe_runner_backend not in ("auto", "triton"),
-        f"--speculative-algorithm {args.speculative_algorithm}: not supported yet; leave it out": (
-            args.speculative_algorithm is not None
-        ),
         "--enable-two-batch-overlap: no strategy for this layer; leave it out": (
             args.enable_two_batch_overlap
+        ),
+    }
+    return [message for message, is_set in refused.items() if is_set] + _speculative_flags(args)
+
+
+def _speculative_flags(args: ServerArgs) -> list[str]:
+    """Drafted tokens must form one chain, which fits the N-gram cache's ring with the n-1 tokens
+    before it: a token is hashed with those at the positions just before its own."""
+    from sglang.srt.arg_groups.overrides import resolved_view
+
+    if args.speculative_algorithm is None:
+        return []
+    view: Any = resolved_view(args)  # `args` keeps what was typed: no defaults, no aliases
+    algorithm, window = view.speculative_algorithm, view.speculative_num_draft_tokens or 0
+    breadth = (
+        ("--speculative-ngram-max-bfs-breadth", view.speculative_ngram_max_bfs_breadth)
+        if algorithm == "NGRAM"
+        else ("--speculative-eagle-topk", view.speculative_eagle_topk)
+    )
+    refused = {
+        f"--speculative-algorithm {algorithm}: not implemented; use NEXTN (or EAGLE, its other "
+        "name), STANDALONE or NGRAM": algorithm not in _CHAIN_ALGORITHMS,
+        f"{breadth[0]} {breadth[1]}: a tree of drafts has several tokens at one position, and the "
+        "N-gram cache holds one; set it to 1": breadth[1] not in (None, 1),
+        f"--speculative-num-draft-tokens {window}: the N-gram cache verifies at most {MAX_WINDOW} "
+        "tokens a step; lower it (and --speculative-num-steps)": window > MAX_WINDOW,
+        "--speculative-adaptive: not tested; leave it out": view.speculative_adaptive,
+        f"--speculative-token-map with --tp-size {args.tp_size}: SGLang picks the map's rows out "
+        "of one rank's slice of lm_head; leave it out, or use --tp-size 1": (
+            view.speculative_token_map is not None and args.tp_size > 1
         ),
     }
     return [message for message, is_set in refused.items() if is_set]

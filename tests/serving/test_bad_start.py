@@ -122,6 +122,13 @@ def test_hidden_size_that_the_tables_cannot_share(copy):
     assert "hidden_size 768 is not divisible by (emb_neighbor_num-1)*emb_split_num = 15" in text
 
 
+def test_speculation_without_a_draft(intact):
+    """Said before the target's weights are read, although the draft is loaded after them."""
+    text = refused_start(intact, speculative_algorithm="NEXTN")
+    assert "holds no model.mtp.* tensors" in text
+    assert "name one with --speculative-draft-model-path" in text
+
+
 def test_several_unsupported_flags_at_once(intact):
     """Each is named, and SGLang's own checks do not come first with a worse message."""
     text = refused_start(intact, is_embedding=True, moe_runner_backend="cutlass")
@@ -157,6 +164,21 @@ def test_default_flags_are_supported():
     refuse_unsupported(arguments())
 
 
+@pytest.mark.parametrize("algorithm", ["NEXTN", "EAGLE", "STANDALONE"])
+@pytest.mark.parametrize("window", [2, 4, 13])
+def test_supported_speculation(algorithm, window):
+    """13 tokens and the 3 before them fill the N-gram cache's ring."""
+    flags = {"speculative_eagle_topk": 1, "speculative_num_draft_tokens": window}
+    refuse_unsupported(arguments(speculative_algorithm=algorithm, **flags))
+
+
+NEXTN = {
+    "speculative_algorithm": "NEXTN",
+    "speculative_eagle_topk": 1,
+    "speculative_num_draft_tokens": 4,
+}
+
+
 @pytest.mark.parametrize(
     ("flag", "changes"),
     [
@@ -170,7 +192,16 @@ def test_default_flags_are_supported():
         ("--lora-paths", {"lora_paths": ["adapter"]}),
         ("--moe-a2a-backend deepep", {"moe_a2a_backend": "deepep"}),
         ("--moe-runner-backend flashinfer_trtllm", {"moe_runner_backend": "flashinfer_trtllm"}),
-        ("--speculative-algorithm EAGLE", {"speculative_algorithm": "EAGLE"}),
+        ("--speculative-algorithm EAGLE3", {"speculative_algorithm": "EAGLE3"}),
+        ("--speculative-algorithm DFLASH", {"speculative_algorithm": "DFLASH"}),
+        ("--speculative-eagle-topk 2", {**NEXTN, "speculative_eagle_topk": 2}),
+        ("--speculative-num-draft-tokens 14", {**NEXTN, "speculative_num_draft_tokens": 14}),
+        ("--speculative-ngram-max-bfs-breadth 10", {"speculative_algorithm": "NGRAM"}),
+        (
+            "--speculative-token-map with --tp-size 2",
+            {**NEXTN, "speculative_token_map": "hot.pt", "tp_size": 2},
+        ),
+        ("--speculative-adaptive", {**NEXTN, "speculative_adaptive": True}),
         ("--enable-two-batch-overlap", {"enable_two_batch_overlap": True}),
         ("--enable-pd-role-switch", {"enable_pd_role_switch": True}),
         ("--enable-pdmux", {"enable_pdmux": True}),

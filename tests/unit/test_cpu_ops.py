@@ -91,6 +91,19 @@ def test_decode_equals_naive(lengths: list[int]) -> None:
     torch.testing.assert_close(got, want.float(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("prefix_lens", [[0], [1, 40, 7], [9, 9]])
+@pytest.mark.parametrize("width", [1, 4])
+def test_window_equals_naive(prefix_lens: list[int], width: int) -> None:
+    """Speculation: `width` tokens behind unequal prefixes, each sees those before it."""
+    torch.manual_seed(0)
+    table, requests = _tables([n + width for n in prefix_lens])
+    q, kv = _inputs(width * len(prefix_lens), torch.float32)
+    plan = attention.plan_window(table, requests, torch.tensor(prefix_lens), width)
+    got = attention.attend(plan, q, kv, v_width=LATENT, scale=SCALE)
+    want = _naive(q, kv, table, requests, prefix_lens, [width] * len(prefix_lens))
+    torch.testing.assert_close(got, want.float(), atol=1e-5, rtol=0)
+
+
 def test_scores_are_computed_in_fp32() -> None:
     """Two keys that bf16 products cannot tell apart must still get different weights."""
     q = torch.full((1, 1, 256), 1.0, dtype=torch.bfloat16)

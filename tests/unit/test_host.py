@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sglang_longcat import dummy_weights, hooks, host
-from sglang_longcat.cpu import experts, fp8, rope
+from sglang_longcat.cpu import experts, fp8, rope, speculative
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "sglang.srt."
@@ -119,6 +119,7 @@ def test_imports_are_found_at_all():
         experts._TARGET,
         fp8._TARGET,
         rope._TARGET,
+        *speculative.TARGETS,
         dummy_weights.TARGET,
     ],
 )

@@ -46,6 +46,15 @@ def test_nothing_to_seed():
     assert collect_seeds(batch(DECODE, fresh), order=4, arrived={1: [], 2: []}) is None
 
 
+@pytest.mark.parametrize("mode", ["TARGET_VERIFY", "DRAFT_EXTEND_V2", "DECODE", "IDLE"])
+def test_windows_are_not_seeded(mode):
+    """A window continues its slot; what SGLang's requests know is behind, or never was accepted."""
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    one = request(1, range(9), output=[20, 21])
+    assert collect_seeds(batch(ForwardMode[mode], [one], [7]), order=4) is None
+
+
 def test_chunks_and_cached_prefixes():
     """At most three tokens, and never more than there are."""
     reqs = [request(slot, range(100 * slot, 100 * slot + 9)) for slot in (1, 2, 3)]

@@ -1,0 +1,166 @@
+"""The draft model of speculative decoding: LongCat-Flash-Lite's multi-token-prediction (MTP) layer.
+
+    x = eh_proj([enorm(embedding of token t+1), hnorm(target's final-normed hidden t)])
+    x += mla(input_norm(x));  x += mlp(post_norm(x));  hidden = norm(x)
+
+`hidden` goes to the target's lm_head, and into the next draft step. The embedding is a dense one
+(the checkpoint's own, or with LONGCAT_DRAFT_EMBEDDING=word the target's word table): a draft looks
+up no n-gram rows and has no N-gram cache. Registered under the name that SGLang gives every
+LongCat-Flash draft, so `__new__` hands configs that are not Lite to SGLang's own class.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from sglang.srt.layers.dp_attention import is_dp_attention_enabled
+from sglang.srt.layers.layer_boundary import (
+    append_stages,
+    declare_attn,
+    declare_ffn,
+    layer_stack,
+)
+from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.linear import ReplicatedLinear
+from sglang.srt.layers.logits_processor import LogitsProcessor
+from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from sglang.srt.models import longcat_flash as upstream
+from sglang.srt.models import longcat_flash_nextn as upstream_nextn
+from sglang.srt.runtime_context import get_parallel, process_model_config
+from torch import nn
+
+from sglang_longcat import env
+from sglang_longcat.config import LongcatConfig
+from sglang_longcat.models.longcat_flash import mla_attention
+from sglang_longcat.weights import DraftReader
+
+if TYPE_CHECKING:
+    from sglang.srt.configs import LongcatFlashConfig
+    from sglang.srt.layers.quantization.base_config import QuantizationConfig
+
+logger = logging.getLogger(__name__)
+_LAYER = "model.mtp.layers.0"  # prefixes decide which modules a quantised checkpoint left alone
+
+
+class LongcatDraftLayer(upstream_nextn.LongcatFlashDenseDecoderLayer):
+    """One MLA and one dense MLP; the forward is SGLang's."""
+
+    def __init__(self, config: LongcatFlashConfig, quant_config: QuantizationConfig | None) -> None:
+        nn.Module.__init__(self)
+        self.self_attn = mla_attention(config, quant_config, 0, f"{_LAYER}.self_attn")
+        self.mlp = upstream.LongcatFlashMLP(
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            hidden_act=config.hidden_act,
+            quant_config=quant_config,
+            prefix=f"{_LAYER}.transformer_layer.mlp",
+        )
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        latent = {"qkv_latent_func": self.self_attn.prepare_qkv_latent}
+        self.attn_boundary, self.ffn_boundary = append_stages(
+            (declare_attn(), self.input_layernorm, latent),
+            (declare_ffn(), self.post_attention_layernorm),
+        )
+
+
+class LongcatDraftModel(upstream_nextn.LongcatFlashModelNextN):
+    """Embedding, eh_proj, the layer and the final norm; the forward is SGLang's."""
+
+    def __init__(self, config: LongcatFlashConfig, quant_config: QuantizationConfig | None) -> None:
+        nn.Module.__init__(self)
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = VocabParallelEmbedding(
+            config.vocab_size, config.hidden_size, use_attn_tp_group=is_dp_attention_enabled()
+        )
+        self.enorm, self.hnorm, self.final_layernorm = (
+            RMSNorm(config.hidden_size, eps=config.rms_norm_eps) for _ in range(3)
+        )
+        self.eh_proj = ReplicatedLinear(
+            2 * config.hidden_size,
+            config.hidden_size,
+            bias=False,
+            quant_config=quant_config,
+            prefix=f"{_LAYER}.eh_proj",
+        )
+        with layer_stack():
+            self.decoder = LongcatDraftLayer(config, quant_config)
+
+
+class LongcatFlashForCausalLMNextN(upstream_nextn.LongcatFlashForCausalLMNextN):
+    """The class that SGLang instantiates for the draft worker."""
+
+    def __new__(cls, config: LongcatFlashConfig, *args: Any, **kwargs: Any) -> Self:
+        if not getattr(config, "is_longcat_lite", False):  # a config class that is not ours
+            logger.info("sglang-longcat: not a LongCat-Flash-Lite draft, using SGLang's own model")
+            return upstream_nextn.LongcatFlashForCausalLMNextN(config, *args, **kwargs)
+        return super().__new__(cls)
+
+    def __init__(
+        self, config: LongcatFlashConfig, quant_config: QuantizationConfig | None = None
+    ) -> None:
+        nn.Module.__init__(self)
+        config = _at_the_targets_positions(config)
+        self.reader = DraftReader(LongcatConfig.from_dict(config.to_dict()), config._name_or_path)
+        self.reader.check_files()
+        # The MLA norm factors are applied while loading, as in the target.
+        self.config = config
+        self.config.mla_scale_q_lora = self.config.mla_scale_kv_lora = False
+        unquantised = getattr(config, "disable_quant_module", None) or ()
+        self.quant_config = None if "mtp" in unquantised else quant_config
+        self.own_embedding = env.draft_embedding() == "mtp"
+        self.model = LongcatDraftModel(config, self.quant_config)
+        self.lm_head = ParallelLMHead(
+            config.vocab_size,
+            config.hidden_size,
+            quant_config=quant_config,
+            use_attn_tp_group=get_parallel().enable_dp_lm_head,
+        )
+        # SGLang sizes the KV pool before it shares the head (and word table): 0.8 GB each.
+        _drop(self.lm_head)
+        if not self.own_embedding:
+            _drop(self.model.embed_tokens)
+        self.logits_processor = LogitsProcessor(config)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        super().load_weights(self.reader.feed(self._load_embedding, weights))
+
+    def _load_embedding(self, tensor: torch.Tensor) -> None:
+        if self.own_embedding:
+            parameter = self.model.embed_tokens.weight
+            parameter.weight_loader(parameter, tensor)
+
+    def set_embed_and_head(self, embed: torch.Tensor, head: torch.Tensor) -> None:
+        """Called once, with the target's word table and lm_head; with --speculative-token-map the
+        latter are copies of the rows that may be drafted."""
+        self.lm_head.weight = _parameter(head)
+        if not self.own_embedding:
+            self.model.embed_tokens.weight = _parameter(embed)
+        source = "model.mtp.embed_tokens" if self.own_embedding else "the target's word table"
+        logger.info("Draft embedding: %s", source)
+
+
+def _at_the_targets_positions(config: LongcatFlashConfig) -> LongcatFlashConfig:
+    """A copy with the target's YaRN and length: a draft's queries are at the target's positions,
+    also where --json-model-override-args or a separate draft checkpoint says otherwise."""
+    target, config = process_model_config().hf_config, copy.copy(config)
+    for name in ("rope_scaling", "rope_parameters", "rope_theta", "max_position_embeddings"):
+        setattr(config, name, getattr(target, name, None))
+    return config
+
+
+def _drop(layer: VocabParallelEmbedding) -> None:
+    layer.weight = _parameter(layer.weight.new_empty(0))
+
+
+def _parameter(weight: torch.Tensor) -> nn.Parameter:
+    if isinstance(weight, nn.Parameter):
+        return weight
+    return nn.Parameter(weight, requires_grad=False)
+
+
+EntryClass = [LongcatFlashForCausalLMNextN]

@@ -1,0 +1,99 @@
+"""Speculative decoding as the oracle predicts it, on a checkpoint whose drafts are often right.
+
+Owns: that checkpoint, and the drafting loop on the reference MTP head. `test_speculative` compares
+engines with both.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from sglang_longcat.reference import ReferenceModel
+
+# The word row outweighs the rest of the target's stream, and is nearly all that a draft goes by:
+# the two agree on half of the tokens.
+_WORD_GAIN = 60.0
+_DAMPED = 0.05
+
+
+def predictable(path: Path, to: Path) -> Path:
+    """A copy of checkpoint `path` at `to` whose target mostly follows the current token, and whose
+    MTP head knows that much. Its own embedding lacks every seventh word that the target's has."""
+    shutil.copytree(path, to)
+    index = json.loads((to / "model.safetensors.index.json").read_text())["weight_map"]
+    shards = {file: load_file(to / file) for file in set(index.values())}
+
+    def edit(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        shard = shards[index[name]]
+        shard[name] = change(shard[name].float()).bfloat16().contiguous()
+        return shard[name]
+
+    word = edit("model.embed_tokens.weight", lambda rows: rows * _WORD_GAIN).float()
+    size, known = word.shape[1], torch.arange(len(word))[:, None] % 7 > 0
+    edit("model.mtp.embed_tokens.weight", lambda rows: torch.where(known, word, rows))
+    edit(
+        "model.mtp.layers.0.eh_proj.weight",
+        lambda w: torch.cat((torch.eye(size), _DAMPED * w[:, size:]), dim=1),
+    )
+    for name in ("enorm.m", "hnorm.m"):
+        edit(f"model.mtp.layers.0.{name}.weight", torch.ones_like)
+    for name in ("self_attn.o_proj", "transformer_layer.mlp.down_proj"):
+        edit(f"model.mtp.layers.0.{name}.weight", lambda w: _DAMPED * w)
+    for file, tensors in shards.items():
+        save_file(tensors, to / file, metadata={"format": "pt"})
+    return to
+
+
+class Drafter:
+    """The reference MTP head in SGLang's drafting loop.
+
+    word: read the target's word table. vocabulary: the tokens that may be drafted, all if None.
+    """
+
+    def __init__(
+        self,
+        model: ReferenceModel,
+        *,
+        word: bool = False,
+        vocabulary: torch.Tensor | None = None,
+    ) -> None:
+        assert model.mtp is not None
+        self.model, self.head = model, model.mtp
+        self.vocabulary = torch.arange(len(model.lm_head)) if vocabulary is None else vocabulary
+        self.rows = model.embedding.word if word else model.mtp.word
+
+    @torch.no_grad()
+    def drafts(self, ids: torch.Tensor, hidden: torch.Tensor, *, steps: int) -> list[int]:
+        """What follows tokens `ids` [T], of which the target computed hidden [T-1, size]: the last
+        token is decided, but not fed yet. Later steps read the head's own hidden states."""
+        embeddings, found = self.rows[ids[1:]], []
+        while True:
+            drafted = self.head.hidden(embeddings, hidden)[-1:]
+            logits = F.linear(drafted, self.model.lm_head[self.vocabulary])
+            found.append(int(self.vocabulary[logits.argmax()]))
+            if len(found) == steps:
+                return found
+            hidden = torch.cat((hidden, drafted))
+            embeddings = torch.cat((embeddings, self.rows[found[-1]][None]))
+
+    def accepted(self, prompt: Sequence[int], output: Sequence[int], *, steps: int) -> Counter[int]:
+        """How many verifications accept 0, 1, .. `steps` drafts while `output` is decided. The last
+        window may reach past the end: it is held against what the target would have said."""
+        sequence = torch.tensor([*prompt, *output])
+        sequence = torch.tensor([*sequence, *self.model.greedy(sequence.tolist(), steps)])
+        hidden, counts = self.model.hidden(sequence), Counter[int]()
+        known = len(prompt) + 1
+        while known < len(prompt) + len(output):
+            drafts = torch.tensor(self.drafts(sequence[:known], hidden[: known - 1], steps=steps))
+            right = int((drafts == sequence[known : known + steps]).int().cumprod(0).sum())
+            counts[right] += 1
+            known += right + 1
+        return counts

@@ -1,0 +1,339 @@
+"""Speculative decoding says what greedy decoding says, and accepts what the oracle's MTP would.
+
+Real engines with SGLang's own speculative worker, on the CPU. Most tests use a checkpoint whose
+drafts are right half of the time (`drafting.predictable`), so that windows of every accepted length
+occur. Owns: losslessness in every scheduling mode, acceptance, the distribution of samples.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from drafting import Drafter, predictable
+from safetensors.torch import load_file, save_file
+from scoring import Answer, Oracle, ask, assert_same, text
+from test_disaggregation import pair
+from test_scheduling import complete, open_stream, post
+
+from harness import Engine, engine, server
+from sglang_longcat.reference import ReferenceModel
+
+NEXTN = {"speculative_algorithm": "NEXTN", "speculative_eagle_topk": 1}
+
+
+def drafting(steps: int) -> dict[str, Any]:
+    return {
+        **NEXTN,
+        "speculative_num_steps": steps,
+        "speculative_num_draft_tokens": steps + 1,
+    }
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return predictable(tiny, tmp_path_factory.mktemp("drafting") / "predictable")
+
+
+@pytest.fixture(scope="session")
+def judge(checkpoint: Path) -> Oracle:
+    return Oracle(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoint: Path) -> ReferenceModel:
+    return ReferenceModel.from_checkpoint(checkpoint)
+
+
+def accepted(answer: Answer) -> Counter[int]:
+    """How many verifications accepted 0, 1, 2, ... drafts."""
+    return +Counter(dict(enumerate(answer.meta["spec_correct_drafts_histogram"])))
+
+
+def assert_drafted(answers: Sequence[Answer], drafter: Drafter, *, steps: int) -> None:
+    for one in answers:
+        assert accepted(one) == drafter.accepted(one.prompt, one.output, steps=steps), one.prompt
+
+
+def test_every_prompt_of_the_random_checkpoint(
+    tiny: Path, prompts: dict[str, list[int]], oracle: Oracle
+) -> None:
+    """Red if a verified window is hashed with a rejected draft, with the window before it, or with
+    another request's: here nearly every draft is rejected. EOS in and around the look-back."""
+    with engine(tiny, **drafting(3)) as llm:
+        assert_same(ask(llm, list(prompts.values()), logprobs_from=0), oracle)
+        assert llm.log.count("N-gram cache: ") == 1, "the draft has one too"
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_acceptance(checkpoint: Path, judge: Oracle, reference: ReferenceModel, steps: int) -> None:
+    """Red if the draft reads another hidden state than the target's final-normed one, drafts from
+    the wrong embedding, position or KV, or keeps KV of rejected drafts: then it accepts other
+    numbers of tokens than the oracle's MTP head. And if anything else than the target decides."""
+    prompts = [text(length, seed=length) for length in (1, 2, 5, 11, 30)]
+    with engine(checkpoint, **drafting(steps)) as llm:
+        answers = ask(llm, prompts, max_new_tokens=20)
+    assert_same(answers, judge)
+    assert_drafted(answers, Drafter(reference), steps=steps)
+    assert sum(right * n for one in answers for right, n in accepted(one).items()) >= 10, (
+        "hardly a draft was right"
+    )
+
+
+def test_word_table_of_the_target(
+    checkpoint: Path, judge: Oracle, reference: ReferenceModel
+) -> None:
+    """Red if LONGCAT_DRAFT_EMBEDDING=word does not reach the draft, or drafts with the n-gram rows.
+    The target's table knows words that the draft's own lacks."""
+    prompts = [text(length, seed=length) for length in (4, 9, 12)]
+    with engine(checkpoint, **drafting(3), env={"LONGCAT_DRAFT_EMBEDDING": "word"}) as llm:
+        answers = ask(llm, prompts, max_new_tokens=20)
+    assert_same(answers, judge)
+    assert_drafted(answers, Drafter(reference, word=True), steps=3)
+    own = [Drafter(reference).accepted(one.prompt, one.output, steps=3) for one in answers]
+    assert own != [accepted(one) for one in answers], "the two tables draft alike"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"chunked_prefill_size": 1},
+        {"chunked_prefill_size": 3, "disable_overlap_schedule": True},
+        {"chunked_prefill_size": 8, "page_size": 4},
+    ],
+    ids=lambda flags: "-".join(f"{name}={value}" for name, value in flags.items()),
+)
+def test_chunks_and_cached_prefixes(
+    checkpoint: Path, judge: Oracle, reference: ReferenceModel, flags: dict[str, Any]
+) -> None:
+    """Red if a chunk's last token, a cached prefix or an odd page leaves the draft without the KV
+    that a whole prompt gives it (acceptance drops), or the target without its predecessors. Twice:
+    the second time most of a prompt comes from the radix cache."""
+    crowd = [text(length, seed=100 + length) for length in (1, 2, 3, 8, 17, 29)]
+    with engine(checkpoint, **drafting(3), **flags) as llm:
+        answers = [*ask(llm, crowd), *ask(llm, crowd)]
+    assert_same(answers, judge)
+    assert_drafted(answers, Drafter(reference), steps=3)
+
+
+@pytest.mark.parametrize("overlap", [True, False], ids=["overlap", "no-overlap"])
+def test_retraction(checkpoint: Path, judge: Oracle, overlap: bool) -> None:
+    """Red if a request that was thrown out of a full KV pool between its windows comes back hashed
+    without its own earlier output, or with tokens that were never accepted."""
+    prompts = [text(length, seed=400 + length) for length in range(6, 12)]
+    with engine(
+        checkpoint,
+        **drafting(3),
+        max_total_tokens=200,
+        schedule_conservativeness=0.01,
+        chunked_prefill_size=4,
+        disable_overlap_schedule=not overlap,
+    ) as llm:
+        answers = ask(llm, prompts, max_new_tokens=40, ignore_eos=False)
+    assert any(one.meta["num_retractions"] for one in answers)
+    assert all(len(one.output) == 40 for one in answers)
+    assert_same(answers, judge)
+
+
+def test_few_slots(checkpoint: Path, judge: Oracle) -> None:
+    """Red if the last, overlapped window of a finished request writes into its slot's next owner.
+    Outputs end in the middle of a window too."""
+    prompts = [text(1 + i % 5, seed=500 + i) for i in range(14)]
+    with engine(checkpoint, **drafting(3), max_running_requests=3) as llm:
+        for some, length in ((prompts[:7], 3), (prompts[7:], 5), (prompts[::3], 1)):
+            assert_same(ask(llm, some, max_new_tokens=length), judge)
+
+
+@pytest.mark.parametrize("overlap", [True, False], ids=["overlap", "no-overlap"])
+def test_abort_and_reuse(checkpoint: Path, judge: Oracle, overlap: bool) -> None:
+    """Red if a request that is aborted between windows still writes to its slot after a new request
+    took it over."""
+    flags = {**drafting(3), "max_running_requests": 2, "disable_overlap_schedule": not overlap}
+    with server(checkpoint, **flags) as http:
+        for start in (600, 700):
+            streams = [open_stream(http, text(4, seed=start + i)) for i in range(2)]
+            post(http, "/abort_request", {"abort_all": True}).close()
+            fresh = [text(n, seed=start + 10 + n) for n in (1, 2, 6, 3)]
+            with ThreadPoolExecutor(len(fresh)) as pool:
+                assert_same(pool.map(functools.partial(complete, http), fresh), judge)
+            for stream in streams:
+                assert b'"type":"abort"' in stream.read().replace(b" ", b"")
+
+
+def test_proposals_from_the_text(checkpoint: Path, judge: Oracle) -> None:
+    """Red if NGRAM speculation verifies with the ids of another text: its proposals are padded."""
+    flags = {"speculative_num_draft_tokens": 6, "speculative_ngram_max_bfs_breadth": 1}
+    prompts = [text(length, seed=length) for length in (1, 5, 11, 30)]
+    with engine(checkpoint, speculative_algorithm="NGRAM", **flags) as llm:
+        answers = [*ask(llm, prompts, max_new_tokens=24), *ask(llm, prompts, max_new_tokens=12)]
+    assert_same(answers, judge)
+    lengths = set().union(*(accepted(one) for one in answers))
+    assert {0, 5} < lengths, "no proposal was partly padding and partly right"
+
+
+def test_separate_draft_checkpoint(
+    checkpoint: Path, judge: Oracle, reference: ReferenceModel, tmp_path: Path
+) -> None:
+    """Red if --speculative-draft-model-path needs more than config.json and the MTP tensors, or if
+    the draft's positions are not rotated as the target's are, whatever its own config says."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    config |= {"rope_scaling": None, "rope_theta": 10000.0}  # shorter ones SGLang refuses itself
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in checkpoint.glob("*.safetensors"):
+        tensors |= {n: t for n, t in load_file(shard).items() if n.startswith("model.mtp.")}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    prompts = [text(length, seed=length) for length in (5, 11)]
+    with engine(checkpoint, **drafting(3), speculative_draft_model_path=str(tmp_path)) as llm:
+        answers = ask(llm, prompts, max_new_tokens=20)
+    assert_same(answers, judge)
+    assert_drafted(answers, Drafter(reference), steps=3)
+
+
+def test_reduced_draft_vocabulary(
+    checkpoint: Path, judge: Oracle, reference: ReferenceModel, tmp_path: Path
+) -> None:
+    """Red if --speculative-token-map reduces what is verified too, or drafts ids of the reduced
+    vocabulary as if they were the model's."""
+    kept = torch.arange(len(reference.lm_head))[torch.arange(len(reference.lm_head)) % 5 > 0]
+    torch.save(kept, tmp_path / "kept.pt")
+    prompts = [text(length, seed=length) for length in (2, 5, 11)]
+    with engine(checkpoint, **drafting(3), speculative_token_map=str(tmp_path / "kept.pt")) as llm:
+        answers = ask(llm, prompts, max_new_tokens=20)
+    assert_same(answers, judge)
+    assert_drafted(answers, Drafter(reference, vocabulary=kept), steps=3)
+
+
+def test_prefill_and_decode_workers(
+    checkpoint: Path, judge: Oracle, reference: ReferenceModel
+) -> None:
+    """Red if a request that arrives with its KV is verified without the end of its prompt, or
+    drafted without the hidden state that came along."""
+    prompts = [text(length, seed=length) for length in (1, 2, 5, 11)]
+    with pair(checkpoint, **drafting(3)) as workers:
+        answers = workers.ask(prompts, max_new_tokens=16)
+    assert_same(answers, judge)
+    assert_drafted(answers, Drafter(reference), steps=3)
+
+
+def test_penalties_stay_with_their_request(checkpoint: Path, judge: Oracle) -> None:
+    """Red if a penalty or a bias reaches a neighbour's window. The penalised output itself is not
+    compared: SGLang penalises a whole window by the tokens before it."""
+    bias = dict.fromkeys(range(100, 108), 30.0)  # eight words only, so that they repeat
+    wish = {"frequency_penalty": 1.5, "logit_bias": {str(t): gain for t, gain in bias.items()}}
+    prompts = [text(length, seed=length) for length in (6, 5, 12, 11)]
+    base = {"temperature": 0, "max_new_tokens": 16, "ignore_eos": True}
+    sampling = [base | (wish if i % 2 else {}) for i in range(len(prompts))]
+    with engine(checkpoint, **drafting(3)) as llm:
+        replies = llm.generate(input_ids=prompts, sampling_params=sampling)
+    found = [Answer(prompt, one["output_ids"]) for prompt, one in zip(prompts, replies)]
+    assert_same(found[::2], judge)
+    for one in found[1::2]:
+        assert set(one.output) <= set(bias)
+        assert one.output != judge.choices(one, bias=bias), "no penalty was applied"
+
+
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 6}, "hot": {"type": "boolean"}},
+        "required": ["city", "hot"],
+    }
+)
+
+
+def test_requests_with_conditions(checkpoint: Path) -> None:
+    """Red if a stop inside a window lets the rest of it out, if a grammar does not follow the
+    drafts, or if a logit bias misses rows of the window: the same engine without speculation gives
+    the answers, all in one batch."""
+    free = {"temperature": 0, "max_new_tokens": 24}
+    with engine(checkpoint) as llm:
+        plain = ask(llm, [text(7, seed=70)], **free, logprobs_from=None)[0].output
+        wishes = [
+            *({**free, "stop_token_ids": [plain[i]]} for i in (1, 3, 6, 8)),
+            {**free, "stop_token_ids": [plain[5]], "no_stop_trim": True},
+            {**free, "max_new_tokens": 40, "json_schema": SCHEMA},
+            {**free, "max_new_tokens": 12, "regex": "(ab|cd){2,5}!"},
+            {**free, "logit_bias": {str(plain[2]): -100.0, "77": 4.0}},
+            {**free, "max_new_tokens": 2},
+            free,
+        ]
+        want = conditional(llm, wishes)
+    for flags in ({}, {"disable_overlap_schedule": True}):
+        with engine(checkpoint, **drafting(3), **flags) as llm:
+            assert conditional(llm, wishes) == want
+
+
+def conditional(llm: Engine, wishes: list[dict[str, Any]]) -> list[tuple[list[int], str, str]]:
+    """Tokens, text and reason to stop for the same prompt under each wish."""
+    prompts = [text(7, seed=70)] * len(wishes)
+    replies = llm.generate(input_ids=prompts, sampling_params=wishes)
+    return [
+        (one["output_ids"], one["text"], str(one["meta_info"]["finish_reason"])) for one in replies
+    ]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param({}, id="tp2"),
+        pytest.param({"ep_size": 2, "disable_overlap_schedule": True}, id="tp2-ep2"),
+        pytest.param({"dp_size": 2, "enable_dp_attention": True}, id="tp2-dp2"),
+    ],
+)
+def test_two_ranks(
+    checkpoint: Path, judge: Oracle, reference: ReferenceModel, flags: dict[str, Any]
+) -> None:
+    """Red if the ranks hold different slices of the draft's embedding or head than they add up,
+    accept different drafts, or (DP) if a rank without requests breaks the sums of the other."""
+    prompts = [text(length, seed=length) for length in (1, 3, 9, 20)]
+    with engine(checkpoint, **drafting(3), tp_size=2, **flags) as llm:
+        answers = [*ask(llm, prompts, max_new_tokens=16), *ask(llm, prompts[2:3])]
+    assert_same(answers, judge)
+    assert_drafted(answers, Drafter(reference), steps=3)
+
+
+def test_samples_follow_the_targets_distribution(checkpoint: Path, judge: Oracle) -> None:
+    """Red if verification prefers drafts, or drops the chance of a refused one: two sampled tokens
+    after one prompt, by chi-squared against the oracle's distribution. The first comes from the
+    prefill; the second is a draft that was accepted or the token drawn in its place."""
+    prompt, copies, cut = text(3, seed=4), 800, 0.02
+    sampling = {"temperature": 0.5, "max_new_tokens": 3, "top_k": 6, "ignore_eos": True}
+    with engine(checkpoint, **drafting(2), max_running_requests=64, random_seed=7) as llm:
+        answers = ask(llm, [prompt] * copies, logprobs_from=None, **sampling)
+    outputs = [tuple(one.output) for one in answers]
+    drafted = sum(accepted(one)[right] for one in answers for right in (1, 2))
+    assert drafted > copies / 10, "hardly a draft was accepted"
+    expected = continuations(judge, prompt, depth=3, temperature=0.5, top_k=6)
+    assert set(outputs) <= set(expected)
+    common = {key: chance for key, chance in expected.items() if chance > cut}
+    counts = [outputs.count(key) for key in common]
+    chances = list(common.values())
+    observed = torch.tensor([*counts, copies - sum(counts)], dtype=torch.float64)
+    wanted = torch.tensor([*chances, 1 - sum(chances)], dtype=torch.float64) * copies
+    statistic = float(((observed - wanted) ** 2 / wanted).sum())
+    # Mean k, variance 2k for k = len(common): five sigma is past the 1e-5 quantile.
+    assert statistic < len(common) + 5 * (2 * len(common)) ** 0.5, (observed, wanted)
+
+
+def continuations(
+    judge: Oracle, prompt: list[int], *, depth: int, temperature: float, top_k: int
+) -> dict[tuple[int, ...], float]:
+    """Every continuation of `depth` tokens and its chance under top-k sampling."""
+    found: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(depth):
+        longer = {}
+        for tokens, chance in found.items():
+            logits = judge.logits((*prompt, *tokens))[-1] / temperature
+            best = logits.topk(top_k)
+            for token, share in zip(best.indices.tolist(), best.values.softmax(0).tolist()):
+                longer[(*tokens, token)] = chance * share
+        found = longer
+    return found
