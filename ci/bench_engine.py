@@ -5,7 +5,10 @@
 
 Each arm is a process of its own on the same machine: in-tree (LONGCAT_DISABLE=1), then ours with
 the n-gram tables where they go by themselves (longcat), on the GPU (device) or in pinned host
-memory (host). Weights are dummy with spread routing (sglang_longcat.dummy_weights), the size is
+memory (host); spec adds 3 steps of MTP drafting with simulated acceptance (3.15 tokens a step,
+random weights accept nothing), prefill-graph LONGCAT_PREFILL_GRAPH. Ours choose their own
+mem_fraction_static; in-tree's own choice is too small to start on one H200, so it gets 0.95.
+Weights are dummy with spread routing (sglang_longcat.dummy_weights), the size is
 sglang_longcat/checkpoint/lite_config.json. A batch is SIZE or SIZE@INPUT. Per batch:
   prefill tok/s = batch * input / time of prompts that are not cached
   TPOT          = (time of 1+N tokens - time of 1) / N with the prompts cached; median of --repeat
@@ -24,17 +27,45 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "sglang_longcat" / "checkpoint" / "lite_config.json"
-OURS = "sglang_longcat.models.longcat_flash."
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Environment and engine arguments, and how the names of its model classes begin."""
+
+    env: dict[str, str]
+    engine: dict[str, Any] = field(default_factory=dict)
+    module: str = "sglang_longcat.models.longcat_flash"
+
+
+HOST = {"LONGCAT_NGRAM_TABLES": "host"}
+SIMULATED = {
+    "SGLANG_SIMULATE_ACC_LEN": "3.15",
+    "SGLANG_SIMULATE_ACC_TOKEN_MODE": "real-draft-token",
+}
+NEXTN = {
+    "speculative_algorithm": "NEXTN",
+    "speculative_num_steps": 3,
+    "speculative_eagle_topk": 1,
+    "speculative_num_draft_tokens": 4,
+}
 ARMS = {
-    "in-tree": ({"LONGCAT_DISABLE": "1"}, "sglang.srt.models.longcat_flash."),
-    "longcat": ({}, OURS),
-    "device": ({"LONGCAT_NGRAM_TABLES": "device"}, OURS),
-    "host": ({"LONGCAT_NGRAM_TABLES": "host"}, OURS),
+    "in-tree": Arm(
+        {"LONGCAT_DISABLE": "1"}, {"mem_fraction_static": 0.95}, "sglang.srt.models.longcat_flash"
+    ),
+    "longcat": Arm({}),
+    "device": Arm({"LONGCAT_NGRAM_TABLES": "device"}),
+    "host": Arm(HOST),
+    "spec": Arm({**HOST, **SIMULATED}, NEXTN),
+    "prefill-graph": Arm(
+        {**HOST, "LONGCAT_PREFILL_GRAPH": "1"}, {"cuda_graph_max_bs_prefill": 2048}
+    ),
 }
 LARGE = 200_000  # input tokens of a batch, from which it is prefilled once only
 # The in-tree class needs a model_type that 0.5.23 knows and a layer count for the draft.
@@ -77,12 +108,12 @@ def parse() -> argparse.Namespace:
 
 def run_arm(arm: str) -> list[dict[str, Any]]:
     """One arm in its own process; returns one row per batch size."""
-    changes, module = ARMS[arm]
+    module = ARMS[arm].module
     environment = {
         **os.environ,
         "LONGCAT_DUMMY_ROUTING": "1",
         "SGLANG_PLUGINS": "longcat,longcat_dummy_routing",
-        **changes,
+        **ARMS[arm].env,
     }
     process = subprocess.Popen(
         [sys.executable, __file__, *sys.argv[1:], "--arm", arm],
@@ -113,12 +144,12 @@ def measure(args: argparse.Namespace) -> None:
             "model_path": model_directory(args),
             "load_format": "dummy",
             "skip_tokenizer_init": True,
-            "mem_fraction_static": 0.95,
             "max_running_requests": max(size for size, _ in batches),
             "context_length": max(32768, 2 * longest if longest < 131072 else 262144),
             "random_seed": 1,
             "skip_server_warmup": True,
             "log_level": "info",
+            **ARMS[args.arm].engine,
             **json.loads(args.engine),
         }
     )

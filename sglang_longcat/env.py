@@ -46,3 +46,9 @@ def draft_embedding() -> str:
     """LONGCAT_DRAFT_EMBEDDING=mtp|word: the table that the draft model looks tokens up in: the MTP
     layer's own (the default), or the target's word table, which saves the memory of the former."""
     return _choice("LONGCAT_DRAFT_EMBEDDING", "mtp", "word")
+
+
+def prefill_graph() -> bool:
+    """LONGCAT_PREFILL_GRAPH=1: let SGLang replay short prefills as CUDA graphs, which its in-tree
+    model cannot."""
+    return _flag("LONGCAT_PREFILL_GRAPH")

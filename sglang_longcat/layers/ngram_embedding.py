@@ -19,10 +19,15 @@ from sglang.srt.distributed import tensor_model_parallel_all_reduce
 from sglang.srt.layers.dp_attention import attn_tp_all_reduce, is_dp_attention_enabled
 from sglang.srt.layers.layer_boundary import get_attn_tp_context
 from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from sglang.srt.model_executor.runner_backend_utils.breakable_cuda_graph import (
+    eager_on_graph,
+    is_in_breakable_cuda_graph,
+)
+from sglang.srt.model_executor.runner_utils.forward_batch import get_forward_batch
 from sglang.srt.runtime_context import get_parallel, get_schedule, get_server_args
 from torch import nn
 
-from sglang_longcat import env
+from sglang_longcat import env, metrics
 from sglang_longcat.config import ConfigError, LongcatConfig
 from sglang_longcat.ngram import placement
 from sglang_longcat.ngram.cache import NgramCache
@@ -79,6 +84,7 @@ class NgramEmbedding(nn.Module):
         where, why = placement.choose(wish, room)
         if get_parallel().tp_rank == 0:
             logger.info("%s", placement.describe(where, why, room))
+            metrics.publish_bytes(part="tables", place=where, size=room.tables)
         if where == "host":
             require_room(room.tables_on_node)
         return where
@@ -107,10 +113,20 @@ class NgramEmbedding(nn.Module):
         )
 
     def forward(self, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
-        rows = self.cache.rows(input_ids, forward_batch, self.tables.table)
+        rows = (
+            self._rows_between_segments(input_ids)
+            if is_in_breakable_cuda_graph()
+            else self.cache.rows(input_ids, forward_batch, self.tables.table)
+        )
         word = self.word_embed._embed_local_shard(input_ids)
         partial = torch.addmm(word, rows, self.projection, beta=self.share, alpha=self.share)
         return self._complete(partial)
+
+    @eager_on_graph
+    def _rows_between_segments(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """A prefill graph is captured with one request; run between its segments, this sees the
+        requests of each replay. `input_ids` are padded with zeros."""
+        return self.cache.rows(input_ids, get_forward_batch(), self.tables.table)
 
     def _complete(self, partial: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks that own slices; if its input is scattered, the first layer sums."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from sglang.srt.layers.layer_boundary import (
@@ -29,7 +29,7 @@ from sglang.srt.runtime_context import get_parallel, get_server_args, get_stream
 from sglang.srt.utils import add_prefix
 from torch import nn
 
-from sglang_longcat import hooks, plugin
+from sglang_longcat import env, hooks, metrics, plugin
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.layers.moe import LongcatMoE
 from sglang_longcat.layers.ngram_embedding import NgramEmbedding
@@ -81,6 +81,14 @@ def _check_draft(sizes: LongcatConfig, path: str) -> None:
         DraftReader(sizes, args.speculative_draft_model_path or path).check_files()
 
 
+class _AttentionList(nn.ModuleList):
+    """SGLang's prefill graph looks for `self_attn.attn` in each layer, and takes a list of them."""
+
+    @property
+    def attn(self) -> nn.ModuleList:
+        return nn.ModuleList(cast(nn.Module, attention.attn_mqa) for attention in self)
+
+
 class LongcatDecoderLayer(nn.Module):
     """Shortcut-connected MoE layer: two attentions and two dense MLPs beside one expert mixture."""
 
@@ -96,7 +104,8 @@ class LongcatDecoderLayer(nn.Module):
         unquantised = getattr(config, "disable_quant_module", None) or ()
         attention_quant = None if "self_attn" in unquantised else quant_config
         mlp_quant = None if "mlps" in unquantised else quant_config
-        self.self_attn = nn.ModuleList(
+        attentions = _AttentionList if env.prefill_graph() else nn.ModuleList
+        self.self_attn = attentions(
             mla_attention(
                 config, attention_quant, layer_id * 2 + i, add_prefix(f"self_attn.{i}", prefix)
             )
@@ -254,6 +263,7 @@ class LongcatFlashForCausalLM(upstream.LongcatFlashForCausalLM):
 
     def allocate_cache(self, slots: int, context: int) -> None:
         size = self.model.embed_tokens.cache.allocate(slots)
+        metrics.publish_bytes(part="cache", place="device", size=size)
         logger.info(
             "N-gram cache: %d request slots, %.1f KiB (in-tree token table: %.1f MiB)",
             slots,

@@ -120,5 +120,5 @@ def test_choice_of_the_embedding(monkeypatch: pytest.MonkeyPatch, value: str, me
 
 def test_unknown_choice_of_the_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGCAT_DRAFT_EMBEDDING", "ngram")
-    with pytest.raises(ValueError, match="'ngram': expected mtp or word"):
+    with pytest.raises(ValueError, match="'ngram': expected one of mtp, word"):
         env.draft_embedding()

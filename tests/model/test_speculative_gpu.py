@@ -1,0 +1,47 @@
+"""Speculative decoding on a GPU, in bf16, with CUDA graphs of draft, verify and draft-extend.
+
+bf16 may choose otherwise than the fp32 oracle where two tokens nearly tie, so a token counts only
+where the oracle prefers its first choice by more than a nat (test_modes_gpu says why). The
+checkpoint is the one whose drafts are right half of the time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from drafting import Drafter, predictable
+from scoring import Oracle, ask, text
+from test_modes_gpu import GPU, assert_right_tokens
+
+from harness import engine
+from sglang_longcat.reference import ReferenceModel
+
+STEPS, NEW = 3, 24
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tables", ["device", "host"])
+def test_drafts_are_verified_in_graphs(tiny: Path, tmp_path: Path, tables: str) -> None:
+    """Red if a padded verify row, a rejected draft or the draft's graphs disturb a request's ring
+    or KV, and if the draft accepts much less than the oracle's MTP head would."""
+    path = predictable(tiny, tmp_path / "predictable")
+    prompts = [text(length, seed=length) for length in (1, 2, 3, 5, 11, 17, 30, 40)]
+    flags = {
+        "speculative_algorithm": "NEXTN",
+        "speculative_num_steps": STEPS,
+        "speculative_eagle_topk": 1,
+        "speculative_num_draft_tokens": STEPS + 1,
+        "env": {"LONGCAT_NGRAM_TABLES": tables},
+    }
+    with engine(path, **GPU.flags, **flags) as llm:
+        alone = [ask(llm, [prompt], max_new_tokens=NEW)[0] for prompt in prompts[:3]]
+        together = ask(llm, prompts, max_new_tokens=NEW)
+    assert_right_tokens([*alone, *together], Oracle(path), GPU.tie)
+    drafter = Drafter(ReferenceModel.from_checkpoint(path))
+    found = expected = 0
+    for one in together:
+        found += sum(i * n for i, n in enumerate(one.meta["spec_correct_drafts_histogram"]))
+        wanted = drafter.accepted(one.prompt, one.output, steps=STEPS)
+        expected += sum(right * count for right, count in wanted.items())
+    assert found > 0.8 * expected > 0
