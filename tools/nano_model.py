@@ -190,17 +190,22 @@ class BatchedMoe:
 
 
 class BatchedEmbedding:
-    """The reference's embedding from tokens and n-gram ids [B, T, tables]; no ids: tables are 0."""
+    """The reference's embedding from tokens and n-gram ids [B, T, tables]; no ids: tables are 0.
+
+    keep [B, T, tables] multiplies each table's row (dropout).
+    """
 
     def __init__(self, embedding: Embedding) -> None:
         self.embedding = embedding
 
-    def __call__(self, tokens: Tensor, ids: Tensor | None) -> Tensor:
+    def __call__(self, tokens: Tensor, ids: Tensor | None, keep: Tensor | None = None) -> Tensor:
         own = self.embedding
         total = F.embedding(tokens, own.word)
         if ids is not None:
             for i, (table, projection) in enumerate(zip(own.tables, own.projections)):
-                total = total + F.linear(F.embedding(ids[..., i], table), projection).float()
+                rows = F.embedding(ids[..., i], table)
+                rows = rows if keep is None else rows * keep[..., i, None]
+                total = total + F.linear(rows, projection).float()
         return total / (1 + len(own.tables))
 
 
@@ -236,9 +241,9 @@ class TrainedModel:
     def ids(self, tokens: Tensor) -> Tensor | None:
         return batched_ngram_ids(tokens, self.config) if self.ngram else None
 
-    def hidden(self, tokens: Tensor, ids: Tensor | None) -> Tensor:
+    def hidden(self, tokens: Tensor, ids: Tensor | None, keep: Tensor | None = None) -> Tensor:
         """Final-normed hidden states [B, T, hidden] of tokens [B, T]."""
-        h = self.embedding(tokens, ids)
+        h = self.embedding(tokens, ids, keep)
         for layer in self.model.layers:
             h = layer(h)
         return self.model.norm(h)

@@ -2,7 +2,12 @@
 
     python tools/train_nano.py prepare --out DATA              CPU: tokenizer, tokens, origin
     python tools/train_nano.py train --data DATA --out RUN     GPU (or CPU); torch and numpy only
+    python tools/train_nano.py train --data DATA --out ABLATION --no-ngram --no-weights
     python tools/train_nano.py export --run RUN --data DATA --out sglang_longcat/assets/nano
+
+On an H100 each training takes 2.5 minutes after one of compiling, so both fit into nine, and leave
+six files: RUN/{weights-0.pt,weights-1.pt,loss.csv,metrics.json}, ABLATION/{loss.csv,metrics.json}.
+The weights are those of the lowest held-out loss, saved whenever an evaluation finds a lower one.
 
 Owns: the command line. Text: nano_sources.py, nano_chat.py, nano_data.py; the model as it is
 trained: nano_model.py; the loop: nano_loop.py; files of the checkpoint: nano_export.py.
@@ -45,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train for a number of minutes")
     train.add_argument("--data", type=Path, required=True)
     train.add_argument("--out", type=Path, required=True)
-    train.add_argument("--minutes", type=float, default=6.0, help="of training, after compiling")
+    train.add_argument("--minutes", type=float, default=2.5, help="of training, after compiling")
     train.add_argument("--batch", type=int, default=64, help="rows per step")
     train.add_argument("--context", type=int, default=512, help="tokens per row")
     train.add_argument("--lr", type=float, default=2e-3)

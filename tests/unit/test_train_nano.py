@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from nano_chat import conversations
-from nano_loop import Options, losses, train
+from nano_loop import Options, Trainer, losses, train
 from nano_model import DRAFT_STEPS, TrainedModel, _Live, initial_parameters
 from nano_sources import Source
 from sglang_longcat.checkpoint.layout import expected_tensors
@@ -114,12 +114,30 @@ def test_a_run_learns_and_leaves_its_files(tmp_path):
         max_steps=30, ngram=True, compile=False, weights=True,
     )  # fmt: skip
     train(options)
-    weights = torch.load(tmp_path / "run" / "weights-0.pt")
-    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    parts = [torch.load(tmp_path / "run" / f"weights-{number}.pt") for number in range(2)]
+    shapes = {name: tuple(weight.shape) for part in parts for name, weight in part.items()}
     assert shapes == expected_tensors(CONFIG, mtp=True)
     lines = (tmp_path / "run" / "loss.csv").read_text().splitlines()
     first, last = (float(line.split(",")[5]) for line in (lines[1], lines[-1]))
     assert last < first - 0.5
+
+
+def test_the_best_weights_are_kept(tmp_path):
+    """A run that begins to learn by heart must ship what it was before that."""
+    data = _data_folder(tmp_path / "data")
+    options = Options(
+        data=data, out=tmp_path / "run", minutes=1, batch=2, context=24, lr=3e-3, seed=0,
+        max_steps=1, ngram=True, compile=False, weights=False,
+    )  # fmt: skip
+    trainer = Trainer(options)
+    trainer._keep_best(0.0)
+    kept = trainer.best["weights"]["lm_head.weight"].clone()
+    for value in trainer.parameters.values():
+        value.data.mul_(3)
+    trainer._finish(1.0)
+    assert torch.equal(trainer.parameters["lm_head.weight"], kept.float())
+    account = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert account["held_out"]["loss"]["main"] < 6.5
 
 
 def _data_folder(path):
