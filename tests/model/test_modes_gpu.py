@@ -114,3 +114,15 @@ def test_the_same_tokens_with_everything_off_and_on(tiny: Path, oracle: Oracle, 
     for one, *others in zip(*off, *on):
         for other in others:
             assert_same_tokens(one, other, oracle, arm.tie)
+
+
+@pytest.mark.gpu
+def test_prefill_graphs_see_every_request(tiny: Path, oracle: Oracle) -> None:
+    """Red if a replayed prefill hashes several requests as the one it was captured with."""
+    flags = {**GPU.flags, "cuda_graph_max_bs_prefill": 128, "env": {"LONGCAT_PREFILL_GRAPH": "1"}}
+    with engine(tiny, **flags) as llm:
+        found = ask(llm, prompts(), logprobs_from=0, max_new_tokens=NEW)
+        assert re.search(r"Capture .*prefill CUDA graph end", llm.log), "no prefill graph captured"
+        assert re.search(r"Prefill batch, #new-seq: ([2-9]|\d\d).*graph: True", llm.log)
+    assert_right_tokens(found, oracle, GPU.tie)
+    assert mean(gap for one in found for gap in oracle.gaps(one)) < GPU.nats

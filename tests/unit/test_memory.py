@@ -1,0 +1,73 @@
+"""Our default of mem_fraction_static, inside SGLang's resolution of server arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sglang.srt.arg_groups import overrides, resolution_hooks
+from sglang.srt.arg_groups.overrides import resolving_view
+from sglang.srt.environ import envs
+from sglang.srt.model_executor.cuda_graph_config import CudaGraphConfig
+from sglang.srt.server_args import ServerArgs
+
+from sglang_longcat import hf_config, memory
+from sglang_longcat.checkpoint.tiny import write_tiny
+
+H100, H200 = 81_559, 143_771  # MiB, as nvidia-smi shows them
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    hf_config.register()
+    return write_tiny(tmp_path_factory.mktemp("memory") / "tiny")
+
+
+def settle(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capacity: int, **flags: Any) -> float:
+    """What the step leaves, with SGLang's own step replaced by its result on an 80 GB GPU."""
+    monkeypatch.setattr("sglang.srt.utils.get_device_memory_capacity", lambda device: capacity)
+    monkeypatch.delenv("SGLANG_MAX_KV_CHUNK_CAPACITY", raising=False)
+    given = ServerArgs(model_path=str(checkpoint), chunked_prefill_size=8192, **flags)
+    overrides.declare_resolution(given, "test", device="cuda", cuda_graph_config=CudaGraphConfig())
+
+    def upstream(args: ServerArgs) -> None:
+        if resolving_view(args).mem_fraction_static is None:
+            overrides.declare_resolution(args, "test", mem_fraction_static=0.822)
+
+    memory.settle(given, upstream)
+    found: float = resolving_view(given).mem_fraction_static
+    return found
+
+
+def test_an_80_gb_gpu_gets_room_for_100_000_tokens(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """69.7 GiB of weights, 78.5 GiB free at start; red if the reserve grows past what is left."""
+    fraction = settle(checkpoint, monkeypatch, H100)
+    left = 78.5 * fraction - 69.7
+    assert left * 2**30 / 32_256 > 100_000
+    assert 78.5 * (1 - fraction) > 4.2  # the H100 run used 2.9 GiB of 4.8
+    assert envs.SGLANG_MAX_KV_CHUNK_CAPACITY.get() == memory.PREFIX_TOKENS
+
+
+def test_a_users_fraction_is_not_touched(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settle(checkpoint, monkeypatch, H200, mem_fraction_static=0.7) == 0.7
+    assert not envs.SGLANG_MAX_KV_CHUNK_CAPACITY.is_set()
+
+
+def test_a_larger_choice_of_sglang_is_not_lowered(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert settle(checkpoint, monkeypatch, capacity=24 * 1024) == 0.822
+
+
+def test_other_models_are_not_touched(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.hf_config, "is_served_by_us", lambda config: False)
+    assert settle(checkpoint, monkeypatch, H200) == 0.822
+
+
+def test_registered_once() -> None:
+    memory.register()
+    memory.register()
+    assert resolution_hooks._HOOKS[memory.STEP].count(memory.settle) == 1
