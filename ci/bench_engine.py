@@ -145,6 +145,7 @@ def measure(args: argparse.Namespace) -> None:
             "load_format": "dummy",
             "skip_tokenizer_init": True,
             "max_running_requests": max(size for size, _ in batches),
+            "cuda_graph_max_bs_decode": max(size for size, _ in batches),
             "context_length": max(32768, 2 * longest if longest < 131072 else 262144),
             "random_seed": 1,
             "skip_server_warmup": True,
