@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 STEP = "handle_gpu_memory_settings"
 
-# From runs at full size, bf16 (free_gib in ci/results): with 512 less here and 2 a row, 1.8 GiB were
-# left on an H100 at batch 24, and 0.4 on an H200 after batch 400 and a prompt of 250,000 tokens.
+# From runs at full size, bf16 (free_gib in ci/results): with 512 less here and 2 a row, 1.8 GiB
+# were left on an H100 at batch 24, and 0.4 on an H200 after batch 400 and a prompt of 250,000.
 _BASE_MB = 2304  # attention workspaces, cuBLAS, fragmentation
 _MB_PER_PREFILL_TOKEN = 0.27  # experts of top-12 at the widest point
 _MB_PER_PREFIX_TOKEN = 28 / 1024

@@ -250,6 +250,69 @@ def test_a_captured_step_follows_its_inputs(width: int) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("batch", lite.DECODE_BATCHES)
+def test_every_decode_batch_in_a_graph_with_changing_padding(batch: int) -> None:
+    """At the model's own sizes, exact against the torch reference; rows past `live` are padding."""
+    static, table = lite.make_inputs([1] * batch, seed=0, device="cuda"), lite.lite_table("cuda")
+    args = static.tokens, static.positions, static.slots
+    ngram_ids.window_ids(*args, static.ring, table)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ids = ngram_ids.window_ids(*args, static.ring, table)
+    for seed, live in enumerate({batch, max(1, batch // 3), max(1, batch - 1)}, start=1):
+        fresh = lite.make_inputs([1] * batch, seed=seed, device="cuda")
+        for padded in (fresh.tokens, fresh.positions, fresh.slots):
+            padded[live:] = 0
+        for name in ("tokens", "positions", "slots", "ring"):
+            getattr(static, name).copy_(getattr(fresh, name))
+        graph.replay()
+        want = ngram_ids.reference.window_ids(
+            fresh.tokens, fresh.positions, fresh.slots, fresh.ring, table
+        )
+        assert torch.equal(ids[:live], want[:live])
+        assert torch.equal(static.ring[1:], fresh.ring[1:])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lengths", [[8192], [1024] * 8, [1, 2, 3, 4, 5000, 3182]], ids=str)
+def test_prefills_of_8192_tokens(lengths: list[int]) -> None:
+    inputs, table = lite.make_inputs(lengths, seed=3, device="cuda"), lite.lite_table("cuda")
+    args = inputs.tokens, inputs.positions, inputs.slots, inputs.starts, inputs.lengths
+    other = inputs.ring.clone()
+    want = ngram_ids.reference.extend_ids(*args, other, table)
+    assert torch.equal(ngram_ids.extend_ids(*args, inputs.ring, table), want)
+    assert torch.equal(inputs.ring[1:], other[1:])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("width", [2, 4, 8, 13])
+def test_thousands_of_verifications_in_a_graph(width: int) -> None:
+    """64 requests draft, keep a random prefix and go on, 40 times in one graph: 2,560 windows of
+    each width against the whole text. Red if a rejected draft is ever read."""
+    rows, rng = 64, random.Random(width)
+    cache, texts = Cache("cuda", slots=rows + 1), [[7 + i] for i in range(rows)]
+    tokens = torch.zeros(rows * width, dtype=torch.int64, device="cuda")
+    positions, slots = torch.zeros_like(tokens), torch.arange(1, rows + 1, device="cuda")
+    ngram_ids.window_ids(tokens, positions, slots, cache.ring, cache.table)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ids = ngram_ids.window_ids(tokens, positions, slots, cache.ring, cache.table)
+    for step in range(40):
+        drafts = [make_request(i + 1, width - 1, start=0, seed=step).text for i in range(rows)]
+        windows = [
+            Request(i + 1, text + draft, width)
+            for i, (text, draft) in enumerate(zip(texts, drafts))
+        ]
+        fed, at = _flat(windows)
+        tokens.copy_(cache.on(fed))
+        positions.copy_(cache.on(at))
+        graph.replay()
+        assert ids.view(rows, width, -1).tolist() == [expected(window) for window in windows]
+        for text, draft in zip(texts, drafts):
+            text += [*draft[: rng.randrange(width)], rng.choice((*TOKENS, 4711))]
+
+
+@pytest.mark.gpu
 def test_nothing_waits_for_the_gpu() -> None:
     inputs, table = lite.make_inputs([3, 40], seed=2, device="cuda"), lite.lite_table("cuda")
     window = lite.make_inputs([4, 4], seed=2, device="cuda")
