@@ -12,7 +12,7 @@ help: ## this list
 setup: ## create or refresh .venv (about 11 GB the first time, then seconds)
 	@$(PYTHON) ci/setup_env.py
 
-serve: setup ## serve a small checkpoint, answer one chat request, keep serving (ARGS=--once stops then)
+serve: setup ## serve LongCat-nano, answer one chat request, keep serving (ARGS=--once stops then)
 	@$(RUN) launch/serve.py $(ARGS)
 
 kernels: setup ## compile our GPU kernels now: a server then finds them in Triton's cache
@@ -38,5 +38,5 @@ format: setup ## rewrite the sources with ruff
 clean: ## remove .venv and everything built in this checkout
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-distclean: clean ## also remove the cached environments and the small checkpoint (other checkouts share them)
+distclean: clean ## also remove the cached environments and the random checkpoint (other checkouts share them)
 	rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/sglang-longcat"

@@ -1,9 +1,10 @@
 """`make serve`: the real SGLang server with this plugin, and one chat completion as proof.
 
-Owns: choosing recipe and device, building the small checkpoint when no model is named, the server
-process from start to clean shutdown. Leaves to others: the flags (a recipe is one of SGLang's own
-`--config` files), the CPU variables (`sglang_longcat.cpu.environment`), the checkpoint's content
-(`sglang_longcat.checkpoint`). Options it does not know go to `sglang.launch_server` unchanged.
+Owns: choosing recipe, device and model (LongCat-nano when none is named; a small random checkpoint
+for the recipes `*-tiny`), the server process from start to clean shutdown. Leaves to others: the
+flags (a recipe is one of SGLang's own `--config` files), the CPU variables
+(`sglang_longcat.cpu.environment`), the checkpoints' content (`sglang_longcat.assets` and
+`.checkpoint`). Options it does not know go to `sglang.launch_server` unchanged.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import yaml
 
 from gpus import gpu_count
+from sglang_longcat.assets import NANO, nano
 from sglang_longcat.cpu.environment import CPU_ENV, tp_env
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +38,11 @@ POLL_S = 0.5
 HEARTBEAT_S = 10.0
 SHUTDOWN_S = 20.0
 SERVED_NAME = "longcat"
+NANO_PROMPT, PROMPT = "Write the function read_text.", "Name three rivers of Europe."
+ABOUT_NANO = (
+    "LongCat-nano, 15 M parameters, knows Python sources and their docstrings only. "
+    'Ask: "Write a Python function: SUMMARY" or "What does NAME do?"'
+)
 
 
 def main() -> None:
@@ -49,7 +56,8 @@ def main() -> None:
             "Leave --config out for the small model on the CPU."
         )
     refuse_busy_port(args.port)
-    command = server_command(args, extra=extra, recipe=recipe)
+    model = args.model_path or recipe.get("model-path") or default_model(args.config)
+    command = server_command(args, extra=extra, model=str(model))
     env = {
         **recipe_env(args.config),
         **server_env(on_cpu=on_cpu, tp=int(args.tp or recipe.get("tp-size", 1))),
@@ -59,7 +67,10 @@ def main() -> None:
     server = subprocess.Popen(command, env=env, start_new_session=True)
     try:
         wait_until_ready(server, port=args.port, timeout=args.timeout)
-        show_completion(port=args.port, prompt=args.prompt)
+        prompt = args.prompt or (NANO_PROMPT if Path(model) == NANO else PROMPT)
+        show_completion(port=args.port, prompt=prompt)
+        if Path(model) == NANO:
+            say(ABOUT_NANO)
         if not args.once:
             say(f"serving on http://{HOST}:{args.port}/v1 as {SERVED_NAME!r}; Ctrl-C stops")
             server.wait()
@@ -74,13 +85,13 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--once", action="store_true", help="stop after the completion, exit 0")
     parser.add_argument("--config", type=recipe_path, help="recipe: a name or a YAML file")
-    parser.add_argument("--model-path", help="default: the recipe's, else a small checkpoint")
+    parser.add_argument("--model-path", help="default: the recipe's, else LongCat-nano")
     parser.add_argument("--tp", "--tp-size", type=int, help="tensor-parallel size")
     parser.add_argument("--port", type=int, default=30000)
     parser.add_argument("--timeout", type=float, default=900, help="seconds until it must be ready")
-    parser.add_argument("--prompt", default="Name three rivers of Europe.")
+    parser.add_argument("--prompt", help="of the completion that proves it")
     args, extra = parser.parse_known_args()
-    args.config = args.config or RECIPES / ("gpu-tiny.yaml" if gpu_count() else "cpu-tiny.yaml")
+    args.config = args.config or RECIPES / ("gpu-nano.yaml" if gpu_count() else "cpu-nano.yaml")
     return args, extra
 
 
@@ -102,11 +113,12 @@ def refuse_busy_port(port: int) -> None:
             sys.exit(f"port {port} on {HOST} is taken ({error.strerror}); choose another: --port N")
 
 
-def server_command(
-    args: argparse.Namespace, *, extra: list[str], recipe: dict[str, Any]
-) -> list[str]:
+def default_model(recipe: Path) -> Path:
+    return small_checkpoint() if recipe.stem.endswith("-tiny") else nano()
+
+
+def server_command(args: argparse.Namespace, *, extra: list[str], model: str) -> list[str]:
     command = [sys.executable, "-m", "sglang.launch_server", "--config", str(args.config)]
-    model = args.model_path or recipe.get("model-path") or str(small_checkpoint())
     command += ["--model-path", model, "--served-model-name", SERVED_NAME]
     command += ["--host", HOST, "--port", str(args.port)]
     if args.tp:
@@ -128,7 +140,7 @@ def server_env(*, on_cpu: bool, tp: int) -> dict[str, str]:
 
 
 def small_checkpoint() -> Path:
-    """Build the small checkpoint once per version of its writer; returns its directory."""
+    """Build the small random checkpoint once per version of its writer; returns its directory."""
     package = ROOT / "sglang_longcat"
     writer = hashlib.sha256()
     for source in sorted([package / "config.py", *(package / "checkpoint").rglob("*.*")]):
@@ -183,13 +195,14 @@ def show_completion(*, port: int, prompt: str) -> None:
         model=SERVED_NAME,
         messages=[{"role": "user", "content": prompt}],
         temperature=0,
-        max_tokens=32,
+        max_tokens=96,
+        extra_body={"repetition_penalty": 1.0},  # greedy, whatever generation_config.json says
     )
-    say(f"user:      {prompt}")
-    say(f"assistant: {answer.choices[0].message.content!r}")
+    say(f"user:\n{prompt}")
+    say(f"assistant:\n{answer.choices[0].message.content}")
     say(
         f"finish reason {answer.choices[0].finish_reason}, {answer.usage.prompt_tokens} + "
-        f"{answer.usage.completion_tokens} tokens. The small checkpoint has random weights."
+        f"{answer.usage.completion_tokens} tokens"
     )
 
 

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from nano_samples import write_golden, write_held_out
 from sglang_longcat.checkpoint.check import check_checkpoint
+from sglang_longcat.checkpoint.generation import generation_config
 from sglang_longcat.checkpoint.headers import INDEX_NAME
 from sglang_longcat.checkpoint.layout import expected_tensors, tensor_dtype
 from sglang_longcat.checkpoint.tokenizer import BOS_ID, EOS_ID, PAD_ID
@@ -34,15 +36,18 @@ _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 _FILE = "model.safetensors"
 
 
-def export(*, run: Path, data: Path, out: Path) -> None:
-    """Write the checkpoint folder `out` from `train`'s and `prepare`'s folders."""
+def export(*, run: Path, data: Path, out: Path, ablation: Path | None = None) -> None:
+    """Write the checkpoint folder `out` from `train`'s and `prepare`'s folders.
+
+    ablation: the folder of a run without N-gram tables, which the model card compares.
+    """
     out.mkdir(parents=True, exist_ok=True)
     for name in _COPIED:
         shutil.copyfile(data / name, out / name)
     for name in ("loss.csv", "metrics.json"):
         shutil.copyfile(run / name, out / name)
-    ids = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
-    _write_json(out / "generation_config.json", ids)
+    defaults = generation_config(bos=BOS_ID, eos=EOS_ID, pad=PAD_ID)
+    _write_json(out / "generation_config.json", defaults)
     config = LongcatConfig.from_dir(out)
     weights: dict[str, torch.Tensor] = {}
     for part in run.glob("weights-*.pt"):
@@ -50,6 +55,10 @@ def export(*, run: Path, data: Path, out: Path) -> None:
     _write_weights(weights, config, out=out)
     check_checkpoint(out, config)
     _plot(out / "loss.csv", out / "loss.png")
+    if ablation is not None:
+        shutil.copyfile(ablation / "metrics.json", out / "ablation.json")
+    write_held_out(data, out / "held_out.json", eos=EOS_ID)
+    write_golden(out)
     (out / "README.md").write_text(_card(out))
     print(out)
 
@@ -58,6 +67,7 @@ def _write_weights(weights: dict[str, torch.Tensor], config: LongcatConfig, *, o
     names = expected_tensors(config, mtp=True)
     tensors = {name: weights[name].to(_DTYPES[tensor_dtype(name)]).contiguous() for name in names}
     save_file(tensors, out / _FILE, metadata={"format": "pt"})
+    (out / _FILE).chmod(0o644)  # it wrote 0600, which a wheel would install for root alone
     size = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(sorted(names), _FILE)}
     _write_json(out / INDEX_NAME, index)
@@ -98,8 +108,17 @@ def _card(out: Path) -> str:
         held=data["held_out"]["tokens"] / 1e3,
         sources=_table(data["sources"], ("package", "version", "licence", "files", "bytes")),
         losses=_losses(metrics["held_out"]),
+        ablation=_ablation(out / "ablation.json"),
+        windows=len(json.loads((out / "held_out.json").read_text())["windows"]),
         experts=_experts(metrics["held_out"]["expert_share_per_layer"]),
     )
+
+
+def _ablation(file: Path) -> str:
+    if not file.exists():
+        return "The same run without N-gram tables was not made."
+    run = json.loads(file.read_text())
+    return f"The same without N-gram tables ({run['steps']} steps):\n\n{_losses(run['held_out'])}"
 
 
 def _flags(options: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -162,9 +181,19 @@ Held out at the end:
 
 {losses}
 
+{ablation}
+
 Share of the chosen expert slots, experts 0 to 7 then the four identity experts:
 
 {experts}
 
-Curves: `loss.csv`, `loss.png`.
+Curves: `loss.csv`, `loss.png`. The weights are those of step {best_step}, of the lowest loss on a
+part of the held-out text.
+
+## Use
+
+    make serve
+
+For `ci/accuracy.py`: `held_out.json`, {windows} windows of held-out tokens, and `golden.json`,
+greedy answers of the fp32 reference model.
 """

@@ -3,7 +3,8 @@
     python tools/train_nano.py prepare --out DATA              CPU: tokenizer, tokens, origin
     python tools/train_nano.py train --data DATA --out RUN     GPU (or CPU); torch and numpy only
     python tools/train_nano.py train --data DATA --out ABLATION --no-ngram --no-weights
-    python tools/train_nano.py export --run RUN --data DATA --out sglang_longcat/assets/nano
+    python tools/train_nano.py export --run RUN --data DATA --ablation ABLATION \
+        --out sglang_longcat/assets/nano
 
 On an H100 each training takes 2.5 minutes after one of compiling, so both fit into nine, and leave
 six files: RUN/{weights-0.pt,weights-1.pt,loss.csv,metrics.json}, ABLATION/{loss.csv,metrics.json}.
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         from nano_export import export
 
-        export(run=args.run, data=args.data, out=args.out)
+        export(run=args.run, data=args.data, out=args.out, ablation=args.ablation)
     return 0
 
 
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--run", type=Path, required=True)
     export.add_argument("--data", type=Path, required=True)
     export.add_argument("--out", type=Path, required=True)
+    export.add_argument("--ablation", type=Path, help="a run with --no-ngram, for the model card")
     return parser
 
 

@@ -77,6 +77,9 @@ class Embedding:
             return word
         eos = self.config.eos_token_ids if self.semantics.eos_cuts_lookback else ()
         ids = ngram_ids(tokens, self.config.ngram, eos)
+        for i in range(self.config.ngram.tables):
+            if self.config.ngram.order(i) == self.semantics.late_order:
+                ids[:, i] = _shift(ids[:, i], by=1, fill=0)
         total = torch.zeros_like(word, dtype=torch.float32)
         for column, table, projection in zip(ids.T, self.tables, self.projections, strict=True):
             total += F.linear(table[column], projection)
