@@ -194,6 +194,7 @@ part of the held-out text.
 
     make serve
 
-For `ci/accuracy.py`: `held_out.json`, {windows} windows of held-out tokens, and `golden.json`,
-greedy answers of the fp32 reference model.
+For `ci/accuracy.py`: `held_out.json`, {windows} windows of held-out tokens (excerpts of the files
+above, under their packages' licences), and `golden.json`, greedy answers of the fp32 reference
+model.
 """
