@@ -9,7 +9,7 @@ from sglang_longcat.ngram.cache import RING
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
 
-_CHAIN_ALGORITHMS = ("EAGLE", "NEXTN", "STANDALONE", "NGRAM")
+_CHAIN_ALGORITHMS = ("EAGLE", "NEXTN", "NGRAM")
 MAX_WINDOW = RING - 3  # n-1 predecessors of a 4-gram
 
 
@@ -71,8 +71,8 @@ def _speculative_flags(args: ServerArgs) -> list[str]:
         else ("--speculative-eagle-topk", view.speculative_eagle_topk)
     )
     refused = {
-        f"--speculative-algorithm {algorithm}: not implemented; use NEXTN (or EAGLE, its other "
-        "name), STANDALONE or NGRAM": algorithm not in _CHAIN_ALGORITHMS,
+        f"--speculative-algorithm {algorithm}: not implemented, or not tested; use NEXTN (or "
+        "EAGLE, its other name) or NGRAM": algorithm not in _CHAIN_ALGORITHMS,
         f"{breadth[0]} {breadth[1]}: a tree of drafts has several tokens at one position, and the "
         "N-gram cache holds one; set it to 1": breadth[1] not in (None, 1),
         f"--speculative-num-draft-tokens {window}: the N-gram cache verifies at most {MAX_WINDOW} "

@@ -164,7 +164,7 @@ def test_default_flags_are_supported():
     refuse_unsupported(arguments())
 
 
-@pytest.mark.parametrize("algorithm", ["NEXTN", "EAGLE", "STANDALONE"])
+@pytest.mark.parametrize("algorithm", ["NEXTN", "EAGLE"])
 @pytest.mark.parametrize("window", [2, 4, 13])
 def test_supported_speculation(algorithm, window):
     """13 tokens and the 3 before them fill the N-gram cache's ring."""
@@ -192,6 +192,7 @@ NEXTN = {
         ("--lora-paths", {"lora_paths": ["adapter"]}),
         ("--moe-a2a-backend deepep", {"moe_a2a_backend": "deepep"}),
         ("--moe-runner-backend flashinfer_trtllm", {"moe_runner_backend": "flashinfer_trtllm"}),
+        ("--speculative-algorithm STANDALONE", {**NEXTN, "speculative_algorithm": "STANDALONE"}),
         ("--speculative-algorithm EAGLE3", {"speculative_algorithm": "EAGLE3"}),
         ("--speculative-algorithm DFLASH", {"speculative_algorithm": "DFLASH"}),
         ("--speculative-eagle-topk 2", {**NEXTN, "speculative_eagle_topk": 2}),
