@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from prometheus_client import Gauge
 
 _BYTES = "longcat:ngram_bytes"
+_GATHER = "longcat:ngram_gather_seconds"
 _INFO = "longcat:info"
 
 
@@ -34,6 +35,12 @@ def publish_bytes(*, part: str, place: str, size: int) -> None:
     "host"."""
     labels = {"part": part, "place": place}
     _set(_BYTES, "Memory of the N-gram tables and cache of a rank", labels, value=size)
+
+
+def publish_gather(*, tokens: int, place: str, seconds: float) -> None:
+    """`longcat:ngram_gather_seconds`: how long the rows of so many tokens took at start."""
+    labels = {"tokens": str(tokens), "place": place}
+    _set(_GATHER, "Append, hash and gather of the N-gram rows, at start", labels, value=seconds)
 
 
 def _set(name: str, text: str, labels: Mapping[str, str], *, value: float) -> None:

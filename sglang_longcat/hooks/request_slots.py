@@ -19,6 +19,7 @@ TARGET = (
 
 def apply(result: Any, *_args: Any, **kwargs: Any) -> None:
     from sglang_longcat.models.longcat_flash import LongcatFlashForCausalLM
+    from sglang_longcat.ngram import gather_time
     from sglang_longcat.warm_up import ready_kernels
 
     model, config = kwargs["model"], kwargs["model_config"]
@@ -26,5 +27,6 @@ def apply(result: Any, *_args: Any, **kwargs: Any) -> None:
         model.allocate_cache(
             slots=kwargs["req_to_token_pool"].req_to_token.shape[0], context=config.context_len
         )
-        table = model.model.embed_tokens.tables.table
-        ready_kernels(model.sizes, config.dtype, table, kwargs["device"])
+        embedding = model.model.embed_tokens
+        ready_kernels(model.sizes, config.dtype, embedding.tables.table, kwargs["device"])
+        gather_time.publish(embedding.cache, embedding.tables, vocab=model.sizes.vocab_size)

@@ -12,6 +12,7 @@ SCRIPT = """
     metrics.publish_bytes(part="tables", place="host", size=10)
     metrics.publish_bytes(part="tables", place="host", size=20)
     metrics.publish_bytes(part="cache", place="device", size=3)
+    metrics.publish_gather(tokens=256, place="host", seconds=0.5)
     if not metrics.enabled():
         print("prometheus_client" in sys.modules)
     else:
@@ -40,6 +41,7 @@ def test_values_are_collected(tmp_path):
     assert 'longcat:info{version="1"} 1.0' in lines
     assert 'longcat:ngram_bytes{part="tables",place="host"} 20.0' in lines
     assert 'longcat:ngram_bytes{part="cache",place="device"} 3.0' in lines
+    assert 'longcat:ngram_gather_seconds{place="host",tokens="256"} 0.5' in lines
 
 
 def test_without_metrics_nothing_is_imported():
