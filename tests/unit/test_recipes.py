@@ -19,8 +19,6 @@ DIRECTORY = ROOT / "launch" / "recipes"
 RECIPES = sorted(DIRECTORY.glob("*.yaml"))
 ENVIRONMENTS = sorted(DIRECTORY.glob("*.env"))
 each = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-# Recipes with --speculative-algorithm, which `unsupported` may still refuse.
-SPECULATIVE = {"h200-tp1-latency"}
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +53,7 @@ def test_our_model_accepts_every_flag(recipe, parse):
     from sglang.srt.server_args import ServerArgs
 
     _, _, (parsed, _) = parse(recipe)
-    refused = unsupported_flags(ServerArgs.from_cli_args(parsed))
-    if recipe.stem in SPECULATIVE:
-        refused = [line for line in refused if not line.startswith("--speculative-algorithm ")]
-    assert refused == []
-
-
-def test_speculative_recipes_are_those_listed():
-    found = {path.stem for path in RECIPES if "speculative-algorithm" in path.read_text()}
-    assert found == SPECULATIVE
+    assert unsupported_flags(ServerArgs.from_cli_args(parsed)) == []
 
 
 @each
