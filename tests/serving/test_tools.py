@@ -5,8 +5,10 @@ import re
 
 import pytest
 from openai import OpenAI
+from transformers import PreTrainedTokenizerFast
 
 import harness
+from sglang_longcat.assets import nano
 
 MODEL = "longcat"
 ASK = [{"role": "user", "content": "What is 125679 + 234519?"}]
@@ -48,10 +50,12 @@ TRANSCRIPT = (
 )
 
 
-@pytest.fixture(scope="module")
-def chat(checkpoint):
+@pytest.fixture(scope="module", params=["random weights", "nano"])
+def chat(request, checkpoint):
+    """Of a model that knows nothing, and of one that knows some Python and no tool calls."""
+    path = nano() if request.param == "nano" else checkpoint
     options = {"served_model_name": MODEL, "tool_call_parser": "longcat"}
-    with harness.server(checkpoint, **options) as running:
+    with harness.server(path, sampling_defaults="openai", **options) as running:
         client = OpenAI(
             base_url=f"{running.base_url}/v1", api_key="none", max_retries=0, timeout=60
         )
@@ -64,6 +68,7 @@ def chat(checkpoint):
             return read(whole(messages, tools=tools, **asked))
 
         ask.whole = whole
+        ask.tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
         yield ask
 
 
@@ -117,7 +122,7 @@ NAMED = {"type": "function", "function": {"name": "switch"}}
     ("choice", "tools"), [("required", [SWITCH]), (NAMED, [SWITCH]), (NAMED, [NOTE, SWITCH, ADD])]
 )
 def test_forced_choice(chat, stream, choice, tools):
-    """A model with random weights writes a valid call: nothing but the grammar can make it."""
+    """A model that has never seen a call writes a valid one: only the grammar can make it."""
     content, calls, reason = chat(
         tools=tools, stream=stream, tool_choice=choice, parallel_tool_calls=False
     )
@@ -144,7 +149,7 @@ def test_required_call_of_any_tool(chat):
         assert set(json.loads(arguments)) == {"on", "room"}
 
 
-def test_results_go_back(chat, tokenizer):
+def test_results_go_back(chat):
     """The client's arguments are a string; the conversation is rendered with the object in it."""
 
     def conversation(arguments):
@@ -156,7 +161,7 @@ def test_results_go_back(chat, tokenizer):
             {"role": "tool", "tool_call_id": "1", "content": "360198"},
         ]
 
-    seen = tokenizer.apply_chat_template(
+    seen = chat.tokenizer.apply_chat_template(
         conversation(json.loads(SUM)), tools=[ADD], add_generation_prompt=True, return_dict=False
     )
     answer = chat.whole(conversation(SUM), tools=[ADD], **forced("It is 360198."))
