@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 STEP = "handle_gpu_memory_settings"
 
-# From runs at full size, bf16 (free_gib in ci/results): with 512 less here and 2 a row, 1.8 GiB
+# From runs at full size, bf16 (free_gib in ci/results): with 256 less here and 2 a row, 1.8 GiB
 # were left on an H100 at batch 24, and 0.4 on an H200 after batch 400 and a prompt of 250,000.
-_BASE_MB = 2304  # attention workspaces, cuBLAS, fragmentation
+_BASE_MB = 2048  # attention workspaces, cuBLAS, fragmentation
 _MB_PER_PREFILL_TOKEN = 0.27  # experts of top-12 at the widest point
 _MB_PER_PREFIX_TOKEN = 28 / 1024
 PREFIX_TOKENS = 32768  # expanded at a time, a quarter of SGLang's default
-_MB_PER_GRAPH_ROW = 4.0
+_MB_PER_GRAPH_ROW = 3.5  # 0.9 GiB for graphs of up to 256 rows
 _MB_PER_RANK = 256  # custom all-reduce and NCCL buffers
 
 
