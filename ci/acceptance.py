@@ -57,6 +57,7 @@ def ask(prompts: list[list[int]], tokens: int, **flags: Any) -> list[dict[str, A
         results: list[dict[str, Any]] = llm.generate(
             input_ids=prompts,
             sampling_params={"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True},
+            timeout=3600,
         )
     return results
 
