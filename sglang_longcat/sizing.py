@@ -79,10 +79,13 @@ def weight_bytes(config: LongcatConfig, *, mtp: bool = False) -> int:
     return whole.tables + whole.without_tables - whole.copies
 
 
-def kv_bytes_per_token(config: LongcatConfig, dtype: Literal["bf16", "fp8"] = "bf16") -> int:
+def kv_values_per_token(config: LongcatConfig) -> int:
     """Of every rank: the latent is not split. Two attention blocks a layer."""
-    latent = config.kv_lora_rank + config.qk_rope_head_dim
-    return 2 * config.num_layers * latent * KV_WIDTH[dtype]
+    return 2 * config.num_layers * (config.kv_lora_rank + config.qk_rope_head_dim)
+
+
+def kv_bytes_per_token(config: LongcatConfig, dtype: Literal["bf16", "fp8"] = "bf16") -> int:
+    return kv_values_per_token(config) * KV_WIDTH[dtype]
 
 
 def experts_read(config: LongcatConfig, batch: int) -> float:

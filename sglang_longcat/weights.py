@@ -90,7 +90,7 @@ class CheckpointReader(_Reader):
         """Read the safetensors headers of a local checkpoint before anything is allocated, or
         overwritten: `path` is that of a weight update."""
         path = self.path if path is None else Path(path)
-        if any(path.glob("*.safetensors*")):
+        if _is_local(path):
             check_checkpoint(path, self.sizes)
 
     def feed(
@@ -118,13 +118,9 @@ class DraftReader(_Reader):
     def __init__(self, sizes: LongcatConfig, path: str | Path) -> None:
         super().__init__(sizes, path, draft_tensors(sizes))
 
-    @property
-    def is_local(self) -> bool:
-        return any(self.path.glob("*.safetensors*"))
-
     def check_files(self) -> None:
         """Read the headers of a local checkpoint before anything is allocated."""
-        if self.is_local:
+        if _is_local(self.path):
             check_draft(self.path, self.sizes)
 
     def feed(
@@ -137,8 +133,9 @@ class DraftReader(_Reader):
         The first load of a local checkpoint reads these tensors only: `weights` would go through
         all 128 GB for 1.1 GB.
         """
+        own = _is_local(self.path) and not self.loaded_before
         seen: set[str] = set()
-        for name, tensor in self._own() if self.is_local and not self.loaded_before else weights:
+        for name, tensor in self._own() if own else weights:
             if not name.startswith(MTP_PREFIX):
                 continue
             self._check(name, tensor)
@@ -156,6 +153,11 @@ class DraftReader(_Reader):
             with safe_open(self.path / file, framework="pt") as shard:
                 for name in filter(lambda name: name.startswith(MTP_PREFIX), shard.keys()):
                     yield name, shard.get_tensor(name)
+
+
+def _is_local(path: Path) -> bool:
+    """Whether `path` is a directory with tensors, not a name on a model hub."""
+    return any(path.glob("*.safetensors*"))
 
 
 def _load_ngram(embedding: NgramEmbedding, kind: str, index: int, tensor: torch.Tensor) -> None:

@@ -104,11 +104,11 @@ def _kv_cache(room: placement.Room, plan: Plan, *, on_device: bool) -> Finding:
 
 def _host(here: Machine, room: placement.Room) -> list[Finding]:
     found = []
-    if here.host < room.tables_on_node * 1.05:
+    if here.host < room.tables_on_node * placement.HOST_MARGIN:
         found.append(
             Finding.error(
                 "host memory",
-                f"the tables need {room.tables_on_node * 1.05 / GIB:.1f} GiB, and "
+                f"the tables need {room.tables_on_node * placement.HOST_MARGIN / GIB:.1f} GiB, and "
                 f"{here.host / GIB:.1f} are available. Give the machine or container more memory, "
                 "or halve the tables with LONGCAT_NGRAM_TABLE_DTYPE=fp8.",
             )

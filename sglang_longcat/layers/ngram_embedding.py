@@ -27,7 +27,7 @@ from sglang.srt.model_executor.runner_utils.forward_batch import get_forward_bat
 from sglang.srt.runtime_context import get_parallel, get_schedule, get_server_args
 from torch import nn
 
-from sglang_longcat import env, metrics
+from sglang_longcat import env, metrics, sizing
 from sglang_longcat.config import ConfigError, LongcatConfig
 from sglang_longcat.ngram import placement
 from sglang_longcat.ngram.cache import NgramCache
@@ -103,10 +103,7 @@ class NgramEmbedding(nn.Module):
             tables_on_node=tables * get_parallel().tp_size // args.nnodes,
             device=room,
             host=available_bytes(),
-            kv_token=2
-            * config.num_layers
-            * (config.kv_lora_rank + config.qk_rope_head_dim)
-            * kv_item,
+            kv_token=sizing.kv_values_per_token(config) * kv_item,
             tokens=max(
                 args.context_length or config.max_position_embeddings, args.max_total_tokens or 0
             ),

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import torch
 
+from sglang_longcat.ngram.placement import HOST_MARGIN
+
 logger = logging.getLogger(__name__)
 
 _MADV_HUGEPAGE, _MADV_POPULATE_WRITE = 14, 23  # linux/mman.h
@@ -130,9 +132,9 @@ def _room(directory: Path, limit: str, used: str) -> int:
 
 
 def require_room(needed: int, root: Path = Path("/")) -> None:
-    """NotEnoughHostMemory unless `needed` bytes and 5 % more are available on this node."""
+    """NotEnoughHostMemory unless HOST_MARGIN times `needed` bytes are available on this node."""
     available = available_bytes(root)
-    if needed * 1.05 > available:
+    if needed * HOST_MARGIN > available:
         raise NotEnoughHostMemory(
             f"the N-gram tables need {needed / _GIB:.1f} GiB of host memory on this node, and "
             f"{math.floor(available / _GIB * 10) / 10:.1f} GiB are available to this process. Give "

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 Where = Literal["device", "host"]
+HOST_MARGIN = 1.05  # the host must have this many times the tables
 _GIB = 1 << 30
 
 
@@ -44,7 +45,7 @@ def choose(wish: str, room: Room) -> tuple[Where, str]:
         return cast(Where, wish), f"LONGCAT_NGRAM_TABLES={wish}"
     if room.tokens_beside >= room.tokens:
         return "device", f"auto: {beside}"
-    if room.host > room.tables_on_node * 1.05:
+    if room.host > room.tables_on_node * HOST_MARGIN:
         return "host", f"auto: {beside}"
     if room.tokens_beside:
         return "device", f"auto: {beside}, but {room.host / _GIB:.1f} GiB of host memory free"
