@@ -109,15 +109,9 @@ def parse() -> argparse.Namespace:
 def run_arm(arm: str) -> list[dict[str, Any]]:
     """One arm in its own process; returns one row per batch size."""
     module = ARMS[arm].module
-    environment = {
-        **os.environ,
-        "LONGCAT_DUMMY_ROUTING": "1",
-        "SGLANG_PLUGINS": "longcat,longcat_dummy_routing",
-        **ARMS[arm].env,
-    }
     process = subprocess.Popen(
         [sys.executable, __file__, *sys.argv[1:], "--arm", arm],
-        env=environment,
+        env=arm_environment(arm),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -133,11 +127,32 @@ def run_arm(arm: str) -> list[dict[str, Any]]:
     return [json.loads(line[7:]) for line in lines if line.startswith("RESULT ")]
 
 
+def arm_environment(arm: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "LONGCAT_DUMMY_ROUTING": "1",
+        "SGLANG_PLUGINS": "longcat,longcat_dummy_routing",
+        **ARMS[arm].env,
+    }
+
+
 def measure(args: argparse.Namespace) -> None:
+    batches = parse_batches(vars(args)[args.arm.replace("-", "_")] or args.batch, args.input)
+    engine = start_engine(args, batches, args.output)
+    tokens = engine.get_server_info()["max_total_num_tokens"]
+    print(f"{tokens:,} tokens of KV cache", flush=True)
+    for size, length in batches:
+        row = measure_batch(engine, size, length, args)
+        row |= {"kv_tokens": tokens, "free_gib": free_gib()}
+        print("RESULT " + json.dumps(row), flush=True)
+    engine.shutdown()
+
+
+def start_engine(args: argparse.Namespace, batches: list[tuple[int, int]], output: int) -> Any:
+    """The engine of `args.arm`, with room for `batches` and graphs up to the largest."""
     import sglang
 
-    batches = parse_batches(vars(args)[args.arm.replace("-", "_")] or args.batch, args.input)
-    longest = max(length for _, length in batches) + args.output
+    longest = max(length for _, length in batches) + output
     begin = time.time()
     engine = sglang.Engine(
         **{
@@ -155,13 +170,7 @@ def measure(args: argparse.Namespace) -> None:
         }
     )
     print(f"engine up in {time.time() - begin:.1f} s", flush=True)
-    tokens = engine.get_server_info()["max_total_num_tokens"]
-    print(f"{tokens:,} tokens of KV cache", flush=True)
-    for size, length in batches:
-        row = measure_batch(engine, size, length, args)
-        row |= {"kv_tokens": tokens, "free_gib": free_gib()}
-        print("RESULT " + json.dumps(row), flush=True)
-    engine.shutdown()
+    return engine
 
 
 def parse_batches(spec: str, length: int) -> list[tuple[int, int]]:
@@ -191,20 +200,16 @@ def measure_batch(engine: Any, size: int, length: int, args: argparse.Namespace)
     rng = random.Random(size)
     large = size * length > LARGE
 
-    def prompts() -> list[list[int]]:
-        return [[rng.randrange(10, 131000) for _ in range(length)] for _ in range(size)]
-
     def seconds(batch: list[list[int]], tokens: int) -> float:
-        sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
         begin = time.perf_counter()
-        engine.generate(input_ids=batch, sampling_params=sampling)
+        generate(engine, batch, tokens)
         return time.perf_counter() - begin
 
     if not large:
-        seconds(prompts(), 8)  # compiles every kernel of this shape
-    prefills, batch = [], prompts()
+        seconds(random_prompts(size, length, rng), 8)  # compiles every kernel of this shape
+    prefills, batch = [], []
     for _ in range(1 if large else args.repeat):
-        batch = prompts()
+        batch = random_prompts(size, length, rng)
         prefills.append(seconds(batch, 1))
     seconds(batch, 8)  # the same with a cached prefix takes other shapes
     tpots = [
@@ -222,6 +227,15 @@ def measure_batch(engine: Any, size: int, length: int, args: argparse.Namespace)
         "tpot_all_ms": tpots,
         "prefill_all_s": prefills,
     }
+
+
+def random_prompts(size: int, length: int, rng: random.Random) -> list[list[int]]:
+    return [[rng.randrange(10, 131000) for _ in range(length)] for _ in range(size)]
+
+
+def generate(engine: Any, prompts: list[list[int]], tokens: int) -> None:
+    sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
+    engine.generate(input_ids=prompts, sampling_params=sampling)
 
 
 def versions() -> dict[str, str]:

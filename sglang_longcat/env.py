@@ -52,3 +52,14 @@ def prefill_graph() -> bool:
     """LONGCAT_PREFILL_GRAPH=1: let SGLang replay short prefills as CUDA graphs, which its in-tree
     model cannot."""
     return _flag("LONGCAT_PREFILL_GRAPH")
+
+
+def two_streams() -> int:
+    """LONGCAT_TWO_STREAMS=N: captured steps of at most N tokens run the expert mixture on a second
+    stream beside the dense branch; 0 never does."""
+    value = os.environ.get("LONGCAT_TWO_STREAMS", "").strip() or "0"
+    if not value.isdecimal():
+        raise ValueError(
+            f"LONGCAT_TWO_STREAMS={value!r}: expected a number of tokens, 0 for never."
+        )
+    return int(value)

@@ -33,6 +33,7 @@ from sglang_longcat import env, hooks, metrics, plugin
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.layers.moe import LongcatMoE
 from sglang_longcat.layers.ngram_embedding import NgramEmbedding
+from sglang_longcat.models.branch import Branch, prepare_branches
 from sglang_longcat.models.reduction import adds_once
 from sglang_longcat.models.unsupported import refuse_unsupported
 from sglang_longcat.weights import CheckpointReader, DraftReader
@@ -125,6 +126,7 @@ class LongcatDecoderLayer(nn.Module):
             )
             for i in range(2)
         )
+        prepare_branches()
         self.mlp = LongcatMoE(
             config=config,
             layer_id=layer_id,
@@ -171,9 +173,8 @@ class LongcatDecoderLayer(nn.Module):
 
         hidden_states = attend(0, self.attn_boundary, hidden_states)
         hidden_states = self.moe_boundary.prepare(hidden_states, forward_batch)
-        shortcut = self.moe_boundary.branch_output(
-            self.mlp(hidden_states, adds_once(self.moe_boundary, forward_batch)), forward_batch
-        )
+        adds_identity = adds_once(self.moe_boundary, forward_batch)
+        shortcut = Branch(lambda x: cast(torch.Tensor, self.mlp(x, adds_identity)), hidden_states)
         hidden_states = self.first_ffn_boundary.branch_input(
             self.moe_boundary, hidden_states, forward_batch
         )
@@ -181,8 +182,9 @@ class LongcatDecoderLayer(nn.Module):
         hidden_states = attend(1, self.second_attn_boundary, hidden_states)
         hidden_states = self.second_ffn_boundary.prepare(hidden_states, forward_batch)
         hidden_states = self.second_ffn_boundary.finish(self.mlps[1](hidden_states), forward_batch)
+        contribution = self.moe_boundary.branch_output(shortcut.join(), forward_batch)
         hidden_states = self.moe_boundary.merge_branch(
-            shortcut, hidden_states, self.second_ffn_boundary, forward_batch
+            contribution, hidden_states, self.second_ffn_boundary, forward_batch
         )
         return hidden_states, None
 
