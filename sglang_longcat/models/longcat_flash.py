@@ -34,7 +34,7 @@ from sglang_longcat.config import LongcatConfig
 from sglang_longcat.layers.moe import LongcatMoE
 from sglang_longcat.layers.ngram_embedding import NgramEmbedding
 from sglang_longcat.models.branch import Branch, prepare_branches
-from sglang_longcat.models.reduction import adds_once
+from sglang_longcat.models.reduction import adds_once, sums_together
 from sglang_longcat.models.unsupported import refuse_unsupported
 from sglang_longcat.weights import CheckpointReader, DraftReader
 
@@ -181,11 +181,16 @@ class LongcatDecoderLayer(nn.Module):
         hidden_states = self.first_ffn_boundary.finish(self.mlps[0](hidden_states), forward_batch)
         hidden_states = attend(1, self.second_attn_boundary, hidden_states)
         hidden_states = self.second_ffn_boundary.prepare(hidden_states, forward_batch)
-        hidden_states = self.second_ffn_boundary.finish(self.mlps[1](hidden_states), forward_batch)
-        contribution = self.moe_boundary.branch_output(shortcut.join(), forward_batch)
-        hidden_states = self.moe_boundary.merge_branch(
-            contribution, hidden_states, self.second_ffn_boundary, forward_batch
-        )
+        hidden_states = self.mlps[1](hidden_states)
+        together = sums_together(self.moe_boundary, self.second_ffn_boundary, forward_batch)
+        if together:
+            hidden_states = hidden_states + shortcut.join()
+        hidden_states = self.second_ffn_boundary.finish(hidden_states, forward_batch)
+        if not together:
+            contribution = self.moe_boundary.branch_output(shortcut.join(), forward_batch)
+            hidden_states = self.moe_boundary.merge_branch(
+                contribution, hidden_states, self.second_ffn_boundary, forward_batch
+            )
         return hidden_states, None
 
 

@@ -1,0 +1,27 @@
+"""MLA decode in plain torch, one token at a time: the oracle of the kernel."""
+
+from __future__ import annotations
+
+import torch
+
+
+def mla_decode(
+    q_nope: torch.Tensor,
+    q_pe: torch.Tensor,
+    latents: torch.Tensor,
+    pages: torch.Tensor,
+    requests: torch.Tensor,
+    positions: torch.Tensor,
+    *,
+    scale: float,
+    width: int = 1,
+) -> torch.Tensor:
+    out = torch.empty_like(q_nope)
+    rank = q_nope.shape[-1]
+    for t in range(q_nope.shape[0]):
+        rows = pages[requests[t // width], : int(positions[t]) + 1].long()
+        keys = latents[rows].float()
+        query = torch.cat([q_nope[t], q_pe[t]], dim=-1).float()
+        weights = torch.softmax(scale * query @ keys.t(), dim=-1)
+        out[t] = weights @ keys[:, :rank]
+    return out
