@@ -1,4 +1,4 @@
-"""Tables in pinned host memory, read in place by the GPU: exact, also beyond 2^31 elements."""
+"""Tables in either placement, read in place by the GPU: exact, also beyond 2^31 elements."""
 
 from __future__ import annotations
 
@@ -56,6 +56,15 @@ def rows_of(memory: HostMemory) -> RowTable:
     return RowTable(storage, COLUMNS, torch.bfloat16)
 
 
+@pytest.fixture(params=["host", "device"])
+def rows(memory: HostMemory, request: pytest.FixtureRequest) -> RowTable:
+    """The same rows where either placement has them."""
+    pinned = rows_of(memory)
+    if request.param == "host":
+        return pinned
+    return dataclasses.replace(pinned, storage=pinned.storage.cuda())
+
+
 def check(found: torch.Tensor, ids: torch.Tensor) -> None:
     words = found.view(torch.int32).view(*ids.shape, COLUMNS // 2)
     assert torch.equal(words[..., 0].long(), ids)
@@ -65,10 +74,8 @@ def check(found: torch.Tensor, ids: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     "lengths", [[1] * 300, [1, 2, 3, 700, 16, 8000]], ids=["decode", "prefill"]
 )
-def test_host_rows_are_the_ones_named(
-    memory: HostMemory, table: HashTable, lengths: list[int]
-) -> None:
-    inputs, rows = lite.make_inputs(lengths, seed=1, device="cuda"), rows_of(memory)
+def test_rows_are_the_ones_named(rows: RowTable, table: HashTable, lengths: list[int]) -> None:
+    inputs = lite.make_inputs(lengths, seed=1, device="cuda")
     args = [inputs.tokens, inputs.positions, inputs.slots]
     if max(lengths) == 1:
         ids = ngram_ids.window_ids(*args, inputs.ring.clone(), table)
@@ -81,18 +88,18 @@ def test_host_rows_are_the_ones_named(
 
 
 @pytest.mark.parametrize("end", ["first", "last"])
-def test_the_ends_of_each_table(memory: HostMemory, table: HashTable, end: str) -> None:
+def test_the_ends_of_each_table(rows: RowTable, table: HashTable, end: str) -> None:
     """Token 0 at the start of a text hashes to row 0; with the last rows as offsets, to those."""
     firsts = torch.tensor([sum(ROWS[:i]) for i in range(lite.TABLES)], device="cuda")
     wanted = firsts if end == "first" else firsts + torch.tensor(ROWS, device="cuda") - 1
     ends = dataclasses.replace(table, offsets=wanted)
     zero = torch.zeros(1, dtype=torch.int64, device="cuda")
     ring = torch.zeros((2, lite.RING), dtype=torch.int32, device="cuda")
-    check(ngram_rows.window_rows(zero, zero, zero + 1, ring, ends, rows_of(memory)), wanted[None])
+    check(ngram_rows.window_rows(zero, zero, zero + 1, ring, ends, rows), wanted[None])
 
 
-def test_a_captured_step_reads_the_host(memory: HostMemory, table: HashTable) -> None:
-    static, rows = lite.make_inputs([1] * 64, seed=0, device="cuda"), rows_of(memory)
+def test_a_captured_step_follows_its_inputs(rows: RowTable, table: HashTable) -> None:
+    static = lite.make_inputs([1] * 64, seed=0, device="cuda")
     args = static.tokens, static.positions, static.slots
     ngram_rows.window_rows(*args, static.ring, table, rows)
     graph = torch.cuda.CUDAGraph()
