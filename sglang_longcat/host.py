@@ -115,6 +115,8 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("runtime_context:get_schedule"),
     Needs("runtime_context:get_stream"),
     Needs("distributed:tensor_model_parallel_all_reduce"),
+    Needs("distributed:get_tp_group"),
+    Needs("distributed.parallel_state:GroupCoordinator.all_gather_object", ("obj",)),
     Needs("model_executor.runner_backend_utils.breakable_cuda_graph:eager_on_graph"),
     Needs("model_executor.runner_backend_utils.breakable_cuda_graph:is_in_breakable_cuda_graph"),
     Needs("model_executor.runner_utils.forward_batch:get_forward_batch"),

@@ -22,6 +22,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -47,6 +48,7 @@ DEFAULTS: dict[str, Any] = {
     "log_level": "info",
 }
 _MAIN = str(Path(__file__).with_name("harness_main.py"))
+_ONE_AT_A_TIME = threading.Lock()  # a request to the fork server and its answer
 _LOG_TAIL = 4000  # characters of log in an error
 
 
@@ -153,7 +155,7 @@ def server(
     **server_args: Any,
 ) -> Iterator[Server]:
     """`python -m sglang.launch_server` on a free port of 127.0.0.1, yielded when /health is 200."""
-    port = _free_port()
+    port = free_port()
     kwargs = {**DEFAULTS, "model_path": str(model_path), **server_args}
     argv = _argv({**kwargs, "host": "127.0.0.1", "port": port})
     job = {"kind": "server", "argv": argv, "env": _environment(kwargs, env)}
@@ -184,7 +186,7 @@ def _argv(kwargs: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -199,7 +201,8 @@ def _start(
         if spawn:
             kill = _spawn(job, command, far.fileno(), log)
         else:
-            kill = _fork_server().fork({**job, "log": str(log)}, far.fileno())
+            with _ONE_AT_A_TIME:
+                kill = _fork_server().fork({**job, "log": str(log)}, far.fileno())
     return Connection(near.detach()), log, kill
 
 
@@ -250,8 +253,9 @@ class _ForkServer:
         pid = json.loads(self._receive(timeout=30))["pid"]
 
         def kill() -> None:
-            self._control.send(json.dumps({"kill": pid}).encode())
-            self._receive(timeout=30)
+            with _ONE_AT_A_TIME:
+                self._control.send(json.dumps({"kill": pid}).encode())
+                self._receive(timeout=30)
 
         return kill
 

@@ -15,7 +15,7 @@ import logging
 from typing import TYPE_CHECKING
 
 import torch
-from sglang.srt.distributed import tensor_model_parallel_all_reduce
+from sglang.srt.distributed import get_tp_group, tensor_model_parallel_all_reduce
 from sglang.srt.layers.dp_attention import attn_tp_all_reduce, is_dp_attention_enabled
 from sglang.srt.layers.layer_boundary import get_attn_tp_context
 from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
@@ -32,6 +32,7 @@ from sglang_longcat.config import ConfigError, LongcatConfig
 from sglang_longcat.ngram import placement
 from sglang_longcat.ngram.cache import NgramCache
 from sglang_longcat.ngram.host_memory import available_bytes, require_room
+from sglang_longcat.ngram.sharing import Sharers
 from sglang_longcat.ngram.tables import NgramTables, row_bytes
 
 if TYPE_CHECKING:
@@ -61,14 +62,17 @@ class NgramEmbedding(nn.Module):
             config.vocab_size, config.hidden_size, use_attn_tp_group=self.use_attn_tp
         )
         weight = self.word_embed.weight
+        own = slice(self.tp_rank * self.columns, (self.tp_rank + 1) * self.columns)
+        sharers = Sharers.find(get_tp_group().all_gather_object, parallel.tp_rank, own)
         self.tables = NgramTables(
             self.ngram.rows,
-            slice(self.tp_rank * self.columns, (self.tp_rank + 1) * self.columns),
+            own,
             dtype=weight.dtype,
             fp8=env.ngram_fp8(),
-            where=self._place(config, weight.dtype),
+            where=self._place(config, weight.dtype, sharers),
             device=weight.device,
             show_progress=parallel.tp_rank == 0,
+            sharers=sharers,
         )
         self.projection = nn.Parameter(
             torch.empty(self.ngram.tables * self.columns, config.hidden_size), requires_grad=False
@@ -76,9 +80,11 @@ class NgramEmbedding(nn.Module):
         self.cache = NgramCache(config, device=weight.device)
         self.share = 1.0 / (1 + self.ngram.tables)
 
-    def _place(self, config: LongcatConfig, dtype: torch.dtype) -> placement.Where:
+    def _place(
+        self, config: LongcatConfig, dtype: torch.dtype, sharers: Sharers
+    ) -> placement.Where:
         """Decide, log and check; the layers are already allocated, the head is not."""
-        wish, room = env.ngram_tables(), self._room(config, dtype)
+        wish, room = env.ngram_tables(), self._room(config, dtype, sharers)
         if wish == "auto" and not self.word_embed.weight.is_cuda:
             wish = "host"  # the same memory on a CPU, without a parameter that SGLang counts
         where, why = placement.choose(wish, room)
@@ -86,10 +92,11 @@ class NgramEmbedding(nn.Module):
             logger.info("%s", placement.describe(where, why, room))
             metrics.publish_bytes(part="tables", place=where, size=room.tables)
         if where == "host":
-            require_room(room.tables_on_node)
+            require_room(room.tables_on_node, room.host)
         return where
 
-    def _room(self, config: LongcatConfig, dtype: torch.dtype) -> placement.Room:
+    def _room(self, config: LongcatConfig, dtype: torch.dtype, sharers: Sharers) -> placement.Room:
+        """The same on every rank, and measured on all of them before any allocates its tables."""
         args = get_server_args()
         tables = sum(self.ngram.rows) * row_bytes(self.columns, dtype, fp8=env.ngram_fp8())
         room = 0  # a CPU has host memory only
@@ -97,12 +104,13 @@ class NgramEmbedding(nn.Module):
             free, total = torch.cuda.mem_get_info()
             head = self.word_embed.weight.nbytes
             room = int(free - total * (1 - get_schedule().mem_fraction_static) - head)
+        devices, hosts = zip(*sharers.exchange((room, available_bytes())), strict=True)
         kv_item = 1 if "fp8" in args.kv_cache_dtype else dtype.itemsize
         return placement.Room(
             tables=tables,
-            tables_on_node=tables * get_parallel().tp_size // args.nnodes,
-            device=room,
-            host=available_bytes(),
+            tables_on_node=tables * sharers.copies,
+            device=min(devices),
+            host=min(hosts),
             kv_token=sizing.kv_values_per_token(config) * kv_item,
             tokens=max(
                 args.context_length or config.max_position_embeddings, args.max_total_tokens or 0

@@ -293,6 +293,7 @@ class LongcatFlashForCausalLM(upstream.LongcatFlashForCausalLM):
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         super().load_weights(self.reader.feed(self.model.embed_tokens, weights))
+        self.model.embed_tokens.tables.finish_load()
 
     def get_embed_and_head(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self.model.embed_tokens.word_embed.weight, self.lm_head.weight

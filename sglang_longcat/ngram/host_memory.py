@@ -1,9 +1,10 @@
 """A large piece of host memory that GPU kernels read in place.
 
-Anonymous pages, huge where the kernel gives them, touched by all cores at once and registered
-with CUDA; without a GPU plain memory. cudaHostAlloc touches 4 KiB pages from one thread (58.5 GiB:
-40 s on an H100 machine), and torch's pin_memory rounds up to a power of two besides. Owns the
-memory and the check that there is enough of it; what lies in it is `tables.py`'s.
+Anonymous pages or a memfd's, huge where the kernel gives them, touched by all cores at once and
+registered with CUDA; without a GPU plain memory. cudaHostAlloc touches 4 KiB pages from one thread
+(58.5 GiB: 40 s on an H100 machine), and torch's pin_memory rounds up to a power of two besides.
+Owns the memory and the check that there is enough of it; what lies in it is `tables.py`'s, who
+shares it `sharing.py`'s.
 """
 
 from __future__ import annotations
@@ -37,19 +38,22 @@ class NotEnoughHostMemory(RuntimeError):
 
 
 class HostMemory:
-    """`size` bytes, zero; `pin`: readable by GPU kernels. Freed with `close` or with the object."""
+    """`size` bytes, zero; `pin`: readable by GPU kernels. Freed with `close` or with the object.
 
-    def __init__(self, size: int, *, pin: bool) -> None:
+    file: a descriptor to map instead of anonymous memory; `fill` makes it that long and touches it.
+    """
+
+    def __init__(self, size: int, *, pin: bool, file: int | None = None, fill: bool = True) -> None:
         begin = time.monotonic()
         self.size = size
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        self._map = mmap.mmap(-1, max(size, 1), flags=flags)
+        self._map = _map(max(size, 1), file=file, extend=fill)
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)[:size]
         pieces = [(start, min(_PIECE, size - start)) for start in range(0, size, _PIECE)]
         self._registered: list[int] = []
         self.close = weakref.finalize(self, _unregister, self._registered)
         if pin:
-            self._touch(pieces)
+            if fill:
+                self._touch(pieces)
             touched = time.monotonic()
             self._register(pieces)
             logger.info(
@@ -85,6 +89,15 @@ class HostMemory:
                     "the container's memory, or set LONGCAT_NGRAM_TABLES=device."
                 )
             self._registered.append(base + start)
+
+
+def _map(size: int, *, file: int | None, extend: bool) -> mmap.mmap:
+    if file is None:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        return mmap.mmap(-1, size, flags=flags)
+    if extend:
+        os.ftruncate(file, size)
+    return mmap.mmap(file, size, flags=mmap.MAP_SHARED)
 
 
 def _unregister(addresses: list[int]) -> None:
@@ -131,9 +144,8 @@ def _room(directory: Path, limit: str, used: str) -> int:
     return int(most) - current + cache
 
 
-def require_room(needed: int, root: Path = Path("/")) -> None:
-    """NotEnoughHostMemory unless HOST_MARGIN times `needed` bytes are available on this node."""
-    available = available_bytes(root)
+def require_room(needed: int, available: int) -> None:
+    """NotEnoughHostMemory unless `available` is HOST_MARGIN times the `needed` bytes of a node."""
     if needed * HOST_MARGIN > available:
         raise NotEnoughHostMemory(
             f"the N-gram tables need {needed / _GIB:.1f} GiB of host memory on this node, and "

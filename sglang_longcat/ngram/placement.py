@@ -19,10 +19,11 @@ class PlacementError(ValueError):
 
 @dataclass(frozen=True)
 class Room:
-    """What the choice depends on. Bytes of one rank, but `host` and `tables_on_node`."""
+    """What the choice depends on. Bytes of one rank, but `host` and `tables_on_node`; of all ranks
+    the least room, so that they choose alike."""
 
     tables: int
-    tables_on_node: int  # of all ranks of this machine
+    tables_on_node: int  # of all ranks of a machine; ranks that share columns count once
     device: int  # for tables and KV cache, all other weights allowed for
     host: int
     kv_token: int  # of a token's KV cache
@@ -60,8 +61,10 @@ def choose(wish: str, room: Room) -> tuple[Where, str]:
 def describe(where: Where, why: str, room: Room) -> str:
     """The log line: bytes in HBM, bytes pinned, KV tokens gained."""
     in_hbm, pinned = (room.tables, 0) if where == "device" else (0, room.tables)
+    shared = room.tables_on_node if pinned else 0
     gained = pinned // room.kv_token
     return (
         f"N-gram tables: {where} ({why}): {in_hbm / _GIB:.2f} GiB in HBM, {pinned / _GIB:.2f} GiB "
-        f"pinned on the host per rank, room for {gained:,} more tokens of KV cache"
+        f"pinned on the host per rank ({shared / _GIB:.2f} on this node), room for {gained:,} more "
+        "tokens of KV cache"
     )

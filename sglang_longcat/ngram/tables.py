@@ -1,8 +1,8 @@
 """Storage of the n-gram tables: one rank's columns of all of them, fused, on the GPU or the host.
 
 Host storage is no parameter, so SGLang neither counts nor moves it, and `--load-format dummy`
-leaves it zero. Every rank owns its columns and nothing else, so a node holds one copy in total,
-whatever the tensor-parallel size (data-parallel attention has one copy per replica).
+leaves it zero. Every rank holds its columns and nothing else, and ranks with the same columns share
+them (`sharing.py`), so a node holds one copy in total, whatever the parallelism of the server.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from longcat_kernels.ngram_rows import SCALE_BYTES, RowTable, quantise, reference, row_scales
 from sglang_longcat.ngram.host_memory import HostMemory, cores
 from sglang_longcat.ngram.placement import Where
+from sglang_longcat.ngram.sharing import Sharers
 
 logger = logging.getLogger(__name__)
 _BLOCK_ROWS = 1 << 18  # 128 MiB of a full row: what one loading thread holds at a time
@@ -55,7 +56,10 @@ class QuantisationError:
 
 
 class NgramTables(nn.Module):
-    """rows: of each table; width: columns of a whole row; `columns`: this rank's."""
+    """rows: of each table; width: columns of a whole row; `columns`: this rank's.
+
+    sharers: of host storage. Only their owner writes it; the rest skip what `load` is given.
+    """
 
     def __init__(
         self,
@@ -67,15 +71,18 @@ class NgramTables(nn.Module):
         where: Where,
         device: torch.device,
         show_progress: bool,
+        sharers: Sharers | None = None,
     ) -> None:
         super().__init__()
         self.rows, self.columns, self.fp8, self.where = rows, columns, fp8, where
+        self.sharers = sharers if where == "host" else None
         count = columns.stop - columns.start
         stride = row_bytes(count, dtype, fp8=fp8) // (1 if fp8 else dtype.itemsize)
         shape, kind = (sum(rows), stride), torch.uint8 if fp8 else dtype
         if where == "host":
             size = shape[0] * shape[1] * kind.itemsize
-            self.memory = HostMemory(size, pin=device.type == "cuda")
+            allocate = self.sharers.allocate if self.sharers else HostMemory
+            self.memory = allocate(size, pin=device.type == "cuda")
             storage = self.memory.bytes.view(kind).view(shape)
         else:
             storage = (torch.zeros if fp8 else torch.empty)(shape, dtype=kind, device=device)
@@ -95,8 +102,19 @@ class NgramTables(nn.Module):
         """Stays where and as it is: `Module.to` would replace the tensor that `table` names."""
         return self
 
+    @property
+    def writes(self) -> bool:
+        return self.sharers is None or self.sharers.owns
+
+    def finish_load(self) -> None:
+        """Collective where ranks share: nobody reads rows that their owner has still to write."""
+        if self.sharers is not None:
+            self.sharers.wait()
+
     def load(self, index: int, weight: torch.Tensor) -> None:
         """weight: [rows[index], width] as in the checkpoint. Several threads read blocks of it."""
+        if not self.writes:
+            return
         first = sum(self.rows[:index])
         own = self.table.storage.data[first : first + self.rows[index]]
         blocks = list(zip(own.split(_BLOCK_ROWS), weight.split(_BLOCK_ROWS), strict=True))

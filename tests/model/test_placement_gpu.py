@@ -1,8 +1,14 @@
-"""Tables in pinned host memory, read in place by the GPU: exact, also beyond 2^31 elements."""
+"""Tables in either placement, read in place by the GPU: exact, also beyond 2^31 elements."""
 
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +17,7 @@ from longcat_kernels import ngram_ids, ngram_rows
 from longcat_kernels.ngram_ids import HashTable
 from longcat_kernels.ngram_ids import workloads as lite
 from longcat_kernels.ngram_rows import RowTable
-from sglang_longcat.ngram.host_memory import HostMemory
+from sglang_longcat.ngram.host_memory import HostMemory, available_bytes
 
 pytestmark = pytest.mark.gpu
 COLUMNS = 256
@@ -22,25 +28,41 @@ ROWS = tuple(
 
 @pytest.fixture(scope="module")
 def memory() -> HostMemory:
-    """Row r holds r in its first four bytes and -r in its last."""
     assert sum(ROWS) * COLUMNS > 2**31
-    memory = HostMemory(sum(ROWS) * COLUMNS * 2, pin=True)
-    words = memory.bytes.view(torch.int32).view(sum(ROWS), COLUMNS // 2)
-    words[:, 0] = torch.arange(sum(ROWS))
-    words[:, -1] = -torch.arange(sum(ROWS))
+    return numbered(HostMemory(sum(ROWS) * COLUMNS * 2, pin=True))
+
+
+def numbered(memory: HostMemory) -> HostMemory:
+    """Row r holds r in its first four bytes and -r in its last."""
+    words = memory.bytes.view(torch.int32).view(-1, COLUMNS // 2)
+    words[:, 0] = torch.arange(len(words))
+    words[:, -1] = -torch.arange(len(words))
     return memory
 
 
 @pytest.fixture(scope="module")
 def table() -> HashTable:
+    return hash_table(ROWS)
+
+
+def hash_table(rows: tuple[int, ...]) -> HashTable:
     return ngram_ids.make_hash_table(
-        vocab_size=lite.VOCAB, rows=ROWS, orders=lite.ORDERS, eos=lite.EOS, device="cuda"
+        vocab_size=lite.VOCAB, rows=rows, orders=lite.ORDERS, eos=lite.EOS, device="cuda"
     )
 
 
 def rows_of(memory: HostMemory) -> RowTable:
-    storage = memory.bytes.view(torch.bfloat16).view(sum(ROWS), COLUMNS)
+    storage = memory.bytes.view(torch.bfloat16).view(-1, COLUMNS)
     return RowTable(storage, COLUMNS, torch.bfloat16)
+
+
+@pytest.fixture(params=["host", "device"])
+def rows(memory: HostMemory, request: pytest.FixtureRequest) -> RowTable:
+    """The same rows where either placement has them."""
+    pinned = rows_of(memory)
+    if request.param == "host":
+        return pinned
+    return dataclasses.replace(pinned, storage=pinned.storage.cuda())
 
 
 def check(found: torch.Tensor, ids: torch.Tensor) -> None:
@@ -52,10 +74,8 @@ def check(found: torch.Tensor, ids: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     "lengths", [[1] * 300, [1, 2, 3, 700, 16, 8000]], ids=["decode", "prefill"]
 )
-def test_host_rows_are_the_ones_named(
-    memory: HostMemory, table: HashTable, lengths: list[int]
-) -> None:
-    inputs, rows = lite.make_inputs(lengths, seed=1, device="cuda"), rows_of(memory)
+def test_rows_are_the_ones_named(rows: RowTable, table: HashTable, lengths: list[int]) -> None:
+    inputs = lite.make_inputs(lengths, seed=1, device="cuda")
     args = [inputs.tokens, inputs.positions, inputs.slots]
     if max(lengths) == 1:
         ids = ngram_ids.window_ids(*args, inputs.ring.clone(), table)
@@ -68,18 +88,18 @@ def test_host_rows_are_the_ones_named(
 
 
 @pytest.mark.parametrize("end", ["first", "last"])
-def test_the_ends_of_each_table(memory: HostMemory, table: HashTable, end: str) -> None:
+def test_the_ends_of_each_table(rows: RowTable, table: HashTable, end: str) -> None:
     """Token 0 at the start of a text hashes to row 0; with the last rows as offsets, to those."""
     firsts = torch.tensor([sum(ROWS[:i]) for i in range(lite.TABLES)], device="cuda")
     wanted = firsts if end == "first" else firsts + torch.tensor(ROWS, device="cuda") - 1
     ends = dataclasses.replace(table, offsets=wanted)
     zero = torch.zeros(1, dtype=torch.int64, device="cuda")
     ring = torch.zeros((2, lite.RING), dtype=torch.int32, device="cuda")
-    check(ngram_rows.window_rows(zero, zero, zero + 1, ring, ends, rows_of(memory)), wanted[None])
+    check(ngram_rows.window_rows(zero, zero, zero + 1, ring, ends, rows), wanted[None])
 
 
-def test_a_captured_step_reads_the_host(memory: HostMemory, table: HashTable) -> None:
-    static, rows = lite.make_inputs([1] * 64, seed=0, device="cuda"), rows_of(memory)
+def test_a_captured_step_follows_its_inputs(rows: RowTable, table: HashTable) -> None:
+    static = lite.make_inputs([1] * 64, seed=0, device="cuda")
     args = static.tokens, static.positions, static.slots
     ngram_rows.window_rows(*args, static.ring, table, rows)
     graph = torch.cuda.CUDAGraph()
@@ -106,3 +126,59 @@ def test_nothing_stays_pinned() -> None:
     data = dropped.bytes
     del dropped
     assert not data.is_pinned()
+
+
+def started(job: Callable[..., None], *args: Any) -> tuple[Any, Connection]:
+    """A fresh process that runs `job(connection, *args)`: a fork could not use CUDA."""
+    spawn = multiprocessing.get_context("spawn")
+    near, far = spawn.Pipe()
+    process = spawn.Process(target=job, args=(far, *args))
+    process.start()
+    far.close()
+    return process, near
+
+
+SHARED = tuple(1_001 + 2 * i for i in range(lite.TABLES))
+
+
+def gather(answer: Connection, path: str) -> None:
+    """What this process's GPU kernels read of another's memory."""
+    file = os.open(path, os.O_RDWR)
+    memory = HostMemory(sum(SHARED) * COLUMNS * 2, pin=True, file=file, fill=False)
+    inputs, table = lite.make_inputs([1] * 300, seed=1, device="cuda"), hash_table(SHARED)
+    args = inputs.tokens, inputs.positions, inputs.slots
+    ids = ngram_ids.window_ids(*args, inputs.ring.clone(), table)
+    found = ngram_rows.window_rows(*args, inputs.ring, table, rows_of(memory))
+    answer.send((ids.cpu().numpy(), found.cpu().view(torch.int32).numpy()))
+
+
+def test_two_processes_read_one_pinned_copy() -> None:
+    """Replicas of data-parallel attention: both register the same pages, one has written them."""
+    file = os.memfd_create("test")
+    mine = numbered(HostMemory(sum(SHARED) * COLUMNS * 2, pin=True, file=file))
+    process, answer = started(gather, f"/proc/{os.getpid()}/fd/{file}")
+    ids, found = answer.recv()
+    process.join()
+    os.close(file)
+    check(torch.from_numpy(found), torch.from_numpy(ids))
+    assert mine.bytes.is_pinned()
+
+
+def load_half(answer: Connection, size: int) -> None:
+    memory = HostMemory(size, pin=True)
+    memory.bytes[: size // 2].fill_(7)
+    answer.send("half-way")
+    answer.recv()
+
+
+def test_a_process_killed_while_loading_leaves_no_pinned_memory() -> None:
+    size, before = 8 << 30, available_bytes()
+    process, answer = started(load_half, size)
+    assert answer.recv() == "half-way"
+    assert available_bytes() < before - size // 2
+    process.kill()
+    process.join()
+    deadline = time.monotonic() + 60
+    while available_bytes() < before - size // 8:
+        assert time.monotonic() < deadline, "the memory of the killed process is still in use"
+        time.sleep(0.5)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
+import torch
 
+from mappings import resident
+from sglang_longcat.ngram import host_memory
 from sglang_longcat.ngram.host_memory import (
     HostMemory,
     NotEnoughHostMemory,
     available_bytes,
     require_room,
 )
+from sglang_longcat.ngram.tables import NgramTables
 
 GIB = 1 << 30
 
@@ -66,9 +71,9 @@ def test_version_1_groups(root: Path) -> None:
 
 
 def test_too_little_is_an_error_that_says_what_to_do(root: Path) -> None:
-    require_room(95 * GIB, root)
+    require_room(95 * GIB, available_bytes(root))
     with pytest.raises(NotEnoughHostMemory) as error:
-        require_room(int(98.5 * GIB), root)
+        require_room(int(98.5 * GIB), available_bytes(root))
     said = str(error.value)
     assert "need 98.5 GiB of host memory on this node, and 100.0 GiB are available" in said
     for way_out in ("LONGCAT_NGRAM_TABLE_DTYPE=fp8", "LONGCAT_NGRAM_TABLES=device"):
@@ -84,3 +89,68 @@ def test_memory_is_zero_and_as_long_as_asked() -> None:
     assert memory.bytes.shape == (3_000_001,)
     assert not memory.bytes.any()
     memory.close()
+
+
+class Runtime:
+    """CUDA's host registrations; those after `most` fail."""
+
+    def __init__(self, most: int = 1 << 30) -> None:
+        self.most, self.registered = most, dict[int, int]()
+
+    def cudaHostRegister(self, address: int, length: int, _flags: int) -> int:
+        if len(self.registered) == self.most:
+            return 2
+        self.registered[address] = length
+        return 0
+
+    def cudaHostUnregister(self, address: int) -> None:
+        del self.registered[address]
+
+
+@pytest.fixture
+def pieces(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The size of what is registered at a time."""
+    monkeypatch.setattr(host_memory, "_PIECE", 16 << 20)
+    return 16 << 20
+
+
+def test_a_limit_half_way_leaves_nothing_pinned(
+    pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of eight pieces could be pinned: they are given back, and so is all of the memory."""
+    cuda, before = Runtime(most=3), resident()
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cuda)
+    with pytest.raises(NotEnoughHostMemory, match=r"error 2, after 0\.0 of 0\.1 GiB.*ulimit -l"):
+        HostMemory(8 * pieces, pin=True)
+    gc.collect()
+    assert not cuda.registered
+    assert resident() < before + pieces
+
+
+def test_loading_that_fails_half_way_leaves_nothing_pinned(
+    pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a checkpoint does whose third table is cut: the tables go with the model."""
+    cuda, before = Runtime(), resident()
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cuda)
+
+    def load() -> None:
+        rows = (1 << 15,) * 4
+        tables = NgramTables(
+            rows,
+            slice(0, 512),
+            dtype=torch.bfloat16,
+            fp8=False,
+            where="host",
+            device=torch.device("cuda"),
+            show_progress=False,
+        )
+        assert sum(cuda.registered.values()) == sum(rows) * 1024 == 8 * pieces
+        for index, count in enumerate((rows[0], rows[1], rows[2] // 2)):
+            tables.load(index, torch.ones((count, 512), dtype=torch.bfloat16))
+
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        load()
+    gc.collect()
+    assert not cuda.registered
+    assert resident() < before + 2 * pieces

@@ -55,5 +55,9 @@ def test_a_wish_is_followed() -> None:
 def test_the_log_line_names_bytes_and_tokens() -> None:
     assert "0.00 GiB in HBM, 58.50 GiB pinned" in describe("host", "", H200)
     assert "room for 1,947,355 more tokens" in describe("host", "", H200)
-    assert "58.50 GiB in HBM, 0.00 GiB pinned" in describe("device", "", H200)
+    assert "58.50 GiB in HBM, 0.00 GiB pinned on the host per rank (0.00" in describe(
+        "device", "", H200
+    )
+    two = replace(H200, tables=H200.tables // 2)
+    assert "29.25 GiB pinned on the host per rank (58.50 on this node)" in describe("host", "", two)
     assert "room for 0 more tokens" in describe("device", "", H200)

@@ -8,12 +8,19 @@ import torch
 from longcat_kernels.ngram_rows import reference
 from sglang_longcat.ngram import tables as module
 from sglang_longcat.ngram.placement import Where
+from sglang_longcat.ngram.sharing import Sharers
 from sglang_longcat.ngram.tables import NgramTables, QuantisationError, row_bytes
 
 ROWS, WIDTH = (5, 7, 9), 64
 
 
-def make(where: Where, columns: slice = slice(0, WIDTH), *, fp8: bool = False) -> NgramTables:
+def make(
+    where: Where,
+    columns: slice = slice(0, WIDTH),
+    *,
+    fp8: bool = False,
+    sharers: Sharers | None = None,
+) -> NgramTables:
     return NgramTables(
         ROWS,
         columns,
@@ -22,6 +29,7 @@ def make(where: Where, columns: slice = slice(0, WIDTH), *, fp8: bool = False) -
         where=where,
         device=torch.device("cpu"),
         show_progress=False,
+        sharers=sharers,
     )
 
 
@@ -49,6 +57,18 @@ def test_ranks_hold_their_columns_and_nothing_else(
     assert torch.equal(torch.cat([every_row(rank) for rank in ranks], dim=1), torch.cat(weights))
     held = sum(rank.table.storage.nbytes for rank in ranks)
     assert held == sum(ROWS) * row_bytes(WIDTH, torch.bfloat16, fp8=False)
+
+
+def test_a_rank_that_does_not_own_its_memory_leaves_it_alone(weights: list[torch.Tensor]) -> None:
+    """Red if a replica writes the rows that another one has written, or is writing."""
+    sharers = Sharers(
+        exchange=lambda value: [value] * 2, rank=1, owner=0, count=2, copies=1, any_shared=False
+    )
+    reader = make("host", sharers=sharers)
+    for index, weight in enumerate(weights):
+        reader.load(index, weight)
+    assert not every_row(reader).any()
+    assert make("device", sharers=sharers).writes
 
 
 def test_only_device_storage_is_a_parameter_of_the_model() -> None:
