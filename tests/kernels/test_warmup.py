@@ -15,9 +15,10 @@ import pytest
 import torch
 
 import longcat_kernels
-from longcat_kernels import identity_experts, moe_router, ngram_ids
+from longcat_kernels import identity_experts, mla_prologue, moe_router, ngram_ids
 from longcat_kernels.compile_only import compile_only
 from longcat_kernels.identity_experts import workloads as identity_lite
+from longcat_kernels.mla_prologue import workloads as prologue_lite
 from longcat_kernels.moe_router import workloads as router_lite
 from longcat_kernels.ngram_ids import workloads as ngram_lite
 from longcat_kernels.ngram_rows import extend_rows, window_rows
@@ -33,6 +34,10 @@ TINY = Sizes(
     experts=12,
     routed=8,
     top_k=3,
+    q_lora=96,
+    kv_lora=128,
+    nope=32,
+    rope=16,
     orders=(2, 2, 3, 3),
     eos=2,
     windows=WIDTHS,
@@ -56,6 +61,7 @@ def serve(device: str, sizes: Sizes) -> None:
     for batch in BATCHES:
         route(device, batch, sizes)
         add_identity(device, batch, sizes)
+        prepare_attention(device, batch, sizes)
         feed(device, batch, sizes)
 
 
@@ -75,6 +81,28 @@ def add_identity(device: str, batch: int, sizes: Sizes) -> None:
         identity_experts.add_identity_(out[rows], x[rows], weight[rows])
     identity_experts.add_identity_(out, wide, weight)
     identity_experts.add_identity_(out[:1].as_strided((1, sizes.hidden), (1, 1)), x[:1], weight)
+
+
+def prepare_attention(device: str, batch: int, sizes: Sizes) -> None:
+    """Head counts of different divisors; positions and slots from the middle of a buffer."""
+    widths = {name: getattr(sizes, name) for name in ("q_lora", "kv_lora", "nope", "rope")}
+    for heads in (1, 4, 5):
+        one = prologue_lite.make_inputs(
+            batch + 1, seed=0, device=device, heads=heads, context=8, **widths
+        )
+        mla_prologue.norm_and_store(
+            one.qkv[1:],
+            one.q_weight,
+            one.kv_weight,
+            eps=prologue_lite.EPS,
+            positions=one.positions[1:],
+            cos_sin=one.cos_sin,
+            slots=one.slots[1:],
+            kv_buffer=one.kv_buffer,
+        )
+        mla_prologue.absorb_query(
+            one.q[1:], one.w_kc, positions=one.positions[1:], cos_sin=one.cos_sin
+        )
 
 
 def feed(device: str, batch: int, sizes: Sizes) -> None:
