@@ -20,10 +20,14 @@ logger = logging.getLogger(__name__)
 
 
 def kernel_sizes(
-    config: LongcatConfig, dtype: torch.dtype, table: RowTable, draft_tokens: int | None
+    config: LongcatConfig,
+    dtype: torch.dtype,
+    table: RowTable,
+    draft_tokens: int | None,
+    ranks: int = 1,
 ) -> Sizes:
     """draft_tokens: width of a verify window (--speculative-num-draft-tokens), None without
-    speculation."""
+    speculation; ranks: those that attention's heads are spread over."""
     assert config.ngram is not None
     return Sizes(
         dtype=dtype,
@@ -31,6 +35,11 @@ def kernel_sizes(
         experts=config.router_logits,
         routed=config.n_routed_experts,
         top_k=config.moe_topk,
+        heads=config.num_attention_heads // ranks,
+        q_lora=config.q_lora_rank,
+        kv_lora=config.kv_lora_rank,
+        nope=config.qk_nope_head_dim,
+        rope=config.qk_rope_head_dim,
         orders=tuple(config.ngram.order(i) for i in range(config.ngram.tables)),
         eos=len(config.eos_token_ids),
         ring=RING,
@@ -49,7 +58,8 @@ def ready_kernels(config: LongcatConfig, dtype: torch.dtype, table: RowTable, de
         return
     begin = time.perf_counter()
     draft_tokens = get_server_args().speculative_num_draft_tokens
-    count = warm_up(device, kernel_sizes(config, dtype, table, draft_tokens))
+    ranks = get_parallel().attn_tp_size
+    count = warm_up(device, kernel_sizes(config, dtype, table, draft_tokens, ranks))
     if get_parallel().tp_rank == 0:
         seconds = time.perf_counter() - begin
         logger.info("Triton kernels: %d variants ready in %.2f s", count, seconds)

@@ -22,11 +22,20 @@ import torch
 
 from longcat_kernels.compile_only import compile_only
 from longcat_kernels.identity_experts import workloads as identity_experts
+from longcat_kernels.mla_decode import workloads as mla_decode
+from longcat_kernels.mla_prologue import workloads as mla_prologue
 from longcat_kernels.moe_router import workloads as moe_router
 from longcat_kernels.ngram_ids import workloads as ngram_ids
 from longcat_kernels.ngram_rows import workloads as ngram_rows
 
-OPS = ("ngram_ids", "moe_router", "identity_experts")
+OPS = (
+    "ngram_ids",
+    "moe_router",
+    "identity_experts",
+    "mla_prologue",
+    "mla_decode",
+    "mla_keys",
+)
 HOPPER = 90
 
 
@@ -39,6 +48,11 @@ class Sizes:
     experts: int = moe_router.EXPERTS  # identity experts included
     routed: int = moe_router.ROUTED
     top_k: int = moe_router.TOP_K
+    heads: int = mla_decode.HEADS  # of attention, on one rank
+    q_lora: int = mla_prologue.Q_LORA
+    kv_lora: int = mla_prologue.KV_LORA
+    nope: int = mla_prologue.NOPE  # of a head's query, as rope
+    rope: int = mla_prologue.ROPE
     orders: tuple[int, ...] = ngram_ids.ORDERS  # of the n-gram tables
     eos: int = len(ngram_ids.EOS)  # how many end-of-sequence tokens
     ring: int = ngram_ids.RING

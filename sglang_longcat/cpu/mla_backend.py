@@ -59,7 +59,7 @@ class TorchMLABackend(AttentionBackend):
         super().__init__()
         self.drafted = drafted
         self.requests = runner.req_to_token_pool
-        self.pool = runner.token_to_kv_pool
+        self.token_to_kv_pool = runner.token_to_kv_pool
         self.plan: list[Group] = []
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
@@ -92,12 +92,13 @@ class TorchMLABackend(AttentionBackend):
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
     ) -> torch.Tensor:
+        pool = self.token_to_kv_pool
         if save_kv_cache:
-            self.pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
+            pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
         out = attend(
             self.plan,
             q.view(-1, layer.tp_q_head_num, layer.qk_head_dim),
-            self.pool.get_key_buffer(layer.layer_id)[:, 0],
+            pool.get_key_buffer(layer.layer_id)[:, 0],
             v_width=layer.v_head_dim,
             scale=layer.scaling,
         )

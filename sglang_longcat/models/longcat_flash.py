@@ -1,9 +1,9 @@
 """LongCat-Flash-Lite for SGLang: the model, top to bottom.
 
 Registered under the name that SGLang resolves for every LongCat-Flash config, so `__new__` hands
-any config that is not Lite to SGLang's own class. MLA, dense MLP, norms, layer boundaries, expert
-GEMMs and logits are SGLang's; embedding and expert mixture are ours (`layers/`), loading is in
-`weights.py`.
+any config that is not Lite to SGLang's own class. MLA's projections and attention, dense MLP,
+norms, layer boundaries, expert GEMMs and logits are SGLang's; embedding, expert mixture and what
+MLA does before it attends are ours (`layers/`), loading is in `weights.py`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
 from sglang.srt.models import longcat_flash as upstream
-from sglang.srt.models.deepseek_v2 import DeepseekV2AttentionMLA
 from sglang.srt.runtime_context import get_parallel, get_server_args, get_stream
 from sglang.srt.utils import add_prefix
 from torch import nn
 
 from sglang_longcat import env, hooks, metrics, plugin
 from sglang_longcat.config import LongcatConfig
+from sglang_longcat.layers.attention import LongcatAttention
 from sglang_longcat.layers.moe import LongcatMoE
 from sglang_longcat.layers.ngram_embedding import NgramEmbedding
 from sglang_longcat.models.branch import Branch, prepare_branches
@@ -52,10 +52,10 @@ logger = logging.getLogger(__name__)
 
 def mla_attention(
     config: LongcatFlashConfig, quant_config: QuantizationConfig | None, index: int, prefix: str
-) -> DeepseekV2AttentionMLA:
-    """SGLang's MLA with the sizes of `config`, as the KV pool's layer `index`."""
+) -> LongcatAttention:
+    """MLA with the sizes of `config`, as the KV pool's layer `index`."""
     sizes = LongcatConfig.from_dict(config.to_dict())
-    return DeepseekV2AttentionMLA(
+    return LongcatAttention(
         config=config,
         hidden_size=sizes.hidden_size,
         num_heads=sizes.num_attention_heads,

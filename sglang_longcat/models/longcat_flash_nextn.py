@@ -52,6 +52,7 @@ class LongcatDraftLayer(upstream_nextn.LongcatFlashDenseDecoderLayer):
     def __init__(self, config: LongcatFlashConfig, quant_config: QuantizationConfig | None) -> None:
         nn.Module.__init__(self)
         self.self_attn = mla_attention(config, quant_config, 0, f"{_LAYER}.self_attn")
+        self.self_attn.drafts = True
         self.mlp = upstream.LongcatFlashMLP(
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from kernel_ops import OPS
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICES = ["interpreter"] if INTERPRETED else ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -20,6 +21,6 @@ DEVICES = ["interpreter"] if INTERPRETED else ["cpu", pytest.param("cuda", marks
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param != "interpreter":
         return request.param
-    for op in ("ngram_ids", "ngram_rows", "moe_router", "identity_experts", "mla_decode"):
+    for op in OPS:
         monkeypatch.setattr(f"longcat_kernels.{op}.use_triton", lambda tensor: True)
     return "cpu"

@@ -10,6 +10,7 @@ import os
 from typing import Any
 
 import pytest
+import triton.language as tl
 
 pytestmark = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="nothing to compile")
 
@@ -26,12 +27,35 @@ POINTERS = {
         "ids": "*i32",
     },
     "_add_identity_kernel": {"out": "*bf16", "x": "*bf16", "weight": "*fp32"},
+    "_norm_and_store_kernel": {
+        **dict.fromkeys(("qkv", "q_weight", "kv_weight", "kv_buffer", "out"), "*bf16"),
+        **dict.fromkeys(("positions", "slots"), "*i64"),
+        "cos_sin": "*fp32",
+    },
+    "_split_kernel": {
+        **dict.fromkeys(("q_nope", "q_pe", "latents"), "*bf16"),
+        **dict.fromkeys(("requests", "positions"), "*i64"),
+        **dict.fromkeys(("partial", "lse"), "*fp32"),
+        "pages": "*i32",
+    },
+    "_combine_kernel": {"out": "*bf16", "partial": "*fp32", "lse": "*fp32"},
+    "_join_kernel": dict.fromkeys(("nope", "pe", "out"), "*bf16"),
+    "_absorb_query_kernel": {
+        **dict.fromkeys(("q", "weight", "out"), "*bf16"),
+        "positions": "*i64",
+        "cos_sin": "*fp32",
+    },
 }
 BF16 = {"rows": "*bf16", "out": "*bf16"}
 FP8 = {"rows": "*fp8e4nv", "out": "*bf16"}
 NGRAM = {"RING": 16, "N": 4, "EOS": 2, "BLOCK": 16, "PDL": True}
 IDS = {**NGRAM, "ROWS": False, "SCALED": False, "COLUMNS": 1}
 ROWS = {**NGRAM, "ROWS": True, "COLUMNS": 256}
+WIDTHS = {"LATENT": 512, "ROPE": 64, "PDL": True}
+STORE = {**WIDTHS, "Q": 1536, "Q_BLOCK": 2048, "LATENT_BLOCK": 512}
+ABSORB = {**WIDTHS, "NOPE": 128, "NOPE_BLOCK": 128, "COLUMNS": 64, "TILES": 8}
+MLA = {"RANK": 512, "ROPE": 64, "DOT": tl.bfloat16, "PDL": True}
+DECODE = {**MLA, "WIDTH": 1, "HEADS": 32, "KEYS": 64}
 CASES = [
     ("ngram_ids", "_ngram_kernel", {}, {**IDS, "WIDTH": 0}, 1),
     ("ngram_ids", "_ngram_kernel", {}, {**IDS, "WIDTH": 4}, 1),
@@ -39,6 +63,25 @@ CASES = [
     ("ngram_ids", "_ngram_kernel", FP8, {**ROWS, "WIDTH": 1, "SCALED": True}, 4),
     ("moe_router", "_route_kernel", {}, {"K": 12, "BLOCK": 512}, 2),
     ("identity_experts", "_add_identity_kernel", {}, {"BLOCK": 1024}, 4),
+    ("mla_decode", "_split_kernel", {}, DECODE, 8),
+    ("mla_decode", "_split_kernel", {}, {**DECODE, "WIDTH": 4, "HEADS": 16}, 8),
+    (
+        "mla_decode",
+        "_combine_kernel",
+        {},
+        {"RANK": 512, "SPLITS": 64, "COLUMNS": 128, "PDL": True},
+        4,
+    ),
+    ("mla_keys", "_join_kernel", {}, {"NOPE": 128, "ROPE": 64, "HEADS": 16}, 4),
+    *(
+        ("mla_prologue", kernel, {}, {**constants, "NEOX": neox}, 4)
+        for neox in (False, True)
+        for kernel, constants in (
+            ("_norm_and_store_kernel", STORE),
+            ("_absorb_query_kernel", {**ABSORB, "TOKENS": 16}),
+            ("_absorb_query_kernel", {**ABSORB, "TOKENS": 64}),
+        )
+    ),
 ]
 
 
@@ -51,7 +94,7 @@ def test_the_kernel_compiles_for_hopper(
     from triton.compiler import ASTSource
 
     function = getattr(importlib.import_module(f"longcat_kernels.{op}._triton"), kernel)
-    pointers, scalars = {**POINTERS[kernel], **types}, {"scale": "fp32"}
+    pointers, scalars = {**POINTERS[kernel], **types}, {"scale": "fp32", "eps": "fp32"}
     signature = {
         name: "constexpr"
         if name in constants

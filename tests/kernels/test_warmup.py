@@ -15,9 +15,19 @@ import pytest
 import torch
 
 import longcat_kernels
-from longcat_kernels import identity_experts, moe_router, ngram_ids
+from longcat_kernels import (
+    identity_experts,
+    mla_decode,
+    mla_keys,
+    mla_prologue,
+    moe_router,
+    ngram_ids,
+)
 from longcat_kernels.compile_only import compile_only
 from longcat_kernels.identity_experts import workloads as identity_lite
+from longcat_kernels.mla_decode import workloads as decode_lite
+from longcat_kernels.mla_keys import workloads as keys_lite
+from longcat_kernels.mla_prologue import workloads as prologue_lite
 from longcat_kernels.moe_router import workloads as router_lite
 from longcat_kernels.ngram_ids import workloads as ngram_lite
 from longcat_kernels.ngram_rows import extend_rows, window_rows
@@ -33,6 +43,11 @@ TINY = Sizes(
     experts=12,
     routed=8,
     top_k=3,
+    heads=2,
+    q_lora=96,
+    kv_lora=128,
+    nope=32,
+    rope=16,
     orders=(2, 2, 3, 3),
     eos=2,
     windows=WIDTHS,
@@ -56,6 +71,8 @@ def serve(device: str, sizes: Sizes) -> None:
     for batch in BATCHES:
         route(device, batch, sizes)
         add_identity(device, batch, sizes)
+        prepare_attention(device, batch, sizes)
+        attend(device, batch, sizes)
         feed(device, batch, sizes)
 
 
@@ -75,6 +92,44 @@ def add_identity(device: str, batch: int, sizes: Sizes) -> None:
         identity_experts.add_identity_(out[rows], x[rows], weight[rows])
     identity_experts.add_identity_(out, wide, weight)
     identity_experts.add_identity_(out[:1].as_strided((1, sizes.hidden), (1, 1)), x[:1], weight)
+
+
+def prepare_attention(device: str, batch: int, sizes: Sizes) -> None:
+    """Head counts of different divisors; positions and slots from the middle of a buffer."""
+    widths = {name: getattr(sizes, name) for name in ("q_lora", "kv_lora", "nope", "rope")}
+    for heads in (1, 4, 5):
+        one = prologue_lite.make_inputs(
+            batch + 1, seed=0, device=device, heads=heads, context=8, **widths
+        )
+        mla_prologue.norm_and_store(
+            one.qkv[1:],
+            one.q_weight,
+            one.kv_weight,
+            eps=prologue_lite.EPS,
+            positions=one.positions[1:],
+            cos_sin=one.cos_sin,
+            slots=one.slots[1:],
+            kv_buffer=one.kv_buffer,
+        )
+        mla_prologue.absorb_query(
+            one.q[1:], one.w_kc, positions=one.positions[1:], cos_sin=one.cos_sin
+        )
+
+
+def attend(device: str, batch: int, sizes: Sizes) -> None:
+    shape = {"heads": sizes.heads, "rope": sizes.rope}
+    for width in WIDTHS if batch <= 32 else (1,):
+        inputs = decode_lite.make_inputs(
+            [width] * batch, seed=0, device=device, width=width, rank=sizes.kv_lora, **shape
+        )
+        query = torch.cat([inputs.q_nope, inputs.q_pe], dim=-1)
+        split = inputs._replace(
+            q_nope=query[..., : sizes.kv_lora], q_pe=query[..., sizes.kv_lora :]
+        )
+        mla_decode.mla_decode(*split, scale=1.0, width=width)
+    mla_keys.join_keys(
+        *keys_lite.make_inputs(batch, seed=0, device=device, nope=sizes.nope, **shape)
+    )
 
 
 def feed(device: str, batch: int, sizes: Sizes) -> None:

@@ -20,7 +20,10 @@ MOST_SPLITS = 64
 COLUMNS = 128  # of a program that combines
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["heads", "splits"],
+    do_not_specialize_on_alignment=["requests_ptr", "positions_ptr", "page_stride"],
+)
 def _split_kernel(
     q_nope_ptr,
     q_pe_ptr,
@@ -92,7 +95,7 @@ def _split_kernel(
     tl.store(lse_ptr + at, top + tl.log2(total), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "splits"])
 def _combine_kernel(
     partial_ptr,
     lse_ptr,

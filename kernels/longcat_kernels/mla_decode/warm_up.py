@@ -1,4 +1,4 @@
-"""The variants of MLA decode that serving uses: decode and verification, one token and several."""
+"""The variants of MLA decode that serving uses: one a window width, and one a number of splits."""
 
 from __future__ import annotations
 
@@ -13,10 +13,18 @@ if TYPE_CHECKING:
 
 
 def warm_up(device: torch.device | str, sizes: Sizes) -> None:
+    """Only bf16 models take it; see `uses_prologue` in sglang_longcat."""
+    from longcat_kernels.mla_decode._triton import PROGRAMS
+
+    if sizes.dtype != torch.bfloat16:
+        return
+    widths = {"heads": sizes.heads, "rank": sizes.kv_lora, "rope": sizes.rope}
     for width in sizes.windows:
-        for requests in (1, 2, 4, 8, 16):  # splits, and so the combination, depend on the tokens
-            lengths = [width] * requests
+        splits = 1
+        while splits <= PROGRAMS:  # as many tokens as make so many splits a token
+            requests = max(1, PROGRAMS // splits // width)
             inputs = workloads.make_inputs(
-                lengths, seed=0, device=device, width=width, heads=sizes.heads
+                [width] * requests, seed=0, device=device, width=width, **widths
             )
             mla_decode(*inputs, scale=workloads.SCALE, width=width)
+            splits *= 2

@@ -9,7 +9,7 @@ import triton.language as tl
 BLOCK_HEADS = 16  # 16 heads x 192 bf16: 6 KiB a program of 4 warps
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads"])
 def _join_kernel(
     nope_ptr,
     pe_ptr,

@@ -13,4 +13,6 @@ if TYPE_CHECKING:
 
 
 def warm_up(device: torch.device | str, sizes: Sizes) -> None:
-    join_keys(*workloads.make_inputs(2, seed=0, device=device, heads=sizes.heads))
+    if sizes.dtype == torch.bfloat16:
+        shape = {"heads": sizes.heads, "nope": sizes.nope, "rope": sizes.rope}
+        join_keys(*workloads.make_inputs(2, seed=0, device=device, **shape))

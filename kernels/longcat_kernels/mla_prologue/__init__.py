@@ -1,0 +1,102 @@
+"""What absorbed multi-head latent attention does before it attends, in two launches.
+
+`norm_and_store` stands between the first projection and the second, `absorb_query` between the
+second and attention:
+
+    q_lora[t]       = q_weight * q_a[t] / rms(q_a[t])                  qkv = [q_a, latent, k_pe]
+    kv_buffer[slot] = [kv_weight * latent[t] / rms(latent[t]), rope(k_pe[t])]
+    query[t, h]     = [q[t, h, :N] @ w_kc[h], rope(q[t, h, N:])]
+
+rms(x) = sqrt(mean(x^2) + eps). rope turns pair j of a vector of P elements by the angle whose
+cosine and sine are cos_sin[position, j] and cos_sin[position, P/2 + j]; pairs are (2j, 2j+1), or
+with `neox` (j, P/2 + j). Arithmetic is fp32 with one rounding, to the tensors' dtype, of each
+element written. Separate kernels round at the same places, so results differ from theirs by an ulp
+at most (by more where the sums of rope or of the product cancel: an fp32 rounding of the terms).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from longcat_kernels.dispatch import use_triton
+from longcat_kernels.mla_prologue import reference
+
+PADDING_SLOT = 0  # of the KV pool: rows that fill up a CUDA graph's batch name it, all of them
+# Above, the product is torch's batched one and rope a launch of its own: a block of tokens reads
+# all of w_kc (4 MiB at 32 heads). A guess until `bench_mla_prologue.py` has run on a GPU.
+FUSED_TOKENS = 64
+
+
+def norm_and_store(
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor,
+    kv_weight: torch.Tensor,
+    *,
+    eps: float,
+    positions: torch.Tensor,
+    cos_sin: torch.Tensor,
+    slots: torch.Tensor,
+    kv_buffer: torch.Tensor,
+    neox: bool = False,
+) -> torch.Tensor:
+    """Both latent norms, rope of the key, and the token's row in the KV pool. Returns q_lora.
+
+    qkv: [T, Q + R + P], rows contiguous; q_weight: [Q]; kv_weight: [R]; positions, slots: [T]
+    int32/int64; cos_sin: [positions, P], rows contiguous; kv_buffer: [S, 1, R + P] of qkv's dtype.
+    Returns [T, Q]. PADDING_SLOT is left as it is; any other slot must be named once. ValueError if
+    the sizes do not fit.
+    """
+    check_norm_and_store(qkv, q_weight, kv_weight, cos_sin, kv_buffer)
+    args = qkv, q_weight, kv_weight, eps, positions, cos_sin, slots, kv_buffer, neox
+    if use_triton(qkv):
+        from longcat_kernels.mla_prologue import _triton
+
+        return _triton.norm_and_store(*args)
+    return reference.norm_and_store(*args)
+
+
+def check_norm_and_store(
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor,
+    kv_weight: torch.Tensor,
+    cos_sin: torch.Tensor,
+    kv_buffer: torch.Tensor,
+) -> None:
+    q, latent, rope = q_weight.shape[0], kv_weight.shape[0], cos_sin.shape[1]
+    if qkv.shape[1] != q + latent + rope or kv_buffer.shape[1:] != (1, latent + rope):
+        raise ValueError(
+            f"qkv {tuple(qkv.shape)}, kv_buffer {tuple(kv_buffer.shape)}: expected {q} + {latent} "
+            f"+ {rope} columns and rows of [1, {latent + rope}], by the norm weights and cos_sin. "
+            "Pass the first projection's whole output and the layer's own KV buffer."
+        )
+    if kv_buffer.dtype != qkv.dtype:
+        raise ValueError(
+            f"kv_buffer is {kv_buffer.dtype}, qkv {qkv.dtype}: expected one dtype. Leave a "
+            "quantised KV cache to the attention backend."
+        )
+
+
+def absorb_query(
+    q: torch.Tensor,
+    w_kc: torch.Tensor,
+    *,
+    positions: torch.Tensor,
+    cos_sin: torch.Tensor,
+    neox: bool = False,
+) -> torch.Tensor:
+    """The queries in the latent space, beside their rotated parts.
+
+    q: [T, H, N + P], last dimension contiguous; w_kc: [H, N, R], any strides; positions: [T]
+    int32/int64; cos_sin: [positions, P]. Returns [T, H, R + P], contiguous, of q's dtype.
+    """
+    if q.shape[1:] != (w_kc.shape[0], w_kc.shape[1] + cos_sin.shape[1]):
+        raise ValueError(
+            f"q {tuple(q.shape)}, w_kc {tuple(w_kc.shape)}: expected the same heads, and "
+            f"{w_kc.shape[1]} + {cos_sin.shape[1]} columns of q."
+        )
+    if use_triton(q):
+        from longcat_kernels.mla_prologue import _triton
+
+        fused = q.shape[0] <= FUSED_TOKENS
+        return _triton.absorb_query(q, w_kc, positions, cos_sin, neox, fused=fused)
+    return reference.absorb_query(q, w_kc, positions, cos_sin, neox)

@@ -1,0 +1,50 @@
+"""The prologue's kernels as they are served: each block of tokens, and rope alone.
+
+Only bf16 models take them; see `uses_prologue` in sglang_longcat. Triton tells head counts apart by
+whether a stride is divisible by 16, which all are.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from longcat_kernels.mla_prologue import FUSED_TOKENS, absorb_query, norm_and_store
+
+if TYPE_CHECKING:
+    from longcat_kernels.warmup import Sizes
+
+HEADS = 2
+
+
+def warm_up(device: torch.device | str, sizes: Sizes) -> None:
+    """SGLang's types: positions and slots int64, cos_sin fp32, one pair of norm weights a layer."""
+    if sizes.dtype != torch.bfloat16:
+        return
+    latent, rope = sizes.kv_lora, sizes.rope
+    zeros = partial(torch.zeros, device=device, dtype=sizes.dtype)
+    cos_sin, zero = torch.zeros(1, rope, device=device), torch.zeros(1, device=device).long()
+    norm_and_store(
+        zeros(1, sizes.q_lora + latent + rope),
+        zeros(sizes.q_lora),
+        zeros(latent),
+        eps=1e-5,
+        positions=zero,
+        cos_sin=cos_sin,
+        slots=zero,
+        kv_buffer=zeros(1, 1, latent + rope),
+    )
+    w_kc = zeros(HEADS, latent, sizes.nope).transpose(1, 2)
+    for tokens in _sizes():
+        q = zeros(tokens, HEADS, sizes.nope + rope)
+        absorb_query(q, w_kc, positions=zero.expand(tokens).contiguous(), cos_sin=cos_sin)
+
+
+def _sizes() -> list[int]:
+    """Tokens that take each block size, and the first that take torch's product."""
+    from longcat_kernels.mla_prologue._triton import LEAST_TOKENS, MOST_TOKENS
+
+    blocks = [n for n in (1 << i for i in range(12)) if LEAST_TOKENS <= n <= MOST_TOKENS]
+    return [*sorted({min(n, FUSED_TOKENS) for n in blocks}), FUSED_TOKENS + 1]

@@ -1,0 +1,85 @@
+"""LongCat-Flash-Lite's sizes for MLA's prologue, and seeded inputs. For tests and benchmarks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+HEADS = 32
+Q_LORA, KV_LORA, NOPE, ROPE = 1536, 512, 128, 64
+EPS = 1e-5
+THETA = 5_000_000.0
+
+BATCHES = (1, 2, 4, 8, 16, 30, 32, 64, 128, 256, 512, 1024)  # tokens of a decode or verify step
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One step as both ops take it; see them for the shapes. Slot 0 is nobody's."""
+
+    qkv: torch.Tensor
+    q_weight: torch.Tensor
+    kv_weight: torch.Tensor
+    positions: torch.Tensor
+    cos_sin: torch.Tensor
+    slots: torch.Tensor
+    kv_buffer: torch.Tensor
+    q: torch.Tensor
+    w_kc: torch.Tensor
+
+
+def make_inputs(
+    tokens: int,
+    *,
+    seed: int,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.bfloat16,
+    heads: int = HEADS,
+    q_lora: int = Q_LORA,
+    kv_lora: int = KV_LORA,
+    nope: int = NOPE,
+    rope: int = ROPE,
+    context: int = 4096,
+) -> Inputs:
+    """Random everywhere, the KV pool included, whose rows nobody may touch but those in `slots`."""
+    random = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return (torch.randn(*shape, generator=random) * scale).to(dtype).to(device)
+
+    return Inputs(
+        qkv=draw(tokens, q_lora + kv_lora + rope, scale=3.0),
+        q_weight=draw(q_lora),
+        kv_weight=draw(kv_lora),
+        positions=torch.randint(0, context, (tokens,), generator=random).to(device),
+        cos_sin=angles(context, rope).to(device),
+        slots=(torch.randperm(2 * tokens + 3, generator=random)[:tokens] + 1).to(device),
+        kv_buffer=draw(2 * tokens + 4, 1, kv_lora + rope),
+        q=draw(tokens, heads, nope + rope),
+        # As SGLang lays it out: a column of the latent is contiguous.
+        w_kc=draw(heads, kv_lora, nope, scale=nope**-0.5).transpose(1, 2),
+    )
+
+
+def angles(context: int, rope: int) -> torch.Tensor:
+    """cos | sin of every position, [context, rope] fp32, without YaRN."""
+    frequencies = THETA ** (-torch.arange(0, rope, 2) / rope)
+    turned = torch.arange(context)[:, None] * frequencies
+    return torch.cat((turned.cos(), turned.sin()), dim=-1)
+
+
+def bytes_stored(tokens: int) -> int:
+    """`norm_and_store`: qkv in; q_lora and KV rows out; weights, angles, indices."""
+    row = 2 * (Q_LORA + KV_LORA + ROPE) * 2 + ROPE * 4 + 16
+    return tokens * row + (Q_LORA + KV_LORA) * 2
+
+
+def bytes_absorbed(tokens: int) -> int:
+    """`absorb_query`: w_kc once; queries in and out, angles, positions."""
+    row = HEADS * (NOPE + ROPE + KV_LORA + ROPE) * 2 + ROPE * 4 + 8
+    return HEADS * NOPE * KV_LORA * 2 + tokens * row
+
+
+def flops_absorbed(tokens: int) -> int:
+    return 2 * tokens * HEADS * NOPE * KV_LORA

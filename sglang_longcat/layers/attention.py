@@ -1,0 +1,162 @@
+"""Multi-head latent attention whose decode steps launch less before they attend.
+
+SGLang's absorbed path norms two latents, projects, multiplies by w_kc, rotates, and lets the
+attention backend store the token's KV row: five launches beside the two projections, on two
+streams. Here they are two (`longcat_kernels.mla_prologue`). Small steps also attend with a kernel
+of ours (`longcat_kernels.mla_decode`), and a prefill's keys are joined by one
+(`longcat_kernels.mla_keys`). Owns which steps take which; projections, attention over many tokens
+and every other step are SGLang's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from sglang.srt.layers.layer_boundary import get_attn_tp_context
+from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool
+from sglang.srt.model_executor.forward_context import (
+    get_req_to_token_pool,
+    get_token_to_kv_pool,
+)
+from sglang.srt.models.deepseek_v2 import DeepseekV2AttentionMLA
+from sglang.srt.runtime_context import get_exec
+
+from longcat_kernels.mla_decode import mla_decode
+from longcat_kernels.mla_keys import join_keys
+from longcat_kernels.mla_prologue import absorb_query, norm_and_store
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+# These attend to the pool's rows and take queries with both parts side by side. Others read the
+# batch's own keys in a verification (triton), or rotate themselves (trtllm_mla).
+# Of a step, up to which our kernel attends: flashinfer's takes 20.5 us a layer at batch 1 of 4,096
+# cached tokens, 31 at 8, 56 at 30 (H200).
+SPLIT_TOKENS = 64
+BACKENDS = ("flashinfer", "fa3", "flashmla")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `forward_absorb_core` gets of a step whose KV rows are stored already."""
+
+    query: torch.Tensor  # [T, heads, kv_lora_rank + rope], contiguous
+    forward_batch: ForwardBatch
+
+
+class LongcatAttention(DeepseekV2AttentionMLA):
+    """Weights, arguments and results are those of SGLang's class."""
+
+    drafts = False  # set on the MTP layer's
+
+    def forward_absorb_prepare(
+        self,
+        positions: torch.Tensor,
+        hidden_states: torch.Tensor,
+        forward_batch: ForwardBatch,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Any, ...]:
+        if not uses_prologue(self, positions, forward_batch):
+            return cast(
+                tuple[Any, ...],
+                super().forward_absorb_prepare(
+                    positions, hidden_states, forward_batch, *args, **kwargs
+                ),
+            )
+        return (Prepared(self._prologue(positions, forward_batch), forward_batch),)
+
+    def forward_absorb_core(self, *state: Any) -> torch.Tensor:
+        if not isinstance(state[0], Prepared):
+            return cast(torch.Tensor, super().forward_absorb_core(*state))
+        return self._attend(state[0].query, state[0].forward_batch)
+
+    def _prologue(self, positions: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
+        """Stores the KV rows; returns the queries."""
+        rope = self.rotary_emb
+        angles = {"positions": positions, "cos_sin": rope.cos_sin_cache, "neox": rope.is_neox_style}
+        q_lora = norm_and_store(
+            get_attn_tp_context().fetch_qkv_latent(),
+            self.q_a_layernorm.weight,
+            self.kv_a_layernorm.weight,
+            eps=self.q_a_layernorm.variance_epsilon,
+            slots=forward_batch.out_cache_loc,
+            kv_buffer=get_token_to_kv_pool().get_key_buffer(self.layer_id),
+            **angles,
+        )
+        return absorb_query(self.q_b_proj_forward(q_lora), self.w_kc, **angles)
+
+    def _attend(self, query: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
+        if uses_split(self, query, forward_batch):
+            latent = self._attend_split(query, forward_batch)
+        else:
+            latent = self.attn_mqa(query, None, None, forward_batch, save_kv_cache=False)
+        shape = query.shape[0], self.num_local_heads
+        values = query.new_empty(*shape, self.v_head_dim)
+        # Into rows of heads, which o_proj reads without another copy.
+        torch.bmm(
+            latent.view(*shape, self.kv_lora_rank).transpose(0, 1),
+            self.w_vc,
+            out=values.transpose(0, 1),
+        )
+        return cast(torch.Tensor, self.o_proj(values.flatten(1))[0])
+
+    def _attend_split(self, query: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
+        requests = forward_batch.req_pool_indices
+        return mla_decode(
+            query[..., : self.kv_lora_rank],
+            query[..., self.kv_lora_rank :],
+            get_token_to_kv_pool().get_key_buffer(self.layer_id)[:, 0],
+            get_req_to_token_pool().req_to_token,
+            requests,
+            forward_batch.positions.long(),
+            scale=self.attn_mqa.scaling,
+            width=query.shape[0] // max(1, requests.shape[0]),
+        )
+
+    def _concat_and_cast_mha_k(
+        self, k_nope: torch.Tensor, k_pe: torch.Tensor, forward_batch: ForwardBatch
+    ) -> torch.Tensor:
+        if k_nope.dtype == torch.bfloat16 == get_token_to_kv_pool().dtype and k_nope.is_cuda:
+            return join_keys(k_nope, k_pe)
+        return cast(torch.Tensor, super()._concat_and_cast_mha_k(k_nope, k_pe, forward_batch))
+
+
+def uses_prologue(
+    attention: LongcatAttention, positions: torch.Tensor, forward_batch: ForwardBatch
+) -> bool:
+    """Whether this step of this layer takes our two launches.
+
+    Steps: decode and verification, which the backends attend to through the pool alone; a draft's
+    extend step may read the batch's keys (flashinfer, without a prefix), and a prefill is not bound
+    by launches. Values: bf16 on CUDA, w_kc dequantised, the pool unquantised and of SGLang's plain
+    class, whose layer buffers are [slots, 1, rank + rope]. Deterministic inference wants its own
+    norms. A slot a token: data-parallel padding may leave less. LoRA is refused at start.
+    """
+    mode, pool = forward_batch.forward_mode, get_token_to_kv_pool()
+    return (
+        (mode.is_decode() or mode.is_target_verify())
+        and attention.current_attention_backend in BACKENDS
+        and positions.is_cuda
+        and attention.rotary_emb is not None
+        and attention.dcp_size == 1
+        and not attention.use_deep_gemm_bmm
+        and attention.w_kc.dtype == attention.w_vc.dtype == torch.bfloat16
+        and type(pool) is MLATokenToKVPool
+        and pool.dtype == pool.store_dtype == torch.bfloat16
+        and positions.shape == forward_batch.out_cache_loc.shape
+        and not get_exec().deterministic.enable_deterministic_inference
+    )
+
+
+def uses_split(
+    attention: LongcatAttention, query: torch.Tensor, forward_batch: ForwardBatch
+) -> bool:
+    """Whether a step with our prologue attends with our kernel, which takes a request's keys in the
+    order of the request's page table, as many as its position says. In a draft step the two can
+    differ, and only its backend knows."""
+    mode = forward_batch.forward_mode
+    attends = mode.is_decode() or mode.is_target_verify()
+    return attends and not attention.drafts and query.shape[0] <= SPLIT_TOKENS

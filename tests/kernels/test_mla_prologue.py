@@ -1,0 +1,230 @@
+"""MLA's prologue against the formulas in float64, and what it must leave alone.
+
+Bound: half an ulp of the result for its one rounding, plus the fp32 rounding of the terms it is
+summed from. So two implementations that both pass differ by an ulp at most, unless terms cancel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import pytest
+import torch
+
+from longcat_kernels import mla_prologue
+from longcat_kernels.mla_prologue import FUSED_TOKENS, absorb_query, norm_and_store
+from longcat_kernels.mla_prologue import workloads as lite
+from longcat_kernels.mla_prologue.workloads import Inputs, make_inputs
+
+TOKENS = (0, 1, 2, 15, 16, 17, FUSED_TOKENS, FUSED_TOKENS + 1, 127, 128, 129)
+NARROW = [(tokens, dtype) for tokens in (1, 5) for dtype in (torch.bfloat16, torch.float16)]
+STORED = [(tokens, torch.float32) for tokens in (0, 1, 2, 17, 129)] + NARROW
+ABSORBED = [(tokens, torch.float32) for tokens in TOKENS] + NARROW
+SMALL = {"heads": 2, "q_lora": 96, "kv_lora": 128, "nope": 48, "rope": 16, "context": 300}
+FP32 = 2.0**-22  # a few roundings to fp32 and its rsqrt
+# Triton's interpreter cuts fp32 off to bf16 where the GPU rounds to nearest, and multiplies bf16
+# matrices as if their bits were integers.
+INTERPRETED = "TRITON_INTERPRET" in os.environ
+CUTS_OFF = {torch.bfloat16} if INTERPRETED else set()
+SERVED = torch.float16 if INTERPRETED else torch.bfloat16
+
+
+def check(got: torch.Tensor, exact: torch.Tensor, terms: torch.Tensor) -> None:
+    """terms: the sum of the magnitudes that `exact` is a sum of."""
+    info = torch.finfo(got.dtype)
+    ulps = 1.0 if got.dtype in CUTS_OFF else 0.5
+    bound = ulps * info.eps * (exact.abs() + info.smallest_normal) + FP32 * terms
+    excess = (got.double() - exact).abs() - bound * 1.01
+    assert excess.numel() == 0 or excess.max() <= 0, (
+        f"{int((excess > 0).sum())} elements off, by up to {excess.max()}"
+    )
+
+
+def exact_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    x = x.double()
+    return x / (x.pow(2).mean(dim=1, keepdim=True) + lite.EPS).sqrt() * weight.double()
+
+
+def exact_rope(x: torch.Tensor, one: Inputs, *, neox: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """[T, heads, P] by complex multiplication, and the magnitudes of its terms."""
+    half = x.shape[-1] // 2
+    order = torch.arange(2 * half, device=x.device)
+    if not neox:  # bring the pairs' first halves to the front
+        order = order.view(half, 2).t().flatten()
+    real, imaginary = x.double()[..., order].split(half, dim=-1)
+    turn = one.cos_sin[one.positions].double()[:, None]
+    turned = torch.complex(real, imaginary) * torch.complex(turn[..., :half], turn[..., half:])
+    out = torch.cat((turned.real, turned.imag), dim=-1)[..., order.argsort()]
+    return out, x.double().abs().amax(dim=-1, keepdim=True) * 2
+
+
+def store(one: Inputs, *, neox: bool = False, **changed: torch.Tensor) -> torch.Tensor:
+    args = {name: getattr(one, name) for name in ("positions", "cos_sin", "slots", "kv_buffer")}
+    return norm_and_store(
+        one.qkv, one.q_weight, one.kv_weight, eps=lite.EPS, neox=neox, **(args | changed)
+    )
+
+
+def absorb(one: Inputs, *, neox: bool = False) -> torch.Tensor:
+    return absorb_query(one.q, one.w_kc, positions=one.positions, cos_sin=one.cos_sin, neox=neox)
+
+
+def check_stored(q_lora: torch.Tensor, one: Inputs, before: torch.Tensor, *, neox: bool) -> None:
+    widths = one.q_weight.shape[0], one.kv_weight.shape[0], one.cos_sin.shape[1]
+    q, latent, key = one.qkv.split(widths, dim=1)
+    for got, x, weight in (
+        (q_lora, q, one.q_weight),
+        (one.kv_buffer[one.slots, 0, : widths[1]], latent, one.kv_weight),
+    ):
+        check(got, exact := exact_norm(x, weight), exact.abs())
+    exact, terms = exact_rope(key[:, None], one, neox=neox)
+    check(one.kv_buffer[one.slots][..., widths[1] :], exact, terms)
+    others = torch.ones(len(before), dtype=torch.bool)
+    others[one.slots.cpu()] = False
+    assert torch.equal(one.kv_buffer[others], before[others])
+
+
+def check_absorbed(query: torch.Tensor, one: Inputs, *, neox: bool) -> None:
+    nope, latent = one.w_kc.shape[1:]
+    assert query.is_contiguous()
+    q, w_kc = one.q[..., :nope].double(), one.w_kc.double()
+    exact, terms = (
+        torch.einsum("thn,hnr->thr", a, b) for a, b in ((q, w_kc), (q.abs(), w_kc.abs()))
+    )
+    # On tensor cores the products of a row are summed with one bit less.
+    check(query[..., :latent], exact, terms * 4)
+    check(query[..., latent:], *exact_rope(one.q[..., nope:], one, neox=neox))
+
+
+@pytest.mark.parametrize(("tokens", "dtype"), STORED, ids=str)
+def test_rows_are_normed_and_stored(device: str, tokens: int, dtype: torch.dtype) -> None:
+    """Red if latents, weights, angles or slots are mixed up: every element has one right value."""
+    one = make_inputs(tokens, seed=tokens, device=device, dtype=dtype, **SMALL)
+    before = one.kv_buffer.clone()
+    q_lora = store(one)
+    assert q_lora.dtype == dtype
+    check_stored(q_lora, one, before, neox=False)
+
+
+@pytest.mark.parametrize(("tokens", "dtype"), ABSORBED, ids=str)
+def test_queries_are_absorbed(device: str, tokens: int, dtype: torch.dtype) -> None:
+    one = make_inputs(tokens, seed=tokens, device=device, dtype=dtype, **SMALL)
+    query = absorb(one)
+    assert query.dtype == dtype
+    if dtype not in CUTS_OFF:
+        check_absorbed(query, one, neox=False)
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_the_models_own_sizes(device: str, tokens: int) -> None:
+    one = make_inputs(tokens, seed=1, device=device, dtype=SERVED, heads=4)
+    before = one.kv_buffer.clone()
+    check_stored(store(one), one, before, neox=False)
+    check_absorbed(absorb(one), one, neox=False)
+
+
+@pytest.mark.parametrize("tokens", [2, FUSED_TOKENS + 1])
+def test_rope_of_halves(device: str, tokens: int) -> None:
+    """And the two styles differ, so that neither passes for the other above."""
+    one = make_inputs(tokens, seed=2, device=device, dtype=torch.float32, **SMALL)
+    before = one.kv_buffer.clone()
+    check_stored(store(one, neox=True), one, before, neox=True)
+    check_absorbed(absorb(one, neox=True), one, neox=True)
+    with pytest.raises(AssertionError, match="elements off"):
+        check_absorbed(absorb(one, neox=True), one, neox=False)
+
+
+def test_rows_inside_wider_tensors(device: str) -> None:
+    """A slice of another projection's output, and a pool whose rows lie apart."""
+    one = make_inputs(5, seed=3, device=device, dtype=torch.float32, **SMALL)
+    pool = torch.cat((one.kv_buffer, one.kv_buffer), dim=-1)
+    before = pool.clone()
+    width = one.kv_buffer.shape[-1]
+    wide = dataclasses.replace(
+        one,
+        qkv=torch.cat((one.qkv, one.qkv), dim=1)[:, : one.qkv.shape[1]],
+        kv_buffer=pool[..., :width],
+        q=torch.cat((one.q, one.q), dim=-1)[..., : one.q.shape[-1]],
+        w_kc=one.w_kc.contiguous(),
+    )
+    check_stored(store(wide), wide, before[..., :width], neox=False)
+    check_absorbed(absorb(wide), wide, neox=False)
+    assert torch.equal(pool[..., width:], before[..., width:])
+
+
+@pytest.mark.parametrize("index", [torch.int32, torch.int64], ids=str)
+def test_the_padding_slot_keeps_its_bits(device: str, index: torch.dtype) -> None:
+    """The rows that fill up a graph's batch all name slot 0; and the others are still stored."""
+    one = make_inputs(6, seed=4, device=device, dtype=torch.float32, **SMALL)
+    before = one.kv_buffer.clone()
+    padded = one.slots.clone()
+    padded[[1, 4, 5]] = mla_prologue.PADDING_SLOT
+    q_lora = store(one, slots=padded.to(index), positions=one.positions.to(index))
+    assert torch.equal(one.kv_buffer[0], before[0])
+    live = torch.tensor([0, 2, 3])
+    kept = {name: getattr(one, name)[live] for name in ("qkv", "positions", "slots", "q")}
+    check_stored(q_lora[live], dataclasses.replace(one, **kept), before, neox=False)
+
+
+def test_a_row_of_zeros_is_normed_to_zeros(device: str) -> None:
+    """eps is inside the root: without it 0 * inf, NaN, which a padded row could spread."""
+    one = make_inputs(2, seed=5, device=device, dtype=torch.float32, **SMALL)
+    one.qkv.zero_()
+    assert not store(one).any()
+    assert not one.kv_buffer[one.slots].any()
+
+
+def test_sizes_that_do_not_fit_are_refused(device: str) -> None:
+    one = make_inputs(2, seed=6, device=device, **SMALL)
+    with pytest.raises(ValueError, match=r"expected 96 \+ 128 \+ 16 columns"):
+        store(dataclasses.replace(one, qkv=one.qkv[:, 1:]))
+    with pytest.raises(ValueError, match="expected one dtype"):
+        store(one, kv_buffer=one.kv_buffer.float())
+    with pytest.raises(ValueError, match=r"expected the same heads, and 48 \+ 16 columns"):
+        absorb(dataclasses.replace(one, q=one.q[..., 1:]))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [1, 30, 128])
+def test_a_captured_step_follows_its_inputs(tokens: int) -> None:
+    static = make_inputs(tokens, seed=0, device="cuda")
+    store(static)  # compiles
+    absorb(static)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        q_lora, query = store(static), absorb(static)
+    for seed in range(1, 5):
+        fresh = make_inputs(tokens, seed=seed, device="cuda")
+        for field in dataclasses.fields(Inputs):
+            getattr(static, field.name).copy_(getattr(fresh, field.name))
+        graph.replay()
+        check_stored(q_lora, static, fresh.kv_buffer, neox=False)
+        check_absorbed(query, static, neox=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [1, 30, 200])
+def test_an_ulp_from_the_separate_kernels(tokens: int) -> None:
+    """What SGLang launches otherwise. Red if one of them rounds elsewhere than we do."""
+    from sgl_kernel import rmsnorm
+    from sglang.kernels.ops.attention.rope import apply_rope_with_cos_sin_cache_inplace
+    from sglang.kernels.ops.kvcache.mla_buffer import set_mla_kv_buffer_triton
+
+    one = make_inputs(tokens, seed=7, device="cuda")
+    pool, q = one.kv_buffer.clone(), one.q.clone()
+    wide, latent, key = one.qkv.clone().split((lite.Q_LORA, lite.KV_LORA, lite.ROPE), dim=1)
+    latent = rmsnorm(latent, one.kv_weight, lite.EPS)[:, None]
+    absorbed = torch.bmm(q[..., : lite.NOPE].transpose(0, 1), one.w_kc).transpose(0, 1)
+    apply_rope_with_cos_sin_cache_inplace(
+        q[..., lite.NOPE :], key[:, None], one.cos_sin, one.positions, is_neox=False
+    )
+    set_mla_kv_buffer_triton(pool, one.slots, latent, key[:, None])
+    query = torch.cat((absorbed, q[..., lite.NOPE :]), dim=-1)
+    for ours, theirs in (
+        (store(one), rmsnorm(wide, one.q_weight, lite.EPS)),
+        (one.kv_buffer, pool),
+        (absorb(one), query),
+    ):
+        ulp = 2.0**-7 * theirs.float().abs() + 1e-6
+        assert ((ours.float() - theirs.float()).abs() <= ulp).float().mean() > 0.9999

@@ -1,0 +1,142 @@
+"""Attention's own prologue in whole engines, on the CPU, against the oracle.
+
+There it runs on torch, and for every step, prefills included: the engines load a plugin that makes
+`uses_prologue` say so. Owns: that steps with our prologue mean what SGLang's mean; the kernels are
+tests/kernels/test_mla_prologue.py's, and which steps take them is `test_which_steps` below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from scoring import Answer, Oracle, ask, assert_same
+
+from harness import engine
+
+PLUGIN = """
+from sglang_longcat.layers import attention
+from sglang_longcat.plugin import register as register_longcat
+
+def register():
+    register_longcat()  # whichever of the two plugins SGLang loads first
+    attention.uses_prologue = lambda *args: True
+    store = attention.norm_and_store
+    def stored(*args, **kwargs):
+        attention.norm_and_store = store
+        print("the prologue ran")
+        return store(*args, **kwargs)
+    attention.norm_and_store = stored
+    decode = attention.mla_decode
+    def decoded(*args, **kwargs):
+        attention.mla_decode = decode
+        print("the split attention ran")
+        return decode(*args, **kwargs)
+    attention.mla_decode = decoded
+"""
+POINT = "[sglang.srt.plugins]\nforced_prologue = forced_prologue:register\n"
+DRAFTING = {
+    "speculative_algorithm": "NEXTN",
+    "speculative_eagle_topk": 1,
+    "speculative_num_steps": 3,
+    "speculative_num_draft_tokens": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def forced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of engines that find the plugin."""
+    path = tmp_path_factory.mktemp("plugin")
+    (path / "forced_prologue.py").write_text(PLUGIN)
+    info = path / "forced_prologue-0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: forced-prologue\nVersion: 0\n")
+    (info / "entry_points.txt").write_text(POINT)
+    return {"PYTHONPATH": str(path)}
+
+
+def answers(
+    path: Path, prompts: Sequence[list[int]], env: dict[str, str], **flags: Any
+) -> list[Answer]:
+    with engine(path, env=env, **flags) as llm:
+        found = ask(llm, list(prompts), logprobs_from=0)
+        assert "the prologue ran" in llm.log
+        assert "the split attention ran" in llm.log
+    return found
+
+
+def test_prefill_and_decode(
+    tiny: Path, prompts: dict[str, list[int]], oracle: Oracle, forced: dict[str, str]
+) -> None:
+    """Red if latents, norm weights, rope style, positions or slots are mixed up, or if a step
+    attends before its rows are stored: decoded tokens read what prefill stored."""
+    assert_same(answers(tiny, list(prompts.values()), forced), oracle)
+
+
+def test_drafts_and_verification(
+    tiny: Path, prompts: dict[str, list[int]], oracle: Oracle, forced: dict[str, str]
+) -> None:
+    """Red if a window's rows land elsewhere than in its own slots, or in the other model's pool."""
+    some = [prompts[name] for name in ("1 tokens", "17 tokens", "200 tokens", "EOS inside")]
+    assert_same(answers(tiny, some, forced, **DRAFTING), oracle)
+
+
+def step(**changed: Any) -> bool:
+    """`uses_prologue` of a bf16 decode step on a GPU with flashinfer, or of one with changes."""
+    from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    from sglang_longcat.layers import attention
+
+    facts = SimpleNamespace(
+        mode=ForwardMode.DECODE, backend="flashinfer", is_cuda=True, weights=torch.bfloat16,
+        pool=MLATokenToKVPool, kv=torch.bfloat16, stored=torch.bfloat16, slots=3, deep_gemm=False,
+        dcp=1, deterministic=False,
+    )  # fmt: skip
+    facts.__dict__.update(changed)
+    pool = object.__new__(facts.pool)
+    pool.dtype, pool.store_dtype = facts.kv, facts.stored
+    weight = SimpleNamespace(dtype=facts.weights)
+    layer = SimpleNamespace(
+        current_attention_backend=facts.backend, rotary_emb=object(), dcp_size=facts.dcp,
+        use_deep_gemm_bmm=facts.deep_gemm, w_kc=weight, w_vc=weight,
+    )  # fmt: skip
+    positions = SimpleNamespace(is_cuda=facts.is_cuda, shape=torch.Size([3]))
+    batch = SimpleNamespace(forward_mode=facts.mode, out_cache_loc=torch.zeros(facts.slots))
+    exec_ = SimpleNamespace(
+        deterministic=SimpleNamespace(enable_deterministic_inference=facts.deterministic)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "get_token_to_kv_pool", lambda: pool)
+        patch.setattr(attention, "get_exec", lambda: exec_)
+        return attention.uses_prologue(layer, positions, batch)  # type: ignore[arg-type]
+
+
+def test_which_steps_take_it() -> None:
+    """Red if a step takes the prologue whose backend would read keys that nobody passes, or whose
+    pool holds other rows than the kernel writes."""
+    from sglang.srt.mem_cache.memory_pool import DSATokenToKVPool
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    assert step()
+    assert step(mode=ForwardMode.TARGET_VERIFY, backend="fa3")
+    assert step(backend="flashmla")
+    for mode in (ForwardMode.EXTEND, ForwardMode.MIXED, ForwardMode.DRAFT_EXTEND_V2):
+        assert not step(mode=mode)
+    for backend in ("triton", "trtllm_mla", "torch_native"):
+        assert not step(backend=backend)
+    for change in (
+        {"is_cuda": False},
+        {"weights": torch.float8_e4m3fn},
+        {"kv": torch.float8_e4m3fn, "stored": torch.uint8},
+        {"pool": DSATokenToKVPool},
+        {"deep_gemm": True},
+        {"dcp": 2},
+        {"slots": 4},
+        {"deterministic": True},
+    ):
+        assert not step(**change), change
