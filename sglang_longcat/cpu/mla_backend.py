@@ -58,12 +58,12 @@ class TorchMLABackend(AttentionBackend):
     def __init__(self, runner: ModelRunner, drafted: int = 0) -> None:
         super().__init__()
         self.drafted = drafted
-        self.requests = runner.req_to_token_pool
+        self.req_to_token_pool = runner.req_to_token_pool
         self.token_to_kv_pool = runner.token_to_kv_pool
         self.plan: list[Group] = []
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
-        mode, table = forward_batch.forward_mode, self.requests.req_to_token
+        mode, table = forward_batch.forward_mode, self.req_to_token_pool.req_to_token
         requests, lengths = forward_batch.req_pool_indices, forward_batch.seq_lens
         if mode.is_idle():
             self.plan = []
