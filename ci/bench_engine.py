@@ -143,7 +143,7 @@ def measure(args: argparse.Namespace) -> None:
     print(f"{tokens:,} tokens of KV cache", flush=True)
     for size, length in batches:
         row = measure_batch(engine, size, length, args)
-        row |= {"kv_tokens": tokens, "free_gib": free_gib()}
+        row |= {"kv_tokens": tokens, "free_gib": free_gib(), "used_gib": used_gib(args)}
         print("RESULT " + json.dumps(row), flush=True)
     engine.shutdown()
 
@@ -186,6 +186,16 @@ def free_gib() -> float:
     if not torch.cuda.is_available():
         return 0.0
     return round(torch.cuda.mem_get_info(0)[0] / 2**30, 2)
+
+
+def used_gib(args: argparse.Namespace) -> list[float]:
+    """Of each GPU of the engine, by whoever: NVML's figure, which opens no CUDA context."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    ranks = json.loads(args.engine).get("tp_size", 1)
+    return [round(torch.cuda.device_memory_used(rank) / 2**30, 2) for rank in range(ranks)]
 
 
 def model_directory(args: argparse.Namespace) -> str:

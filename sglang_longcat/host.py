@@ -155,6 +155,13 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("layers.moe.fused_moe_native:moe_forward_native", ("layer", "x", "topk_output")),
     Needs("layers.rotary_embedding.factory:get_rope", ("rope_scaling", "partial_rotary_factor")),
     Needs("layers.rotary_embedding.factory:get_rope_cpu", ("rope_scaling", "device")),
+    Needs(
+        "distributed.parallel_state:GroupCoordinator.reduce_scatterv", ("input_", "output", "sizes")
+    ),
+    Needs(
+        "distributed.parallel_state:GroupCoordinator._deterministic_reduce_scatterv",
+        ("input_", "output", "sizes"),
+    ),
     Needs("layers.linear:WEIGHT_LOADER_V2_SUPPORTED"),
     Needs("layers.moe.token_dispatcher:StandardCombineInput", ("hidden_states",)),
     Needs("layers.quantization:QUANTIZATION_METHODS"),

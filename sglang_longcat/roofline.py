@@ -1,11 +1,13 @@
 """GPUs by their data sheets, and the shortest decode step that their memory and cores allow.
 
-Owns: these figures and the bound. It knows no launches, no communication and no latency, so real
-steps take longer: on one H200 the measured TPOT is 2.5 times the bound at batch 1, 1.4 at 30.
+Owns: these figures, the bound, and a projection of a measured step to other numbers of GPUs. The
+bound knows no launches, no communication and no latency, so real steps take longer: on one H200 the
+measured TPOT is 2.5 times the bound at batch 1, 1.4 at 30.
 """
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 from sglang_longcat import sizing
@@ -56,3 +58,59 @@ def step_seconds(
     read = sizing.step_bytes(config, batch=batch, context=context, ranks=ranks)
     computed = sizing.step_flops(config, batch=batch, context=context, ranks=ranks)
     return max(read / (gpu.bandwidth * 1e12), computed / (fast * 1e12))
+
+
+def all_reduces(config: LongcatConfig) -> int:
+    """Of a decode step with tensor parallelism: five a layer (two attentions, two dense MLPs, the
+    experts) and the embedding's. Counted at 2 and 3 layers on CPU ranks."""
+    return 5 * config.num_layers + 1
+
+
+def busiest_rank_experts(
+    config: LongcatConfig, *, batch: int, ranks: int, draws: int = 256
+) -> float:
+    """Expected experts of a layer that the busiest of `ranks` reads, uniform routing, by `draws`
+    seeded draws: the others wait for it at the layer's sum."""
+    draw, local = random.Random(0), config.n_routed_experts // ranks
+    total = 0
+    for _ in range(draws):
+        reached = {
+            slot
+            for _ in range(batch)
+            for slot in draw.sample(range(config.router_logits), config.moe_topk)
+            if slot < config.n_routed_experts
+        }
+        total += max(sum(e // local == rank for e in reached) for rank in range(ranks))
+    return total / draws
+
+
+def rank_bytes(config: LongcatConfig, *, batch: int, context: int, ranks: int) -> float:
+    """What the busiest rank reads in a decode step with TP and EP over all `ranks`."""
+    even = sizing.step_bytes(config, batch=batch, context=context, ranks=ranks)
+    one = sizing.parts(config).experts / config.n_routed_experts
+    busiest = busiest_rank_experts(config, batch=batch, ranks=ranks)
+    return even + one * (busiest - sizing.experts_read(config, batch) / ranks)
+
+
+def projected_seconds(
+    gpu: Gpu,
+    config: LongcatConfig,
+    *,
+    batch: int,
+    context: int,
+    ranks: int,
+    one_gpu: float,
+    all_reduce: float,
+) -> float:
+    """A PROJECTION of the decode step on `ranks` GPUs, not a measurement:
+
+        one_gpu - bytes(1) / bandwidth + bytes(ranks) / bandwidth + all_reduces * all_reduce
+
+    with one_gpu the seconds of a measured step on one GPU and all_reduce those of one measured sum
+    over `ranks`. It assumes that whatever one GPU spends beyond reading (launches, latency, small
+    kernels) stays as it is, and that no rank waits for another except for its experts.
+    """
+    first = rank_bytes(config, batch=batch, context=context, ranks=1)
+    share = rank_bytes(config, batch=batch, context=context, ranks=ranks)
+    saved = (first - share) / (gpu.bandwidth * 1e12)
+    return one_gpu - saved + all_reduces(config) * all_reduce

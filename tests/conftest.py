@@ -27,7 +27,9 @@ def pytest_report_header() -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        for marker, needed in NEEDED.items():
-            if item.get_closest_marker(marker) and needed > GPUS:
+        for marker, least in NEEDED.items():
+            mark = item.get_closest_marker(marker)
+            needed = max([least, *mark.args]) if mark else 0
+            if needed > GPUS:
                 reason = f"{marker}: needs {needed} CUDA GPU(s), this machine shows {GPUS}"
                 item.add_marker(pytest.mark.skip(reason=reason))

@@ -99,6 +99,32 @@ def test_bound_is_below_every_measured_step():
             assert 0.2 * row["tpot_ms"] < 1e3 * bound < row["tpot_ms"]
 
 
+def test_busiest_rank():
+    """One rank reads what the whole reads; of eight the busiest more than an eighth, and all of its
+    32 experts once the batch is large."""
+    one = roofline.busiest_rank_experts(LITE, batch=8, ranks=1)
+    assert one == pytest.approx(sizing.experts_read(LITE, 8), rel=0.01)
+    assert one / 8 < roofline.busiest_rank_experts(LITE, batch=8, ranks=8) < one / 2
+    assert roofline.busiest_rank_experts(LITE, batch=400, ranks=8, draws=8) == 32
+
+
+def test_projection_meets_the_measured_step_of_two_gpus():
+    """From one H200 to two within 12 %, with any all-reduce time that is possible at 6 to 184 KB on
+    NVLink; on one GPU it is the measurement."""
+    root, gpu = Path(__file__).resolve().parents[2] / "ci" / "results", roofline.GPUS["H200"]
+    one, two = (
+        {row["batch"]: row["tpot_ms"] for row in json.loads(file.read_text())["results"]["longcat"]}
+        for file in (root / "h200-tp1.json", root / "h200-tp2-ep2.json")
+    )
+    for batch in one:
+        size = {"batch": batch, "context": 4096, "one_gpu": one[batch] / 1e3}
+        same = roofline.projected_seconds(gpu, LITE, **size, ranks=1, all_reduce=0.0)
+        assert 1e3 * same == pytest.approx(one[batch])
+        for us in (3, 10):
+            step = roofline.projected_seconds(gpu, LITE, **size, ranks=2, all_reduce=us / 1e6)
+            assert 1e3 * step == pytest.approx(two[batch], rel=0.12)
+
+
 def test_arithmetic_bounds_the_gpu_without_much():
     """H20 and H200 read equally fast; at batch 400 only the former computes for longer."""
     steps = {
