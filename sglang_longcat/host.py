@@ -58,7 +58,16 @@ ATTRIBUTES: tuple[Needs, ...] = (
         ":WeightUpdater.update_weights_from_disk",
         ("model_path",),
     ),
+    Needs(
+        "layers.moe.moe_runner.triton_utils.fused_moe_triton_config:get_moe_configs",
+        ("E", "N", "dtype", "block_n", "block_k", "per_channel_quant", "down_moe"),
+    ),
     # what the hooks read
+    Needs(
+        "layers.moe.moe_runner.triton_utils.fused_moe_triton_config:get_config_file_name",
+        ("E", "N", "dtype", "block_shape", "per_channel_quant", "down_moe"),
+    ),
+    Needs("runtime_context:get_exec"),
     Needs(
         "managers.schedule_batch:Req",
         ("origin_input_ids", "input_embeds", "positional_embed_overrides"),
