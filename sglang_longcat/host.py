@@ -117,7 +117,11 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("layers.dp_attention:attn_tp_all_reduce"),
     Needs("layers.dp_attention:is_dp_attention_enabled"),
     Needs("layers.moe.topk:StandardTopKOutput", ("topk_weights", "topk_ids", "router_logits")),
-    Needs("layers.moe.moe_runner.base:MoeRunnerConfig", ("num_experts", "inplace")),
+    Needs(
+        "layers.moe.moe_runner.base:MoeRunnerConfig",
+        ("num_experts", "inplace", "no_combine", "no_combine_keep_router_weight"),
+    ),
+    Needs("layers.moe.utils:MoeRunnerBackend.is_triton"),
     Needs("layers.moe.moe_runner.triton:_topk_ids_may_be_nonlocal", ("config",)),
     Needs("runtime_context:get_parallel"),
     Needs("runtime_context:get_server_args"),

@@ -26,7 +26,7 @@ from longcat_kernels.moe_router import workloads as moe_router
 from longcat_kernels.ngram_ids import workloads as ngram_ids
 from longcat_kernels.ngram_rows import workloads as ngram_rows
 
-OPS = ("ngram_ids", "moe_router", "identity_experts")
+OPS = ("ngram_ids", "moe_router", "identity_experts", "expert_finalize")
 HOPPER = 90
 
 

@@ -20,6 +20,6 @@ DEVICES = ["interpreter"] if INTERPRETED else ["cpu", pytest.param("cuda", marks
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param != "interpreter":
         return request.param
-    for op in ("ngram_ids", "ngram_rows", "moe_router", "identity_experts"):
+    for op in ("ngram_ids", "ngram_rows", "moe_router", "identity_experts", "expert_finalize"):
         monkeypatch.setattr(f"longcat_kernels.{op}.use_triton", lambda tensor: True)
     return "cpu"

@@ -26,6 +26,11 @@ POINTERS = {
         "ids": "*i32",
     },
     "_add_identity_kernel": {"out": "*bf16", "x": "*bf16", "weight": "*fp32"},
+    "_finalize_kernel": {
+        **dict.fromkeys(("out", "routed", "x", "addend"), "*bf16"),
+        "ids": "*i32",
+        "weight": "*fp32",
+    },
 }
 BF16 = {"rows": "*bf16", "out": "*bf16"}
 FP8 = {"rows": "*fp8e4nv", "out": "*bf16"}
@@ -39,6 +44,13 @@ CASES = [
     ("ngram_ids", "_ngram_kernel", FP8, {**ROWS, "WIDTH": 1, "SCALED": True}, 4),
     ("moe_router", "_route_kernel", {}, {"K": 12, "BLOCK": 512}, 2),
     ("identity_experts", "_add_identity_kernel", {}, {"BLOCK": 1024}, 4),
+    (
+        "expert_finalize",
+        "_finalize_kernel",
+        {},
+        {"K": 12, "IDENTITY": True, "ADDEND": True, "BLOCK": 1024, "PDL": True},
+        4,
+    ),
 ]
 
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 import longcat_kernels
-from longcat_kernels import identity_experts, moe_router, ngram_ids
+from longcat_kernels import expert_finalize, identity_experts, moe_router, ngram_ids
 from longcat_kernels.compile_only import compile_only
+from longcat_kernels.expert_finalize import workloads as finalize_lite
 from longcat_kernels.identity_experts import workloads as identity_lite
 from longcat_kernels.moe_router import workloads as router_lite
 from longcat_kernels.ngram_ids import workloads as ngram_lite
@@ -56,6 +57,7 @@ def serve(device: str, sizes: Sizes) -> None:
     for batch in BATCHES:
         route(device, batch, sizes)
         add_identity(device, batch, sizes)
+        finalize(device, batch, sizes)
         feed(device, batch, sizes)
 
 
@@ -75,6 +77,17 @@ def add_identity(device: str, batch: int, sizes: Sizes) -> None:
         identity_experts.add_identity_(out[rows], x[rows], weight[rows])
     identity_experts.add_identity_(out, wide, weight)
     identity_experts.add_identity_(out[:1].as_strided((1, sizes.hidden), (1, 1)), x[:1], weight)
+
+
+def finalize(device: str, batch: int, sizes: Sizes) -> None:
+    given = finalize_lite.make_inputs(
+        batch + 1, seed=0, device=device, dtype=sizes.dtype, width=sizes.hidden, top_k=sizes.top_k
+    )
+    for rows in (slice(0, batch), slice(1, batch + 1)):
+        routed, ids, x, weight, addend = (value[rows] for value in given)
+        for part in ((x, weight), (None, None)):
+            for other in (addend, None):
+                expert_finalize.finalize(routed, ids, *part, other)
 
 
 def feed(device: str, batch: int, sizes: Sizes) -> None:
