@@ -58,7 +58,16 @@ ATTRIBUTES: tuple[Needs, ...] = (
         ":WeightUpdater.update_weights_from_disk",
         ("model_path",),
     ),
+    Needs(
+        "layers.moe.moe_runner.triton_utils.fused_moe_triton_config:get_moe_configs",
+        ("E", "N", "dtype", "block_n", "block_k", "per_channel_quant", "down_moe"),
+    ),
     # what the hooks read
+    Needs(
+        "layers.moe.moe_runner.triton_utils.fused_moe_triton_config:get_config_file_name",
+        ("E", "N", "dtype", "block_shape", "per_channel_quant", "down_moe"),
+    ),
+    Needs("runtime_context:get_exec"),
     Needs(
         "managers.schedule_batch:Req",
         ("origin_input_ids", "input_embeds", "positional_embed_overrides"),
@@ -134,7 +143,11 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("layers.dp_attention:attn_tp_all_reduce"),
     Needs("layers.dp_attention:is_dp_attention_enabled"),
     Needs("layers.moe.topk:StandardTopKOutput", ("topk_weights", "topk_ids", "router_logits")),
-    Needs("layers.moe.moe_runner.base:MoeRunnerConfig", ("num_experts", "inplace")),
+    Needs(
+        "layers.moe.moe_runner.base:MoeRunnerConfig",
+        ("num_experts", "inplace", "no_combine", "no_combine_keep_router_weight"),
+    ),
+    Needs("layers.moe.utils:MoeRunnerBackend.is_triton"),
     Needs("layers.moe.moe_runner.triton:_topk_ids_may_be_nonlocal", ("config",)),
     Needs("runtime_context:get_parallel"),
     Needs("runtime_context:get_server_args"),

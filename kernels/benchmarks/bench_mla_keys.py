@@ -1,4 +1,4 @@
-"""Joined keys of a prefill: ours, SGLang's Triton kernel, and two torch copies."""
+"""Joined keys of a prefill: ours, SGLang's Triton kernel, and torch's concatenation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def ours(device: str, *, plain: bool) -> Implementation:
         inputs = lite.make_inputs(case.tokens, seed=copy, device=device)
         return lambda: op(*inputs)
 
-    return Implementation("torch" if plain else "ours", prepare, cuda_only=not plain)
+    return Implementation("reference" if plain else "ours", prepare, cuda_only=not plain)
 
 
 def in_tree(device: str) -> Implementation:

@@ -18,10 +18,13 @@ from longcat_kernels.dispatch import triton_everywhere
 
 
 class _Utils:
-    """Everything fits, and loading a cubin yields no handle."""
+    """Loading a cubin yields no handle."""
+
+    def __init__(self, shared_memory: int) -> None:
+        self.shared_memory = shared_memory
 
     def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": 1 << 30}
+        return {"max_shared_mem": self.shared_memory}
 
     def load_binary(self, *args: Any) -> tuple[None, None, int, int, int]:
         """Module, function, registers, spills, most threads of a block."""
@@ -31,8 +34,8 @@ class _Utils:
 class _NoDevice:
     """What Triton asks a driver while it compiles and launches, for a CUDA architecture."""
 
-    def __init__(self, arch: int) -> None:
-        self.arch, self.utils = arch, _Utils()
+    def __init__(self, arch: int, shared_memory: int) -> None:
+        self.arch, self.utils = arch, _Utils(shared_memory)
 
     def get_current_target(self) -> Any:
         from triton.backends.compiler import GPUTarget
@@ -51,11 +54,12 @@ class _NoDevice:
 
 
 @contextmanager
-def compile_only(arch: int = 90) -> Iterator[None]:
-    """arch: compute capability without the dot, 90 for Hopper. Not for use while kernels run."""
+def compile_only(arch: int = 90, shared_memory: int = 1 << 30) -> Iterator[None]:
+    """arch: compute capability without the dot, 90 for Hopper. A kernel that needs more than
+    shared_memory bytes a block raises OutOfResources. Not for use while kernels run."""
     from triton.runtime import driver
 
-    driver.set_active(_NoDevice(arch))
+    driver.set_active(_NoDevice(arch, shared_memory))
     try:
         with triton_everywhere():
             yield

@@ -35,6 +35,7 @@ OPS = (
     "mla_prologue",
     "mla_decode",
     "mla_keys",
+    "expert_finalize",
 )
 HOPPER = 90
 

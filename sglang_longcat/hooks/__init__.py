@@ -10,6 +10,7 @@ from __future__ import annotations
 from sglang_longcat.hooks import (
     arrived_requests,
     beam_search,
+    expert_configs,
     ngram_chain,
     prompt_tokens,
     request_slots,
@@ -18,7 +19,7 @@ from sglang_longcat.hooks import (
 )
 
 AFTER = (arrived_requests, ngram_chain, prompt_tokens, request_slots, seed_predecessors)
-AROUND = (beam_search, weight_update)
+AROUND = (beam_search, expert_configs, weight_update)
 ALL = (*AFTER, *AROUND)
 
 

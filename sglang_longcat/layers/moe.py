@@ -16,11 +16,17 @@ import torch
 from sglang.srt.layers.moe.topk import StandardTopKOutput
 from sglang.srt.models.longcat_flash import LongcatFlashMoE
 
+from longcat_kernels.expert_finalize import finalize
 from longcat_kernels.identity_experts import add_identity_
 from longcat_kernels.moe_router import route
 
 if TYPE_CHECKING:
     from sglang.srt.configs import LongcatFlashConfig
+
+# At most this many tokens get their expert outputs, identity part and rounding in one kernel, which
+# saves a launch and a pass over x and the result: decode steps. A prefill's [T, top_k, hidden]
+# would have to be held twice, 600 MB each at 8,192 tokens.
+FINALIZED_TOKENS = 256
 
 
 class LongcatMoE(LongcatFlashMoE):
@@ -35,6 +41,8 @@ class LongcatMoE(LongcatFlashMoE):
         runner.num_experts = self.num_experts + self.zero_expert_num
         # The dense branch reads the same input, so no copy of it is spent on an in-place result.
         runner.inplace = False
+        # For `_finalizes`: the second GEMM multiplies by the router's weights either way.
+        runner.no_combine_keep_router_weight = True
 
     def forward(self, hidden_states: torch.Tensor, adds_identity: bool) -> torch.Tensor:
         logits = self.router(hidden_states)
@@ -46,7 +54,23 @@ class LongcatMoE(LongcatFlashMoE):
             scale=self.routed_scaling_factor,
         )
         chosen = StandardTopKOutput(routing.weights, routing.expert_ids, logits)
+        runner = self.experts.moe_runner_config
+        runner.no_combine = self._finalizes(hidden_states)
         output = self.experts(hidden_states, chosen)
+        if runner.no_combine:
+            part = (hidden_states, routing.identity_weight) if adds_identity else (None, None)
+            return finalize(output, routing.expert_ids, *part)
         if adds_identity:
             add_identity_(output, hidden_states, routing.identity_weight)
         return output
+
+    def _finalizes(self, hidden_states: torch.Tensor) -> bool:
+        """Whether the expert GEMM leaves its sum over slots to us, [T, top_k, hidden]. The rows of
+        slots that this rank does not compute are zeros then."""
+        backend = self.experts.runner_backend
+        return (
+            hidden_states.is_cuda
+            and hidden_states.shape[0] <= FINALIZED_TOKENS
+            and backend is not None
+            and backend.is_triton()
+        )

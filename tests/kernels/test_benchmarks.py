@@ -13,6 +13,9 @@ TABLES = {
     "ngram_ids": ["ngram_ids"],
     "moe_router": ["moe_router"],
     "identity_experts": ["identity_experts"],
+    "expert_finalize": ["expert_finalize"],
+    "mla_decode": ["mla_decode"],
+    "mla_keys": ["mla_keys"],
     "mla_prologue": ["mla_prologue_store", "mla_prologue_absorb"],
 }
 

@@ -45,6 +45,11 @@ POINTERS = {
         "positions": "*i64",
         "cos_sin": "*fp32",
     },
+    "_finalize_kernel": {
+        **dict.fromkeys(("out", "routed", "x", "addend"), "*bf16"),
+        "ids": "*i32",
+        "weight": "*fp32",
+    },
 }
 BF16 = {"rows": "*bf16", "out": "*bf16"}
 FP8 = {"rows": "*fp8e4nv", "out": "*bf16"}
@@ -66,13 +71,7 @@ CASES = [
     ("identity_experts", "_add_identity_kernel", {}, {"BLOCK": 1024}, 4),
     ("mla_decode", "_split_kernel", {}, DECODE, 8),
     ("mla_decode", "_split_kernel", {}, {**DECODE, "WIDTH": 4, "HEADS": 16}, 8),
-    (
-        "mla_decode",
-        "_combine_kernel",
-        {},
-        {"RANK": 512, "SPLITS": 64, "COLUMNS": 128, "PDL": True},
-        4,
-    ),
+    ("mla_decode", "_combine_kernel", {}, COMBINE, 4),
     ("mla_keys", "_join_kernel", {}, {"NOPE": 128, "ROPE": 64, "HEADS": 16}, 4),
     *(
         ("mla_prologue", kernel, {}, {**constants, "NEOX": neox}, 4)
@@ -82,6 +81,13 @@ CASES = [
             ("_absorb_query_kernel", {**ABSORB, "TOKENS": 16}),
             ("_absorb_query_kernel", {**ABSORB, "TOKENS": 64}),
         )
+    ),
+    (
+        "expert_finalize",
+        "_finalize_kernel",
+        {},
+        {"K": 12, "IDENTITY": True, "ADDEND": True, "BLOCK": 1024, "PDL": True},
+        4,
     ),
 ]
 

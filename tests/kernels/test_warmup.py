@@ -16,6 +16,7 @@ import torch
 
 import longcat_kernels
 from longcat_kernels import (
+    expert_finalize,
     identity_experts,
     mla_decode,
     mla_keys,
@@ -24,6 +25,7 @@ from longcat_kernels import (
     ngram_ids,
 )
 from longcat_kernels.compile_only import compile_only
+from longcat_kernels.expert_finalize import workloads as finalize_lite
 from longcat_kernels.identity_experts import workloads as identity_lite
 from longcat_kernels.mla_decode import workloads as decode_lite
 from longcat_kernels.mla_keys import workloads as keys_lite
@@ -73,6 +75,7 @@ def serve(device: str, sizes: Sizes) -> None:
         add_identity(device, batch, sizes)
         prepare_attention(device, batch, sizes)
         attend(device, batch, sizes)
+        finalize(device, batch, sizes)
         feed(device, batch, sizes)
 
 
@@ -130,6 +133,17 @@ def attend(device: str, batch: int, sizes: Sizes) -> None:
     mla_keys.join_keys(
         *keys_lite.make_inputs(batch, seed=0, device=device, nope=sizes.nope, **shape)
     )
+
+
+def finalize(device: str, batch: int, sizes: Sizes) -> None:
+    given = finalize_lite.make_inputs(
+        batch + 1, seed=0, device=device, dtype=sizes.dtype, width=sizes.hidden, top_k=sizes.top_k
+    )
+    for rows in (slice(0, batch), slice(1, batch + 1)):
+        routed, ids, x, weight, addend = (value[rows] for value in given)
+        for part in ((x, weight), (None, None)):
+            for other in (addend, None):
+                expert_finalize.finalize(routed, ids, *part, other)
 
 
 def feed(device: str, batch: int, sizes: Sizes) -> None:

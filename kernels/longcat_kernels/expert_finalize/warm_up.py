@@ -1,0 +1,27 @@
+"""The variants of the final sum that a model uses: with and without identity part and addend."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import torch
+
+from longcat_kernels.expert_finalize import finalize
+
+if TYPE_CHECKING:
+    from longcat_kernels.warmup import Sizes
+
+
+def warm_up(device: torch.device | str, sizes: Sizes) -> None:
+    routed = torch.zeros(1, sizes.top_k, sizes.hidden, dtype=sizes.dtype, device=device)
+    ids = torch.zeros(1, sizes.top_k, dtype=torch.int32, device=device)
+    row, weight = routed[:, 0].clone(), torch.zeros(1, device=device)
+    for identity, addend in itertools.product((False, True), repeat=2):
+        finalize(
+            routed,
+            ids,
+            x=row if identity else None,
+            weight=weight if identity else None,
+            addend=row if addend else None,
+        )

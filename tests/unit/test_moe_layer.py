@@ -1,0 +1,70 @@
+"""Both ways to the mixture's output: SGLang sums the experts, or leaves the sum to our kernel."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from sglang_longcat.layers import moe
+
+TOKENS, HIDDEN, ROUTED, TOP_K = 5, 8, 6, 3
+
+
+class Router(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e_score_correction_bias = torch.zeros(2 * ROUTED)
+
+    def forward(self, x):
+        return (x.float() @ torch.linspace(-1, 1, HIDDEN * 2 * ROUTED).view(HIDDEN, -1)).sin()
+
+
+class Experts(nn.Module):
+    """Expert e multiplies by e + 1; what nobody wrote is NaN, as in SGLang's own buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.moe_runner_config = SimpleNamespace(
+            no_combine=False, no_combine_keep_router_weight=True
+        )
+        self.runner_backend = SimpleNamespace(is_triton=lambda: True)
+
+    def forward(self, x, chosen):
+        gain = (chosen.topk_ids + 1) * chosen.topk_weights
+        slots = gain[:, :, None] * x[:, None]
+        if self.moe_runner_config.no_combine:
+            return slots.masked_fill((chosen.topk_ids < 0)[:, :, None], torch.nan)
+        return slots.sum(dim=1)
+
+
+@pytest.fixture
+def layer():
+    layer = moe.LongcatMoE.__new__(moe.LongcatMoE)
+    nn.Module.__init__(layer)
+    layer.router, layer.experts = Router(), Experts()
+    layer.num_experts, layer.top_k, layer.routed_scaling_factor = ROUTED, TOP_K, 6.0
+    return layer
+
+
+@pytest.mark.parametrize("adds_identity", [False, True])
+def test_our_sum_equals_sglangs(layer, monkeypatch, adds_identity):
+    """Red if a rank adds the identity part in one way only, or a slot without an expert is read."""
+    x = torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(0))
+    theirs = layer(x, adds_identity)
+    monkeypatch.setattr(layer, "_finalizes", lambda x: True)
+    torch.testing.assert_close(layer(x, adds_identity), theirs)
+    monkeypatch.undo()
+    torch.testing.assert_close(layer(x, adds_identity), theirs)  # and nothing stays switched
+
+
+def test_only_decode_steps_on_a_gpu_with_tritons_gemm(layer):
+    def finalizes(tokens, is_cuda=True):
+        return layer._finalizes(SimpleNamespace(is_cuda=is_cuda, shape=(tokens, HIDDEN)))
+
+    assert finalizes(1)
+    assert finalizes(moe.FINALIZED_TOKENS)
+    assert not finalizes(moe.FINALIZED_TOKENS + 1)
+    assert not finalizes(1, is_cuda=False)
+    layer.experts.runner_backend = SimpleNamespace(is_triton=lambda: False)
+    assert not finalizes(1)
