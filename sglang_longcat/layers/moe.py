@@ -10,6 +10,7 @@ SGLang's.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,8 +30,26 @@ if TYPE_CHECKING:
 FINALIZED_TOKENS = 256
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """An expert mixture before its last sum, which can take another term along."""
+
+    experts: torch.Tensor  # [T, top_k, hidden], router weights included, or their sum [T, hidden]
+    expert_ids: torch.Tensor  # [T, top_k]; -1: not computed
+    x: torch.Tensor | None  # None on ranks that leave the identity part to another
+    identity_weight: torch.Tensor | None
+
+    def sum(self, addend: torch.Tensor | None = None) -> torch.Tensor:
+        """[T, hidden], with `addend` of that shape where one is given. Once a mixture."""
+        if self.experts.dim() == 3:
+            return finalize(self.experts, self.expert_ids, self.x, self.identity_weight, addend)
+        if self.x is not None and self.identity_weight is not None:
+            add_identity_(self.experts, self.x, self.identity_weight)
+        return self.experts if addend is None else self.experts.add_(addend)
+
+
 class LongcatMoE(LongcatFlashMoE):
-    """`forward(x [T, hidden], adds_identity)`; x is left as it is."""
+    """`forward(x [T, hidden], adds_identity) -> Mixture`; x is left as it is."""
 
     def __init__(self, config: LongcatFlashConfig, **options: Any) -> None:
         super().__init__(config=config, **options)
@@ -44,7 +63,7 @@ class LongcatMoE(LongcatFlashMoE):
         # For `_finalizes`: the second GEMM multiplies by the router's weights either way.
         runner.no_combine_keep_router_weight = True
 
-    def forward(self, hidden_states: torch.Tensor, adds_identity: bool) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, adds_identity: bool) -> Mixture:
         logits = self.router(hidden_states)
         routing = route(
             logits,
@@ -57,12 +76,8 @@ class LongcatMoE(LongcatFlashMoE):
         runner = self.experts.moe_runner_config
         runner.no_combine = self._finalizes(hidden_states)
         output = self.experts(hidden_states, chosen)
-        if runner.no_combine:
-            part = (hidden_states, routing.identity_weight) if adds_identity else (None, None)
-            return finalize(output, routing.expert_ids, *part)
-        if adds_identity:
-            add_identity_(output, hidden_states, routing.identity_weight)
-        return output
+        identity = (hidden_states, routing.identity_weight) if adds_identity else (None, None)
+        return Mixture(output, routing.expert_ids, *identity)
 
     def _finalizes(self, hidden_states: torch.Tensor) -> bool:
         """Whether the expert GEMM leaves its sum over slots to us, [T, top_k, hidden]. The rows of

@@ -10,7 +10,7 @@ across them; sums over ranks stay with the caller, on the main stream.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from sglang.srt.model_executor.runner_backend_utils.breakable_cuda_graph import (
@@ -21,15 +21,17 @@ from sglang.srt.runtime_context import get_stream
 
 from sglang_longcat import env
 
+Result = TypeVar("Result")
 
-class Branch:
+
+class Branch(Generic[Result]):
     """`function(x)`, begun on construction; `join()` is its result, once per branch.
 
     x is held until the branch is joined: freed earlier, the main stream could write over its
     memory while the second one still reads.
     """
 
-    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> None:
+    def __init__(self, function: Callable[[torch.Tensor], Result], x: torch.Tensor) -> None:
         self.x = x
         self.stream = prepare_branches() if runs_beside(x) else None
         if self.stream is None:
@@ -39,7 +41,7 @@ class Branch:
         with torch.cuda.stream(self.stream):
             self.result = function(x)
 
-    def join(self) -> torch.Tensor:
+    def join(self) -> Result:
         if self.stream is not None:
             torch.cuda.current_stream().wait_stream(self.stream)
         return self.result

@@ -31,7 +31,7 @@ from torch import nn
 from sglang_longcat import env, hooks, metrics, plugin
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.layers.attention import LongcatAttention
-from sglang_longcat.layers.moe import LongcatMoE
+from sglang_longcat.layers.moe import LongcatMoE, Mixture
 from sglang_longcat.layers.ngram_embedding import NgramEmbedding
 from sglang_longcat.models.branch import Branch, prepare_branches
 from sglang_longcat.models.reduction import adds_once, sums_together
@@ -174,7 +174,7 @@ class LongcatDecoderLayer(nn.Module):
         hidden_states = attend(0, self.attn_boundary, hidden_states)
         hidden_states = self.moe_boundary.prepare(hidden_states, forward_batch)
         adds_identity = adds_once(self.moe_boundary, forward_batch)
-        shortcut = Branch(lambda x: cast(torch.Tensor, self.mlp(x, adds_identity)), hidden_states)
+        shortcut = Branch(lambda x: cast(Mixture, self.mlp(x, adds_identity)), hidden_states)
         hidden_states = self.first_ffn_boundary.branch_input(
             self.moe_boundary, hidden_states, forward_batch
         )
@@ -184,10 +184,10 @@ class LongcatDecoderLayer(nn.Module):
         hidden_states = self.mlps[1](hidden_states)
         together = sums_together(self.moe_boundary, self.second_ffn_boundary, forward_batch)
         if together:
-            hidden_states = hidden_states + shortcut.join()
+            hidden_states = shortcut.join().sum(hidden_states)
         hidden_states = self.second_ffn_boundary.finish(hidden_states, forward_batch)
         if not together:
-            contribution = self.moe_boundary.branch_output(shortcut.join(), forward_batch)
+            contribution = self.moe_boundary.branch_output(shortcut.join().sum(), forward_batch)
             hidden_states = self.moe_boundary.merge_branch(
                 contribution, hidden_states, self.second_ffn_boundary, forward_batch
             )
