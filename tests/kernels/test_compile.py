@@ -22,9 +22,10 @@ POINTERS = {
         "rows": "*i64",
     },
     "_route_kernel": {
-        **dict.fromkeys(("logits", "bias", "weights", "identity"), "*fp32"),
+        **dict.fromkeys(("parts", "bias", "weights", "identity"), "*fp32"),
         "ids": "*i32",
     },
+    "_logits_kernel": {"x": "*bf16", "weight": "*fp32", "parts": "*fp32"},
     "_add_identity_kernel": {"out": "*bf16", "x": "*bf16", "weight": "*fp32"},
 }
 BF16 = {"rows": "*bf16", "out": "*bf16"}
@@ -32,12 +33,17 @@ FP8 = {"rows": "*fp8e4nv", "out": "*bf16"}
 NGRAM = {"RING": 16, "N": 4, "EOS": 2, "BLOCK": 16, "PDL": True}
 IDS = {**NGRAM, "ROWS": False, "SCALED": False, "COLUMNS": 1}
 ROWS = {**NGRAM, "ROWS": True, "COLUMNS": 256}
+ROUTE = {"K": 12, "BLOCK": 512, "PDL": True}
+LOGITS = {"BLOCK_E": 64, "BLOCK_K": 128, "PDL": True}
 CASES = [
     ("ngram_ids", "_ngram_kernel", {}, {**IDS, "WIDTH": 0}, 1),
     ("ngram_ids", "_ngram_kernel", {}, {**IDS, "WIDTH": 4}, 1),
     ("ngram_ids", "_ngram_kernel", BF16, {**ROWS, "WIDTH": 0, "SCALED": False}, 4),
     ("ngram_ids", "_ngram_kernel", FP8, {**ROWS, "WIDTH": 1, "SCALED": True}, 4),
-    ("moe_router", "_route_kernel", {}, {"K": 12, "BLOCK": 512}, 2),
+    ("moe_router", "_route_kernel", {}, {**ROUTE, "SPLITS": 1}, 2),
+    ("moe_router", "_route_kernel", {}, {**ROUTE, "SPLITS": 24}, 4),
+    ("moe_router", "_logits_kernel", {}, {**LOGITS, "BLOCK_T": 8}, 4),
+    ("moe_router", "_logits_kernel", {}, {**LOGITS, "BLOCK_T": 64}, 4),
     ("identity_experts", "_add_identity_kernel", {}, {"BLOCK": 1024}, 4),
 ]
 
