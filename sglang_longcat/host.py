@@ -92,6 +92,7 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("models.longcat_flash:LongcatFlashModel.forward", ("input_ids", "forward_batch")),
     Needs("models.longcat_flash:LongcatFlashMLP", ("hidden_size", "intermediate_size")),
     Needs("models.longcat_flash:LongcatFlashMoE", ("config", "layer_id", "quant_config")),
+    Needs("models.longcat_flash:LongcatFlashRouter.forward", ("hidden_states",)),
     Needs(
         "models.deepseek_v2:DeepseekV2AttentionMLA",
         ("config", "num_heads", "rope_theta", "rope_scaling", "layer_id", "reduce_results"),

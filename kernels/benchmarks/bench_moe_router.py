@@ -1,7 +1,10 @@
-"""Routing: from logits to weights, ids and the identity weight.
+"""Routing: from logits to weights, ids and the identity weight; and the same from hidden states.
 
-The `sglang` column is its native top-k and its zero-expert call, which also writes the identity
-part; bench_identity_experts.py times what is left of that. Compare sums of the two benchmarks.
+From logits (`moe_router`), the `sglang` column is its native top-k and its zero-expert call, which
+also writes the identity part; bench_identity_experts.py times what is left of that. Compare sums of
+the two benchmarks. From hidden states (`moe_router_tokens`), `ours` is the two launches, whatever
+the batch, to find FUSED_TOKENS; `sglang` is its router GEMM with our routing after it, as served
+for larger batches.
 """
 
 from __future__ import annotations
@@ -56,12 +59,71 @@ def sglang(device: str) -> Implementation:
     return Implementation("sglang", prepare)
 
 
+LARGEST = 512  # tokens; the two launches are for decode batches
+
+
+def token_cases() -> list[Case]:
+    return [
+        Case(
+            f"T {tokens}",
+            tokens,
+            lite.bytes_moved_from_tokens(tokens),
+            lite.flops_from_tokens(tokens),
+        )
+        for tokens in lite.BATCHES
+        if tokens <= LARGEST
+    ]
+
+
+def ours_from_tokens(device: str) -> Implementation:
+    def prepare(case: Case, copy: int) -> Call:
+        from longcat_kernels.moe_router import _triton
+
+        inputs = lite.make_tokens(case.tokens, seed=copy, device=device)
+        return lambda: _triton.route_tokens(*inputs, lite.TOP_K, lite.ROUTED, lite.SCALE)
+
+    return Implementation("ours", prepare)
+
+
+def plain_from_tokens(device: str) -> Implementation:
+    def prepare(case: Case, copy: int) -> Call:
+        inputs = lite.make_tokens(case.tokens, seed=copy, device=device)
+        return lambda: reference.route_tokens(*inputs, lite.TOP_K, lite.ROUTED, lite.SCALE)
+
+    return Implementation("reference", prepare, cuda_only=False)
+
+
+def torch_from_tokens(device: str) -> Implementation:
+    def prepare(case: Case, copy: int) -> Call:
+        x, weight, bias = lite.make_tokens(case.tokens, seed=copy, device=device)
+        options = {"top_k": lite.TOP_K, "routed": lite.ROUTED, "scale": lite.SCALE}
+        return lambda: route(torch.mm(x.float(), weight.t()), bias, **options)
+
+    return Implementation("torch mm", prepare)
+
+
+def sglang_from_tokens(device: str) -> Implementation:
+    def prepare(case: Case, copy: int) -> Call:
+        from sglang.kernels.ops.gemm.bf16_fp32 import linear_bf16_fp32
+
+        x, weight, bias = lite.make_tokens(case.tokens, seed=copy, device=device)
+        options = {"top_k": lite.TOP_K, "routed": lite.ROUTED, "scale": lite.SCALE}
+        # 128 is its model class's choice for these sizes.
+        return lambda: route(linear_bf16_fp32(x, weight, hpc_kernel_min_m=128), bias, **options)
+
+    return Implementation("sglang", prepare)
+
+
 def main(argv: Sequence[str] | None = None) -> list[Row]:
     options = parse(__doc__, argv)
-    implementations = [ours(options.device), plain(options.device)]
+    device = options.device
+    from_logits = [ours(device), plain(device)]
+    from_tokens = [ours_from_tokens(device), plain_from_tokens(device), torch_from_tokens(device)]
     if not options.no_sglang:
-        implementations.append(sglang(options.device))
-    return run("moe_router", cases(), implementations, options)
+        from_logits.append(sglang(device))
+        from_tokens.append(sglang_from_tokens(device))
+    rows = run("moe_router", cases(), from_logits, options)
+    return rows + run("moe_router_tokens", token_cases(), from_tokens, options)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from sglang.srt.models.longcat_flash import LongcatFlashMoE
 
 from longcat_kernels.expert_finalize import finalize
 from longcat_kernels.identity_experts import add_identity_
-from longcat_kernels.moe_router import route
+from longcat_kernels.moe_router import Routing, fuses, route, route_tokens
 
 if TYPE_CHECKING:
     from sglang.srt.configs import LongcatFlashConfig
@@ -63,16 +63,21 @@ class LongcatMoE(LongcatFlashMoE):
         # For `_finalizes`: the second GEMM multiplies by the router's weights either way.
         runner.no_combine_keep_router_weight = True
 
+    def _route(self, hidden_states: torch.Tensor) -> Routing:
+        classifier, bias = self.router.classifier, self.router.e_score_correction_bias
+        options = {
+            "top_k": self.top_k,
+            "routed": self.num_experts,
+            "scale": self.routed_scaling_factor,
+        }
+        if classifier.bias is None and fuses(hidden_states, classifier.weight):
+            return route_tokens(hidden_states, classifier.weight, bias, **options)
+        return route(self.router(hidden_states), bias, **options)
+
     def forward(self, hidden_states: torch.Tensor, adds_identity: bool) -> Mixture:
-        logits = self.router(hidden_states)
-        routing = route(
-            logits,
-            self.router.e_score_correction_bias,
-            top_k=self.top_k,
-            routed=self.num_experts,
-            scale=self.routed_scaling_factor,
-        )
-        chosen = StandardTopKOutput(routing.weights, routing.expert_ids, logits)
+        routing = self._route(hidden_states)
+        # In place of logits, which no runner reads here; SGLang's graph op insists on a tensor.
+        chosen = StandardTopKOutput(routing.weights, routing.expert_ids, routing.weights)
         runner = self.experts.moe_runner_config
         runner.no_combine = self._finalizes(hidden_states)
         output = self.experts(hidden_states, chosen)

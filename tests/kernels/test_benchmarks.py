@@ -11,7 +11,7 @@ BENCHMARKS = Path(__file__).parents[2] / "kernels" / "benchmarks"
 
 TABLES = {
     "ngram_ids": ["ngram_ids"],
-    "moe_router": ["moe_router"],
+    "moe_router": ["moe_router", "moe_router_tokens"],
     "identity_experts": ["identity_experts"],
     "expert_finalize": ["expert_finalize"],
     "mla_decode": ["mla_decode"],

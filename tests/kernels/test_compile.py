@@ -23,9 +23,10 @@ POINTERS = {
         "rows": "*i64",
     },
     "_route_kernel": {
-        **dict.fromkeys(("logits", "bias", "weights", "identity"), "*fp32"),
+        **dict.fromkeys(("parts", "bias", "weights", "identity"), "*fp32"),
         "ids": "*i32",
     },
+    "_logits_kernel": {"x": "*bf16", "weight": "*fp32", "parts": "*fp32"},
     "_add_identity_kernel": {"out": "*bf16", "x": "*bf16", "weight": "*fp32"},
     "_norm_and_store_kernel": {
         **dict.fromkeys(("qkv", "q_weight", "kv_weight", "kv_buffer", "out"), "*bf16"),
@@ -62,12 +63,17 @@ ABSORB = {**WIDTHS, "NOPE": 128, "NOPE_BLOCK": 128, "COLUMNS": 64, "TILES": 8}
 MLA = {"RANK": 512, "ROPE": 64, "DOT": tl.bfloat16, "PDL": True}
 DECODE = {**MLA, "WIDTH": 1, "HEADS": 32, "KEYS": 64}
 COMBINE = {"RANK": 512, "SPLITS": 64, "COLUMNS": 128, "PDL": True}
+ROUTE = {"K": 12, "BLOCK": 512, "PDL": True}
+LOGITS = {"BLOCK_E": 64, "BLOCK_K": 128, "PDL": True}
 CASES = [
     ("ngram_ids", "_ngram_kernel", {}, {**IDS, "WIDTH": 0}, 1),
     ("ngram_ids", "_ngram_kernel", {}, {**IDS, "WIDTH": 4}, 1),
     ("ngram_ids", "_ngram_kernel", BF16, {**ROWS, "WIDTH": 0, "SCALED": False}, 4),
     ("ngram_ids", "_ngram_kernel", FP8, {**ROWS, "WIDTH": 1, "SCALED": True}, 4),
-    ("moe_router", "_route_kernel", {}, {"K": 12, "BLOCK": 512}, 2),
+    ("moe_router", "_route_kernel", {}, {**ROUTE, "SPLITS": 1}, 2),
+    ("moe_router", "_route_kernel", {}, {**ROUTE, "SPLITS": 24}, 4),
+    ("moe_router", "_logits_kernel", {}, {**LOGITS, "BLOCK_T": 8}, 4),
+    ("moe_router", "_logits_kernel", {}, {**LOGITS, "BLOCK_T": 64}, 4),
     ("identity_experts", "_add_identity_kernel", {}, {"BLOCK": 1024}, 4),
     ("mla_decode", "_split_kernel", {}, DECODE, 8),
     ("mla_decode", "_split_kernel", {}, {**DECODE, "WIDTH": 4, "HEADS": 16}, 8),

@@ -72,6 +72,7 @@ def serve(device: str, sizes: Sizes) -> None:
     that start anywhere in another one."""
     for batch in BATCHES:
         route(device, batch, sizes)
+        route_tokens(device, batch, sizes)
         add_identity(device, batch, sizes)
         prepare_attention(device, batch, sizes)
         attend(device, batch, sizes)
@@ -83,6 +84,15 @@ def route(device: str, batch: int, sizes: Sizes) -> None:
     logits, bias = router_lite.make_inputs(batch + 1, seed=0, device=device, experts=sizes.experts)
     for rows in (logits[1:], logits[:-1]):
         moe_router.route(rows, bias, top_k=sizes.top_k, routed=sizes.routed, scale=6.0)
+
+
+def route_tokens(device: str, batch: int, sizes: Sizes) -> None:
+    x, weight, bias = router_lite.make_tokens(
+        batch + 1, seed=0, device=device, experts=sizes.experts, hidden=sizes.hidden
+    )
+    options = {"top_k": sizes.top_k, "routed": sizes.routed, "scale": 6.0}
+    for rows in (x[1:], x[:-1]):
+        moe_router.route_tokens(rows, weight, bias, **options)
 
 
 def add_identity(device: str, batch: int, sizes: Sizes) -> None:

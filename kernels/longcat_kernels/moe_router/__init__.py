@@ -1,10 +1,15 @@
-"""Routing over routed and identity experts, from logits to what the expert GEMMs take.
+"""Routing over routed and identity experts, from hidden states to what the expert GEMMs take.
 
-    p = softmax(logits); S = top-k of (p + bias); w_e = scale * p_e for e in S   (not renormalised)
+    logits = W x; p = softmax(logits); S = top-k of (p + bias); w_e = scale * p_e for e in S
 
-Experts [0, routed) have weights; experts [routed, E) return their input. Their slots get expert id
--1, which the grouped GEMM skips, weight 0, and their weights are summed per token. Source: paper
-section 3 (zero-computation experts); reference `LongcatFlashTopkRouter`.
+Weights are not renormalised. Experts [0, routed) have weights; experts [routed, E) return their
+input. Their slots get expert id -1, which the grouped GEMM skips, weight 0, and their weights are
+summed per token. Source: paper section 3 (zero-computation experts); reference
+`LongcatFlashTopkRouter`.
+
+Whatever the input, a row's ids are different experts, in [-1, routed). A score that is NaN counts
+as the lowest. A logit of NaN or +inf, or a row of -inf, makes every p of the row NaN: it takes
+experts 0, 1, ..., and NaN weights keep the accident visible.
 """
 
 from __future__ import annotations
@@ -15,6 +20,10 @@ import torch
 
 from longcat_kernels.dispatch import use_triton
 from longcat_kernels.moe_router import reference
+
+# Up to here two launches read the weight once, where a library GEMM takes three launches. To be
+# measured: from some batch size on, a GEMM with larger tiles is faster.
+FUSED_TOKENS = 64
 
 
 class Routing(NamedTuple):
@@ -36,3 +45,34 @@ def route(
 
         return Routing(*_triton.route(logits, bias, top_k, routed, scale))
     return Routing(*reference.route(logits, bias, top_k, routed, scale))
+
+
+def route_tokens(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    *,
+    top_k: int,
+    routed: int,
+    scale: float,
+) -> Routing:
+    """x [T, D], weight [E, D] fp32, bias [E] fp32: the router's GEMM, then `route`.
+
+    Where `fuses` says so, in two launches, with the same bits for a token in every batch; else
+    through a GEMM of torch. Logits have the precision of fp32 products and sums either way, 2e-6
+    of their spread: ids equal the reference's unless two scores are within 1e-6.
+    """
+    if fuses(x, weight):
+        from longcat_kernels.moe_router import _triton
+
+        return Routing(*_triton.route_tokens(x, weight, bias, top_k, routed, scale))
+    logits = reference.logits(x, weight)
+    return route(logits, bias, top_k=top_k, routed=routed, scale=scale)
+
+
+def fuses(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether `route_tokens` computes the logits itself: few tokens, bf16 by fp32, on a GPU."""
+    dtypes = x.dtype, weight.dtype
+    return (
+        use_triton(x) and x.shape[0] <= FUSED_TOKENS and dtypes == (torch.bfloat16, torch.float32)
+    )

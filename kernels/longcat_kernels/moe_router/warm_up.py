@@ -1,4 +1,4 @@
-"""The one variant of the router's kernel that a model uses."""
+"""The router's kernels: after another's GEMM, and with their own, by tokens of a program."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from longcat_kernels.moe_router import route
+from longcat_kernels import moe_router
 
 if TYPE_CHECKING:
     from longcat_kernels.warmup import Sizes
 
 
 def warm_up(device: torch.device | str, sizes: Sizes) -> None:
+    weight = torch.zeros(sizes.experts, sizes.hidden, device=device)
     logits = torch.zeros(1, sizes.experts, device=device)
-    route(logits, logits[0].clone(), top_k=sizes.top_k, routed=sizes.routed, scale=1.5)
+    bias, options = logits[0].clone(), {"top_k": sizes.top_k, "routed": sizes.routed}
+    moe_router.route(logits, bias, **options, scale=1.5)
+    tokens = 1
+    while tokens <= moe_router.FUSED_TOKENS:
+        x = torch.zeros(tokens, sizes.hidden, dtype=sizes.dtype, device=device)
+        if moe_router.fuses(x, weight):
+            moe_router.route_tokens(x, weight, bias, **options, scale=1.5)
+        tokens *= 2

@@ -6,6 +6,7 @@ import torch
 
 EXPERTS = 384  # 256 with weights, then 128 identity experts
 ROUTED = 256
+HIDDEN = 3072
 TOP_K = 12
 SCALE = 6.0
 
@@ -22,6 +23,23 @@ def make_inputs(
     return logits.to(device), bias.to(device)
 
 
+def make_tokens(
+    tokens: int,
+    *,
+    seed: int,
+    device: torch.device | str,
+    experts: int = EXPERTS,
+    hidden: int = HIDDEN,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x [T, hidden] bf16, weight [experts, hidden] fp32 and bias [experts] fp32, whose logits are
+    spread as those of `make_inputs`."""
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, hidden, generator=random).bfloat16()
+    weight = torch.randn(experts, hidden, generator=random) * 2 / hidden**0.5
+    bias = torch.randn(experts, generator=random) / experts
+    return x.to(device), weight.to(device), bias.to(device)
+
+
 def bytes_moved(tokens: int) -> int:
     """Logits in, weights, ids and identity weight out; the bias once."""
     return 4 * (tokens * (EXPERTS + 2 * TOP_K + 1) + EXPERTS)
@@ -30,3 +48,12 @@ def bytes_moved(tokens: int) -> int:
 def flops(tokens: int) -> int:
     """Softmax (4 per logit), bias, and one comparison per logit and chosen expert."""
     return tokens * EXPERTS * (5 + TOP_K)
+
+
+def bytes_moved_from_tokens(tokens: int) -> int:
+    """Hidden states in and the routing out; weight and bias once."""
+    return 2 * tokens * HIDDEN + 4 * (tokens * (2 * TOP_K + 1) + EXPERTS * (HIDDEN + 1))
+
+
+def flops_from_tokens(tokens: int) -> int:
+    return flops(tokens) + 2 * tokens * HIDDEN * EXPERTS
