@@ -62,7 +62,6 @@ def _in_time(work: tuple[Shape, bool, Job, float]) -> bool | None:
 
 @functools.lru_cache(maxsize=1)
 def _layer(shape: Shape, fp8: bool) -> Layer:
-    torch.set_num_threads(1)
     return make_layer(shape, "cpu", fp8=fp8)
 
 
@@ -82,7 +81,7 @@ class Compiler:
     def __init__(self, shape: Shape, *, fp8: bool, workers: int) -> None:
         _settle()
         self.shape, self.fp8 = shape, fp8
-        self.pool = multiprocessing.get_context("fork").Pool(workers)
+        self.pool = multiprocessing.get_context("fork").Pool(workers, initializer=_begin)
         self.ready: dict[Key, bool] = {}
 
     def compile_all(self, jobs: Sequence[Job], seconds: float) -> set[Job]:
@@ -103,6 +102,11 @@ class Compiler:
     def close(self) -> None:
         self.pool.terminate()
         self.pool.join()
+
+
+def _begin() -> None:
+    """One core each; OpenMP's threads would not have survived the fork either."""
+    torch.set_num_threads(1)
 
 
 def _settle() -> None:
