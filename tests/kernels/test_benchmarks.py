@@ -9,7 +9,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "kernels" / "benchmarks"
 
 
-@pytest.mark.parametrize("op", ["ngram_ids", "moe_router", "identity_experts"])
+@pytest.mark.parametrize("op", ["ngram_ids", "moe_router", "identity_experts", "small_linear"])
 def test_the_benchmark_times_the_reference_on_a_cpu(
     op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ POINTERS = {
         **dict.fromkeys(("logits", "bias", "weights", "identity"), "*fp32"),
         "ids": "*i32",
     },
+    **dict.fromkeys(("_gemv_kernel", "_mma_kernel"), dict.fromkeys(("x", "w", "out"), "*bf16")),
     "_add_identity_kernel": {"out": "*bf16", "x": "*bf16", "weight": "*fp32"},
 }
 BF16 = {"rows": "*bf16", "out": "*bf16"}
@@ -32,6 +33,7 @@ FP8 = {"rows": "*fp8e4nv", "out": "*bf16"}
 NGRAM = {"RING": 16, "N": 4, "EOS": 2, "BLOCK": 16, "PDL": True}
 IDS = {**NGRAM, "ROWS": False, "SCALED": False, "COLUMNS": 1}
 ROWS = {**NGRAM, "ROWS": True, "COLUMNS": 256}
+LINEAR = {"K": 1600, "BLOCK_N": 16, "BLOCK_K": 256, "PDL": True}
 CASES = [
     ("ngram_ids", "_ngram_kernel", {}, {**IDS, "WIDTH": 0}, 1),
     ("ngram_ids", "_ngram_kernel", {}, {**IDS, "WIDTH": 4}, 1),
@@ -39,6 +41,9 @@ CASES = [
     ("ngram_ids", "_ngram_kernel", FP8, {**ROWS, "WIDTH": 1, "SCALED": True}, 4),
     ("moe_router", "_route_kernel", {}, {"K": 12, "BLOCK": 512}, 2),
     ("identity_experts", "_add_identity_kernel", {}, {"BLOCK": 1024}, 4),
+    ("small_linear", "_gemv_kernel", {}, {**LINEAR, "SWIGLU": False, "AHEAD": 2}, 4),
+    ("small_linear", "_gemv_kernel", {}, {**LINEAR, "SWIGLU": True, "AHEAD": 9}, 4),
+    ("small_linear", "_mma_kernel", {}, {**LINEAR, "SWIGLU": True, "AHEAD": 1, "STAGES": 4}, 4),
 ]
 
 

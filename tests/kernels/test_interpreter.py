@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-OPS = ("ngram_ids", "ngram_rows", "moe_router", "identity_experts")
+OPS = ("ngram_ids", "ngram_rows", "moe_router", "identity_experts", "small_linear")
 FILES = [str(HERE / f"test_{op}.py") for op in OPS]
 
 
