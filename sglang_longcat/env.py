@@ -63,3 +63,27 @@ def two_streams() -> int:
             f"LONGCAT_TWO_STREAMS={value!r}: expected a number of tokens, 0 for never."
         )
     return int(value)
+
+
+# Kernels of ours that SGLang has an equal of.
+OPTIONAL_OPS = (
+    "expert_finalize",
+    "mla_decode",
+    "mla_keys",
+    "mla_prologue",
+    "moe_router",
+    "small_linear",
+)
+
+
+def takes_ours(op: str) -> bool:
+    """LONGCAT_SGLANG_OPS=all, or names: these run SGLang's kernels instead of ours (to find out
+    which one is to blame, or what it is worth)."""
+    value = os.environ.get("LONGCAT_SGLANG_OPS", "").strip().lower()
+    names = {name.strip() for name in value.split(",")} - {""}
+    if unknown := names - {"all", *OPTIONAL_OPS}:
+        raise ValueError(
+            f"LONGCAT_SGLANG_OPS={value!r}: {', '.join(sorted(unknown))} unknown, expected all or "
+            f"some of {', '.join(OPTIONAL_OPS)}, separated by commas."
+        )
+    return not names & {"all", op}

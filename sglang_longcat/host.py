@@ -91,6 +91,15 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("models.longcat_flash:LongcatFlashForCausalLM.post_load_weights", ("weight_names",)),
     Needs("models.longcat_flash:LongcatFlashModel.forward", ("input_ids", "forward_batch")),
     Needs("models.longcat_flash:LongcatFlashMLP", ("hidden_size", "intermediate_size")),
+    Needs("models.longcat_flash:LongcatFlashMLP.forward", ("x",)),
+    Needs("layers.linear:LinearBase", ("input_size", "output_size", "quant_config")),
+    Needs(
+        "layers.quantization.unquant:UnquantizedLinearMethod.apply",
+        ("layer", "x", "bias"),
+    ),
+    Needs("layers.quantization.unquant:get_bf16_gemm_backend"),
+    Needs("layers.quantization.unquant:Bf16GemmBackend.is_auto"),
+    Needs("runtime_context:get_exec"),
     Needs("models.longcat_flash:LongcatFlashMoE", ("config", "layer_id", "quant_config")),
     Needs("models.longcat_flash:LongcatFlashRouter.forward", ("hidden_states",)),
     Needs(

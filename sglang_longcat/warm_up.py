@@ -12,6 +12,7 @@ import time
 import torch
 
 from longcat_kernels.ngram_rows import RowTable
+from longcat_kernels.small_linear.workloads import Shape, model_shapes
 from longcat_kernels.warmup import Sizes, warm_up
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.ngram.cache import RING
@@ -24,10 +25,11 @@ def kernel_sizes(
     dtype: torch.dtype,
     table: RowTable,
     draft_tokens: int | None,
-    ranks: int = 1,
+    mlp_ranks: int = 1,
+    attention_ranks: int = 1,
 ) -> Sizes:
     """draft_tokens: width of a verify window (--speculative-num-draft-tokens), None without
-    speculation; ranks: those that attention's heads are spread over."""
+    speculation. ranks: how many share the heads, and the dense MLP."""
     assert config.ngram is not None
     return Sizes(
         dtype=dtype,
@@ -35,7 +37,7 @@ def kernel_sizes(
         experts=config.router_logits,
         routed=config.n_routed_experts,
         top_k=config.moe_topk,
-        heads=config.num_attention_heads // ranks,
+        heads=config.num_attention_heads // attention_ranks,
         q_lora=config.q_lora_rank,
         kv_lora=config.kv_lora_rank,
         nope=config.qk_nope_head_dim,
@@ -46,7 +48,25 @@ def kernel_sizes(
         columns=table.columns,
         fp8_rows=table.scaled,
         windows=tuple(sorted({1, draft_tokens or 1})),
+        projections=_projections(config, mlp_ranks, attention_ranks, draft_tokens is not None),
     )
+
+
+def _projections(
+    config: LongcatConfig, mlp_ranks: int, attention_ranks: int, drafts: bool
+) -> tuple[Shape, ...]:
+    heads, query = config.num_attention_heads, config.qk_nope_head_dim + config.qk_rope_head_dim
+    shapes = model_shapes(
+        hidden=config.hidden_size,
+        ffn=config.ffn_hidden_size,
+        q_rank=config.q_lora_rank,
+        queries=heads * query,
+        values=heads * config.v_head_dim,
+        mlp_ranks=mlp_ranks,
+        attention_ranks=attention_ranks,
+    )
+    draft = Shape("eh", "linear", config.hidden_size, 2 * config.hidden_size)
+    return (*shapes, draft) if drafts else shapes
 
 
 def ready_kernels(config: LongcatConfig, dtype: torch.dtype, table: RowTable, device: str) -> None:
@@ -58,8 +78,9 @@ def ready_kernels(config: LongcatConfig, dtype: torch.dtype, table: RowTable, de
         return
     begin = time.perf_counter()
     draft_tokens = get_server_args().speculative_num_draft_tokens
-    ranks = get_parallel().attn_tp_size
-    count = warm_up(device, kernel_sizes(config, dtype, table, draft_tokens, ranks))
-    if get_parallel().tp_rank == 0:
+    parallel = get_parallel()
+    ranks = parallel.tp_size, parallel.attn_tp_size
+    count = warm_up(device, kernel_sizes(config, dtype, table, draft_tokens, *ranks))
+    if parallel.tp_rank == 0:
         seconds = time.perf_counter() - begin
         logger.info("Triton kernels: %d variants ready in %.2f s", count, seconds)

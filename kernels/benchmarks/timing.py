@@ -95,7 +95,7 @@ def run(
     for row in _rows(op, cases, implementations, options):
         print(_line(row), flush=True)
         rows.append(row)
-    where = options.out or (HERE / "results" / _gpu() if options.device == "cuda" else None)
+    where = options.out or (HERE / "results" / gpu_name() if options.device == "cuda" else None)
     if where is not None:
         _write(where / f"{op}.csv", rows)
     return rows
@@ -116,20 +116,20 @@ def _rows(
             us, note = None, ""
             try:
                 calls = [implementation.prepare(case, copy) for copy in range(copies)]
-                us = (_graph_us if on_gpu else _wall_us)(calls, options.quick)
+                us = (graph_us if on_gpu else _wall_us)(calls, options.quick)
             except (ImportError, RuntimeError) as error:
                 note = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
             yield _row(op, case, implementation.name, us, copies, note)
 
 
 def _copies(case: Case) -> int:
-    return min(MOST_COPIES, 1 + 2 * _l2() // case.bytes)
+    return min(MOST_COPIES, 1 + 2 * l2_bytes() // case.bytes)
 
 
 def _row(op: str, case: Case, name: str, us: float | None, copies: int, note: str) -> Row:
     rate = case.bytes / us * 1e-3 if us else None
-    peak = PEAK_BYTES_PER_SECOND.get(_gpu())
-    cold = torch.cuda.is_available() and copies * case.bytes > 2 * _l2()
+    peak = PEAK_BYTES_PER_SECOND.get(gpu_name())
+    cold = torch.cuda.is_available() and copies * case.bytes > 2 * l2_bytes()
     return Row(
         op=op,
         shape=case.shape,
@@ -145,11 +145,11 @@ def _row(op: str, case: Case, name: str, us: float | None, copies: int, note: st
     )
 
 
-def _l2() -> int:
+def l2_bytes() -> int:
     return torch.cuda.get_device_properties(0).L2_cache_size
 
 
-def _graph_us(calls: Sequence[Call], quick: bool) -> float:
+def graph_us(calls: Sequence[Call], quick: bool) -> float:
     """Median microseconds a call, over replays of one graph with all copies in turn."""
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):  # compiles, and fills the allocator's pool, before the capture
@@ -213,7 +213,7 @@ def _context() -> dict[str, str]:
     }
 
 
-def _gpu() -> str:
+def gpu_name() -> str:
     """`h100` for "NVIDIA H100 80GB HBM3"."""
     if not torch.cuda.is_available():
         return "cpu"

@@ -27,6 +27,7 @@ from longcat_kernels.mla_prologue import workloads as mla_prologue
 from longcat_kernels.moe_router import workloads as moe_router
 from longcat_kernels.ngram_ids import workloads as ngram_ids
 from longcat_kernels.ngram_rows import workloads as ngram_rows
+from longcat_kernels.small_linear import workloads as small_linear
 
 OPS = (
     "ngram_ids",
@@ -36,6 +37,7 @@ OPS = (
     "mla_decode",
     "mla_keys",
     "expert_finalize",
+    "small_linear",
 )
 HOPPER = 90
 
@@ -60,6 +62,7 @@ class Sizes:
     columns: int = ngram_rows.COLUMNS  # of a row, on one rank
     fp8_rows: bool = False
     windows: tuple[int, ...] = (1,)  # tokens a request feeds in decode, and in verification
+    projections: tuple[small_linear.Shape, ...] = small_linear.LITE  # bf16 weights, on one rank
 
 
 def warm_up(device: torch.device | str, sizes: Sizes | None = None) -> int:

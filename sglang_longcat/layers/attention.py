@@ -26,6 +26,7 @@ from sglang.srt.runtime_context import get_exec
 from longcat_kernels.mla_decode import mla_decode
 from longcat_kernels.mla_keys import join_keys
 from longcat_kernels.mla_prologue import absorb_query, norm_and_store
+from sglang_longcat import env
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -119,7 +120,8 @@ class LongcatAttention(DeepseekV2AttentionMLA):
     def _concat_and_cast_mha_k(
         self, k_nope: torch.Tensor, k_pe: torch.Tensor, forward_batch: ForwardBatch
     ) -> torch.Tensor:
-        if k_nope.dtype == torch.bfloat16 == get_token_to_kv_pool().dtype and k_nope.is_cuda:
+        same = k_nope.dtype == get_token_to_kv_pool().dtype == torch.bfloat16
+        if same and k_nope.is_cuda and env.takes_ours("mla_keys"):
             return join_keys(k_nope, k_pe)
         return cast(torch.Tensor, super()._concat_and_cast_mha_k(k_nope, k_pe, forward_batch))
 
@@ -137,7 +139,8 @@ def uses_prologue(
     """
     mode, pool = forward_batch.forward_mode, get_token_to_kv_pool()
     return (
-        (mode.is_decode() or mode.is_target_verify())
+        env.takes_ours("mla_prologue")
+        and (mode.is_decode() or mode.is_target_verify())
         and attention.current_attention_backend in BACKENDS
         and positions.is_cuda
         and attention.rotary_emb is not None
@@ -159,4 +162,5 @@ def uses_split(
     differ, and only its backend knows."""
     mode = forward_batch.forward_mode
     attends = mode.is_decode() or mode.is_target_verify()
-    return attends and not attention.drafts and query.shape[0] <= SPLIT_TOKENS
+    few = query.shape[0] <= SPLIT_TOKENS
+    return attends and few and not attention.drafts and env.takes_ours("mla_decode")

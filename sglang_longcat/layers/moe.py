@@ -20,6 +20,7 @@ from sglang.srt.models.longcat_flash import LongcatFlashMoE
 from longcat_kernels.expert_finalize import finalize
 from longcat_kernels.identity_experts import add_identity_
 from longcat_kernels.moe_router import Routing, fuses, route, route_tokens
+from sglang_longcat import env
 
 if TYPE_CHECKING:
     from sglang.srt.configs import LongcatFlashConfig
@@ -70,7 +71,8 @@ class LongcatMoE(LongcatFlashMoE):
             "routed": self.num_experts,
             "scale": self.routed_scaling_factor,
         }
-        if classifier.bias is None and fuses(hidden_states, classifier.weight):
+        ours = env.takes_ours("moe_router") and classifier.bias is None
+        if ours and fuses(hidden_states, classifier.weight):
             return route_tokens(hidden_states, classifier.weight, bias, **options)
         return route(self.router(hidden_states), bias, **options)
 
@@ -90,6 +92,7 @@ class LongcatMoE(LongcatFlashMoE):
         backend = self.experts.runner_backend
         return (
             hidden_states.is_cuda
+            and env.takes_ours("expert_finalize")
             and hidden_states.shape[0] <= FINALIZED_TOKENS
             and backend is not None
             and backend.is_triton()

@@ -1,9 +1,9 @@
 """LongCat-Flash-Lite for SGLang: the model, top to bottom.
 
 Registered under the name that SGLang resolves for every LongCat-Flash config, so `__new__` hands
-any config that is not Lite to SGLang's own class. MLA's projections and attention, dense MLP,
-norms, layer boundaries, expert GEMMs and logits are SGLang's; embedding, expert mixture and what
-MLA does before it attends are ours (`layers/`), loading is in `weights.py`.
+any config that is not Lite to SGLang's own class. Attention over many tokens, norms, layer
+boundaries, expert GEMMs and logits are SGLang's; embedding, dense MLP, expert mixture and what MLA
+does before it attends are ours (`layers/`), loading is in `weights.py`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from torch import nn
 from sglang_longcat import env, hooks, metrics, plugin
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.layers.attention import LongcatAttention
+from sglang_longcat.layers.linear import LongcatMLP, prefer_kernels
 from sglang_longcat.layers.moe import LongcatMoE, Mixture
 from sglang_longcat.layers.ngram_embedding import NgramEmbedding
 from sglang_longcat.models.branch import Branch, prepare_branches
@@ -55,7 +56,7 @@ def mla_attention(
 ) -> LongcatAttention:
     """MLA with the sizes of `config`, as the KV pool's layer `index`."""
     sizes = LongcatConfig.from_dict(config.to_dict())
-    return LongcatAttention(
+    attention = LongcatAttention(
         config=config,
         hidden_size=sizes.hidden_size,
         num_heads=sizes.num_attention_heads,
@@ -73,6 +74,9 @@ def mla_attention(
         prefix=prefix,
         alt_stream=get_stream("alt"),
     )
+    # Not the fused q_a and kv_a projection, for which SGLang has a kernel of its own.
+    prefer_kernels(attention.q_b_proj, attention.o_proj)
+    return attention
 
 
 def _check_draft(sizes: LongcatConfig, path: str) -> None:
@@ -117,7 +121,7 @@ class LongcatDecoderLayer(nn.Module):
             for _ in range(2)
         )
         self.mlps = nn.ModuleList(
-            upstream.LongcatFlashMLP(
+            LongcatMLP(
                 hidden_size=config.hidden_size,
                 intermediate_size=config.intermediate_size,
                 hidden_act=config.hidden_act,

@@ -28,13 +28,13 @@ from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.linear import ReplicatedLinear
 from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-from sglang.srt.models import longcat_flash as upstream
 from sglang.srt.models import longcat_flash_nextn as upstream_nextn
 from sglang.srt.runtime_context import get_parallel, process_model_config
 from torch import nn
 
 from sglang_longcat import env
 from sglang_longcat.config import LongcatConfig
+from sglang_longcat.layers.linear import LongcatMLP, prefer_kernels
 from sglang_longcat.models.longcat_flash import mla_attention
 from sglang_longcat.weights import DraftReader
 
@@ -53,7 +53,7 @@ class LongcatDraftLayer(upstream_nextn.LongcatFlashDenseDecoderLayer):
         nn.Module.__init__(self)
         self.self_attn = mla_attention(config, quant_config, 0, f"{_LAYER}.self_attn")
         self.self_attn.drafts = True
-        self.mlp = upstream.LongcatFlashMLP(
+        self.mlp = LongcatMLP(
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
             hidden_act=config.hidden_act,
@@ -88,6 +88,7 @@ class LongcatDraftModel(upstream_nextn.LongcatFlashModelNextN):
             quant_config=quant_config,
             prefix=f"{_LAYER}.eh_proj",
         )
+        prefer_kernels(self.eh_proj)
         with layer_stack():
             self.decoder = LongcatDraftLayer(config, quant_config)
 

@@ -9,6 +9,7 @@ sets it for a pytest process of its own.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 from kernel_ops import OPS
@@ -23,4 +24,25 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         return request.param
     for op in OPS:
         monkeypatch.setattr(f"longcat_kernels.{op}.use_triton", lambda tensor: True)
+    _multiply_bf16(monkeypatch)
     return "cpu"
+
+
+def _multiply_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.8's interpreter keeps bf16 as 16-bit integers, and tl.dot multiplies those."""
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    dot = InterpreterBuilder.create_dot
+
+    def widened(operand: Any) -> Any:
+        if operand.dtype.scalar != tl.bfloat16:
+            return operand
+        bits = operand.data.astype(np.uint32) << 16
+        return TensorHandle(bits.view(np.float32), tl.float32)
+
+    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return dot(self, widened(a), widened(b), *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)

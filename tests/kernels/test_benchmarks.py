@@ -16,6 +16,7 @@ TABLES = {
     "expert_finalize": ["expert_finalize"],
     "mla_decode": ["mla_decode"],
     "mla_keys": ["mla_keys"],
+    "small_linear": ["small_linear"],
     "mla_prologue": ["mla_prologue_store", "mla_prologue_absorb"],
 }
 

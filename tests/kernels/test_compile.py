@@ -27,6 +27,7 @@ POINTERS = {
         "ids": "*i32",
     },
     "_logits_kernel": {"x": "*bf16", "weight": "*fp32", "parts": "*fp32"},
+    **dict.fromkeys(("_gemv_kernel", "_mma_kernel"), dict.fromkeys(("x", "w", "out"), "*bf16")),
     "_add_identity_kernel": {"out": "*bf16", "x": "*bf16", "weight": "*fp32"},
     "_norm_and_store_kernel": {
         **dict.fromkeys(("qkv", "q_weight", "kv_weight", "kv_buffer", "out"), "*bf16"),
@@ -65,6 +66,7 @@ DECODE = {**MLA, "WIDTH": 1, "HEADS": 32, "KEYS": 64}
 COMBINE = {"RANK": 512, "SPLITS": 64, "COLUMNS": 128, "PDL": True}
 ROUTE = {"K": 12, "BLOCK": 512, "PDL": True}
 LOGITS = {"BLOCK_E": 64, "BLOCK_K": 128, "PDL": True}
+LINEAR = {"K": 1600, "BLOCK_N": 16, "BLOCK_K": 256, "PDL": True}
 CASES = [
     ("ngram_ids", "_ngram_kernel", {}, {**IDS, "WIDTH": 0}, 1),
     ("ngram_ids", "_ngram_kernel", {}, {**IDS, "WIDTH": 4}, 1),
@@ -95,6 +97,9 @@ CASES = [
         {"K": 12, "IDENTITY": True, "ADDEND": True, "BLOCK": 1024, "PDL": True},
         4,
     ),
+    ("small_linear", "_gemv_kernel", {}, {**LINEAR, "SWIGLU": False, "AHEAD": 2}, 4),
+    ("small_linear", "_gemv_kernel", {}, {**LINEAR, "SWIGLU": True, "AHEAD": 9}, 4),
+    ("small_linear", "_mma_kernel", {}, {**LINEAR, "SWIGLU": True, "AHEAD": 1, "STAGES": 4}, 4),
 ]
 
 

@@ -23,6 +23,7 @@ from longcat_kernels import (
     mla_prologue,
     moe_router,
     ngram_ids,
+    small_linear,
 )
 from longcat_kernels.compile_only import compile_only
 from longcat_kernels.expert_finalize import workloads as finalize_lite
@@ -34,6 +35,7 @@ from longcat_kernels.moe_router import workloads as router_lite
 from longcat_kernels.ngram_ids import workloads as ngram_lite
 from longcat_kernels.ngram_rows import extend_rows, window_rows
 from longcat_kernels.ngram_rows.workloads import make_rows
+from longcat_kernels.small_linear import workloads as linear_lite
 from longcat_kernels.warmup import OPS, Sizes, compilations, main, warm_up
 
 pytestmark = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="nothing to compile")
@@ -55,6 +57,7 @@ TINY = Sizes(
     windows=WIDTHS,
     columns=32,
     fp8_rows=True,
+    projections=(),
 )
 
 
@@ -78,6 +81,20 @@ def serve(device: str, sizes: Sizes) -> None:
         attend(device, batch, sizes)
         finalize(device, batch, sizes)
         feed(device, batch, sizes)
+    for shape in sizes.projections:
+        project(device, shape)
+
+
+def project(device: str, shape: linear_lite.Shape) -> None:
+    """Of each number of tokens that takes the kernel, whole tensors and rows of wider ones."""
+    x, weight = linear_lite.make_inputs(18, shape.rows, 64, seed=0, device=device)
+    x, weight = x.repeat(1, shape.columns // 64), weight.repeat(1, shape.columns // 64)
+    wide = torch.cat((x, x), dim=1)[:, shape.columns :]
+    op = {"linear": small_linear.linear, "swiglu_linear": small_linear.swiglu_linear}[shape.op]
+    for tokens in range(1, 17):
+        if small_linear.pays(shape.op, weight, tokens):
+            for rows in (x[:tokens], x[2 : 2 + tokens], wide[:tokens]):
+                op(rows, weight)
 
 
 def route(device: str, batch: int, sizes: Sizes) -> None:

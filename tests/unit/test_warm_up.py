@@ -5,6 +5,7 @@ import json
 import torch
 
 from longcat_kernels.ngram_rows.workloads import make_rows
+from longcat_kernels.small_linear.workloads import LITE_TP2
 from longcat_kernels.warmup import Sizes
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.estimate import PUBLISHED
@@ -24,3 +25,10 @@ def test_verify_windows_several_eos_and_fp8_rows():
     found = kernel_sizes(config, torch.float16, table, draft_tokens=4)
     assert (found.windows, found.eos, found.dtype) == ((1, 4), 2, torch.float16)
     assert (found.columns, found.fp8_rows) == (128, True)
+
+
+def test_ranks_split_the_projections_and_a_draft_adds_one():
+    config, table = LongcatConfig.from_dict(LITE), make_rows(1, 128, "bf16", seed=0, device="cpu")
+    found = kernel_sizes(config, torch.bfloat16, table, 4, mlp_ranks=2, attention_ranks=2)
+    assert found.projections[:-1] == LITE_TP2
+    assert found.projections[-1][1:] == ("linear", 3072, 6144)

@@ -1,0 +1,65 @@
+"""Which program with which tile sizes computes which projection: `configs.json`, and a fallback.
+
+The table is `kernels/benchmarks/tune_small_linear.py`'s, measured with cold weights. A shape that
+it lacks, and a null where cuBLAS was faster, mean that serving calls the library.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+TABLE = Path(__file__).with_name("configs.json")
+TOKENS = (1, 2, 4, 8, 16)  # a batch takes the entry of the next one up
+MOST_TOKENS = TOKENS[-1]  # tl.dot's smallest tile; from there on cuBLAS has tiles to choose from
+
+Op = Literal["linear", "swiglu_linear"]
+
+
+class Config(NamedTuple):
+    """program "gemv" (one token only) or "mma"; tiles of block_n rows and block_k columns, `ahead`
+    of them read before the wait; `stages` in the pipeline (mma only)."""
+
+    program: str
+    block_n: int
+    block_k: int
+    ahead: int
+    stages: int
+    warps: int
+
+
+def find(op: Op, rows: int, columns: int, tokens: int) -> Config | None:
+    """The tuned configuration for a weight [rows, columns]; None: call the library."""
+    if not 0 < tokens <= MOST_TOKENS:
+        return None
+    return _table().get((op, rows, columns, bucket(tokens)))
+
+
+def fallback(columns: int, tokens: int) -> Config:
+    """For shapes that nobody tuned."""
+    power = max(1 << (columns - 1).bit_length(), 16)
+    if tokens == 1:
+        return Config("gemv", block_n=4, block_k=min(power, 1024), ahead=2, stages=1, warps=4)
+    return Config("mma", block_n=16, block_k=min(power, 256), ahead=1, stages=4, warps=4)
+
+
+def bucket(tokens: int) -> int:
+    return next(most for most in TOKENS if tokens <= most)
+
+
+def shape_key(op: Op, rows: int, columns: int) -> str:
+    return f"{op} {rows}x{columns}"
+
+
+@functools.cache
+def _table() -> dict[tuple[str, int, int, int], Config]:
+    table = {}
+    for key, entries in json.loads(TABLE.read_text()).items():
+        op, _, shape = key.partition(" ")
+        rows, columns = map(int, shape.split("x"))
+        for tokens, values in entries.items():
+            if values is not None:
+                table[op, rows, columns, int(tokens)] = Config(*values)
+    return table

@@ -1,0 +1,63 @@
+"""LongCat-Flash-Lite's dense projections, and seeded inputs. For tests, tuning, benchmarks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from longcat_kernels.small_linear.configs import TOKENS, Op
+
+BATCHES = TOKENS
+
+
+class Shape(NamedTuple):
+    """One weight [rows, columns] on one rank; its rows are gate and up for SwiGLU."""
+
+    name: str
+    op: Op
+    rows: int
+    columns: int
+
+
+def model_shapes(
+    *,
+    hidden: int = 3072,
+    ffn: int = 6144,
+    q_rank: int = 1536,
+    queries: int = 32 * 192,
+    values: int = 32 * 128,
+    mlp_ranks: int = 1,
+    attention_ranks: int = 1,
+) -> tuple[Shape, ...]:
+    """The projections that the kernels serve; queries and values: heads times their width."""
+    return (
+        Shape("gate_up", "swiglu_linear", 2 * ffn // mlp_ranks, hidden),
+        Shape("down", "linear", hidden, ffn // mlp_ranks),
+        Shape("q_b", "linear", queries // attention_ranks, q_rank),
+        Shape("o", "linear", hidden, values // attention_ranks),
+    )
+
+
+LITE = model_shapes()
+LITE_TP2 = model_shapes(mlp_ranks=2, attention_ranks=2)
+
+
+def make_inputs(
+    tokens: int, rows: int, columns: int, *, seed: int, device: torch.device | str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [T, columns] and weight [rows, columns], bf16; outputs are about 1."""
+    random = torch.Generator(device).manual_seed(seed)
+    x = torch.randn(tokens, columns, generator=random, device=device)
+    weight = torch.randn(rows, columns, generator=random, device=device) / columns**0.5
+    return x.bfloat16(), weight.bfloat16()
+
+
+def bytes_moved(tokens: int, shape: Shape) -> int:
+    """Weights and x in, the result out."""
+    out = shape.rows // 2 if shape.op == "swiglu_linear" else shape.rows
+    return 2 * (shape.rows * shape.columns + tokens * (shape.columns + out))
+
+
+def flops(tokens: int, shape: Shape) -> int:
+    return 2 * tokens * shape.rows * shape.columns

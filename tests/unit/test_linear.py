@@ -1,0 +1,133 @@
+"""Which calls take our kernels, decided on CPU tensors that say they are on a GPU."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from sglang.srt.layers.linear import LinearBase
+from sglang.srt.layers.quantization import unquant
+from sglang.srt.layers.quantization.unquant import Bf16GemmBackend, UnquantizedLinearMethod
+
+from longcat_kernels.small_linear import reference
+from sglang_longcat.layers import linear as seam
+
+ROWS, COLUMNS = 48, 32
+
+
+class _OnGpu(torch.Tensor):
+    """A CPU tensor that claims to be on a GPU."""
+
+    is_cuda = True
+
+
+def tokens(count: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.randn(count, COLUMNS).to(dtype).as_subclass(_OnGpu)
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """SGLang's for a Hopper GPU; every shape pays up to 8 tokens."""
+    deterministic = SimpleNamespace(enable_deterministic_inference=False)
+    monkeypatch.setattr(seam, "get_exec", lambda: SimpleNamespace(deterministic=deterministic))
+    monkeypatch.setattr(unquant, "_BF16_GEMM_BACKEND", Bf16GemmBackend.AUTO)
+    monkeypatch.setattr(seam, "pays", lambda op, weight, count: count <= 8)
+    return deterministic
+
+
+@pytest.fixture
+def layer() -> LinearBase:
+    layer = LinearBase(COLUMNS, ROWS, params_dtype=torch.bfloat16)
+    layer.quant_method.create_weights(layer, COLUMNS, [ROWS], COLUMNS, ROWS, torch.bfloat16)
+    torch.nn.init.normal_(layer.weight)
+    return layer
+
+
+def test_a_few_tokens_take_the_kernel_and_more_the_library(
+    layer: LinearBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = layer.state_dict()
+    seam.prefer_kernels(layer)
+    calls = []
+    monkeypatch.setattr(seam, "linear", lambda x, w: calls.append(len(x)) or reference.linear(x, w))
+    for count in (1, 8, 9):
+        x = tokens(count)
+        wanted = UnquantizedLinearMethod().apply(layer, x)
+        torch.testing.assert_close(layer.quant_method.apply(layer, x), wanted)
+    assert calls == [1, 8]
+    assert list(layer.state_dict()) == list(before)  # checkpoints load as before
+
+
+def test_what_keeps_a_call_with_sglang(layer: LinearBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red if one of the conditions is dropped: each alone turns the kernel off."""
+    takes = lambda layer, x: seam.takes_kernel("linear", layer, x)  # noqa: E731
+    assert not takes(layer, tokens(1))  # nobody asked for it
+    seam.prefer_kernels(layer)
+    assert takes(layer, tokens(1))
+    assert not takes(layer, tokens(1).as_subclass(torch.Tensor))
+    assert not takes(layer, tokens(1, torch.float16))
+    assert not takes(layer, tokens(4).unflatten(0, (2, 2)))
+    wrapped = torch.nn.Module()  # as LoRA does
+    wrapped.base_layer, wrapped.quant_method, wrapped.weight = (
+        layer,
+        layer.quant_method,
+        layer.weight,
+    )
+    assert not takes(wrapped, tokens(1))
+    monkeypatch.setattr(unquant, "_BF16_GEMM_BACKEND", Bf16GemmBackend.TORCH)
+    assert not takes(layer, tokens(1))
+
+
+def test_a_bias_is_the_librarys(layer: LinearBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    seam.prefer_kernels(layer)
+    monkeypatch.setattr(seam, "linear", None)
+    bias = torch.ones(ROWS, dtype=torch.bfloat16)
+    got = layer.quant_method.apply(layer, tokens(1), bias)
+    assert got.shape == (1, ROWS)
+
+
+def test_quantised_layers_and_deterministic_inference_keep_their_method(
+    layer: LinearBase, settings: SimpleNamespace
+) -> None:
+    settings.enable_deterministic_inference = True
+    method = layer.quant_method
+    seam.prefer_kernels(layer)
+    assert layer.quant_method is method
+    settings.enable_deterministic_inference = False
+
+    class Quantised(UnquantizedLinearMethod):
+        pass
+
+    layer.quant_method = quantised = Quantised()
+    seam.prefer_kernels(layer)
+    assert layer.quant_method is quantised
+
+
+@pytest.mark.parametrize(("count", "fused"), [(1, True), (9, False)])
+def test_the_mlp_gives_the_same_either_way(
+    count: int, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first half is fused for a few tokens; down_proj is called in either case."""
+    gate_up = LinearBase(COLUMNS, ROWS, params_dtype=torch.bfloat16)
+    gate_up.quant_method.create_weights(gate_up, COLUMNS, [ROWS], COLUMNS, ROWS, torch.bfloat16)
+    torch.nn.init.normal_(gate_up.weight, std=COLUMNS**-0.5)
+    gate_up.forward = lambda x: (x @ gate_up.weight.t(), None)
+    seam.prefer_kernels(gate_up)
+    mlp = seam.LongcatMLP.__new__(seam.LongcatMLP)
+    torch.nn.Module.__init__(mlp)
+    mlp.gate_up_proj = gate_up
+    mlp.act_fn = lambda y: torch.nn.functional.silu(y[:, : ROWS // 2]) * y[:, ROWS // 2 :]
+    mlp.down_proj = lambda x: (x, None)
+    calls = []
+
+    def swiglu(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return reference.swiglu_linear(x, weight)
+
+    monkeypatch.setattr(seam, "swiglu_linear", swiglu)
+    x = tokens(count)
+    wanted = reference.swiglu_linear(x.as_subclass(torch.Tensor), gate_up.weight)
+    got = mlp(x).as_subclass(torch.Tensor)
+    torch.testing.assert_close(got, wanted, rtol=3 * 2**-7, atol=2**-9)
+    assert bool(calls) == fused
