@@ -57,7 +57,7 @@ def prefill_graph() -> bool:
 def two_streams() -> int:
     """LONGCAT_TWO_STREAMS=N: captured steps of at most N tokens run the expert mixture on a second
     stream beside the dense branch; 0 never does."""
-    value = os.environ.get("LONGCAT_TWO_STREAMS", "").strip() or "0"
+    value = os.environ.get("LONGCAT_TWO_STREAMS", "").strip() or "256"
     if not value.isdecimal():
         raise ValueError(
             f"LONGCAT_TWO_STREAMS={value!r}: expected a number of tokens, 0 for never."

@@ -17,6 +17,7 @@ LOG2_E = 1.4426950408889634
 BLOCK_KEYS = 64  # 64 x 576 bf16: 72 KiB, of which two are in flight
 PROGRAMS = 132  # one per SM of a Hopper GPU: their 144 KiB of shared memory leave room for one
 MOST_SPLITS = 64
+STAGES, WARPS = 2, 8
 COLUMNS = 128  # of a program that combines
 
 
@@ -177,8 +178,8 @@ def mla_decode(
         KEYS=BLOCK_KEYS,
         DOT=tl.bfloat16 if use_bf16 else tl.float32,
         PDL=pdl,
-        num_warps=8,
-        num_stages=2,
+        num_warps=WARPS,
+        num_stages=STAGES,
         **options,
     )
     columns = min(COLUMNS, rank)
