@@ -133,17 +133,17 @@ def _mma_kernel(
         tl.extra.cuda.gdc_wait()
     total = tl.zeros([16, BLOCK_N], dtype=tl.float32)
     up_total = tl.zeros([16, BLOCK_N], dtype=tl.float32)
-    for i in tl.static_range(AHEAD):
-        if i * BLOCK_K < K:
-            x = _tokens(x_ptr, tokens, stride, i * BLOCK_K, K, BLOCK_K)
-            total = tl.dot(x, tiles[i].T, total)
-            if SWIGLU:
-                up_total = tl.dot(x, ups[i].T, up_total)
     for first in tl.range(AHEAD * BLOCK_K, K, BLOCK_K, num_stages=STAGES):
         x = _tokens(x_ptr, tokens, stride, first, K, BLOCK_K)
         total = tl.dot(x, _weights(w_ptr, read, first, K, BLOCK_K).T, total)
         if SWIGLU:
             up_total = tl.dot(x, _weights(w_ptr, read + n, first, K, BLOCK_K).T, up_total)
+    for i in tl.static_range(AHEAD):  # last, so that the pipeline fills at once
+        if i * BLOCK_K < K:
+            x = _tokens(x_ptr, tokens, stride, i * BLOCK_K, K, BLOCK_K)
+            total = tl.dot(x, tiles[i].T, total)
+            if SWIGLU:
+                up_total = tl.dot(x, ups[i].T, up_total)
     if SWIGLU:
         total = _gate(total, up_total)
     t = tl.arange(0, 16)
