@@ -1,7 +1,7 @@
 """How many tokens a speculative step yields on LongCat-nano, and that they are the same tokens.
 
     python ci/acceptance.py --prompts 24 --tokens 64        on the CPU, fp32, greedy, 3 steps
-    python ci/acceptance.py --prompts 200 --tokens 128 --modes all --out ci/results/lossless-cpu.json
+    python ci/acceptance.py --prompts 200 --tokens 128 --modes all --out FILE.json
 
 Prompts are the beginnings of nano's held-out windows. Prints one JSON line per mode
 (`acceptance_modes.MODES`): acceptance length (tokens a step, at most steps + 1), the share of steps
@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from acceptance_modes import MODES, Mode  # noqa: E402
+from acceptance_modes import MODES, Mode, nextn  # noqa: E402
 from harness import engine  # noqa: E402
 from sglang_longcat.assets import nano  # noqa: E402
 
@@ -36,15 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--modes", default="mtp,word", help=f"all, or of {','.join(MODES)}")
+    parser.add_argument("--token-map", type=Path, nargs="*", default=[], help="further modes")
     parser.add_argument("--out", type=Path, help="JSON file for all of it")
     args = parser.parse_args(arguments)
-    names = list(MODES) if args.modes == "all" else args.modes.split(",")
+    modes = MODES if args.modes == "all" else {name: MODES[name] for name in args.modes.split(",")}
+    maps = {one.stem: Mode(nextn(speculative_token_map=str(one))) for one in args.token_map}
     prompts = beginnings(args.prompts)
     wanted = outputs(ask(prompts, args.tokens, Mode()))
     found = []
-    for name in names:
+    for name, mode in {**modes, **maps}.items():
         started = time.monotonic()
-        replies = ask(prompts, args.tokens, MODES[name])
+        replies = ask(prompts, args.tokens, mode)
         equal = sum(one == want for one, want in zip(outputs(replies), wanted, strict=True))
         row = {"mode": name, "equal": equal, **acceptance(replies)}
         found.append({**row, "seconds": round(time.monotonic() - started)})

@@ -34,7 +34,7 @@ _NGRAM = {
     "speculative_ngram_max_bfs_breadth": 1,
 }
 # 8 requests of up to 384 tokens need 3072: about half of them are thrown out on the way.
-_FULL = {"max_total_tokens": 1400, "schedule_conservativeness": 0.01}
+_FULL: dict[str, Any] = {"max_total_tokens": 1400, "schedule_conservativeness": 0.01}
 
 MODES: dict[str, Mode] = {
     "mtp": Mode(nextn()),

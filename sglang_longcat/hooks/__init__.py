@@ -14,11 +14,12 @@ from sglang_longcat.hooks import (
     prompt_tokens,
     request_slots,
     seed_predecessors,
+    verify_sampling,
     weight_update,
 )
 
 AFTER = (arrived_requests, ngram_chain, prompt_tokens, request_slots, seed_predecessors)
-AROUND = (beam_search, weight_update)
+AROUND = (beam_search, verify_sampling, weight_update)
 ALL = (*AFTER, *AROUND)
 
 
