@@ -7,7 +7,8 @@ torch's profiler and takes the median step; a step begins where the kernel that 
 ids starts, which runs once a forward of the target. Per step: kernels, span, busy (the union
 over streams), idle (span - busy), and time per kernel name. DIR gets one JSON a step with every
 kernel in order. The profiler adds about 1 us to each kernel that a stream waits for, so spans are
-longer than `bench_engine.py`'s TPOT; shares are what to read.
+longer than `bench_engine.py`'s TPOT; shares are what to read. With speculation in --engine it
+also prints the step by phase (`profile_phases`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_engine
+import profile_phases
 
 MARKER = re.compile(r"_ngram_kernel|n_gram|ngram", re.IGNORECASE)
 Kernel = dict[str, Any]
@@ -73,6 +75,7 @@ def main() -> None:
     parser.add_argument("--config", default="{}", help="changes to lite_config.json, JSON")
     parser.add_argument("--rows", type=int, default=40)
     parser.add_argument("--out", type=Path, help="directory for the steps as JSON")
+    parser.add_argument("--spans", action="store_true", help="phases by SGLang's marks, slower")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.arm:
@@ -91,12 +94,15 @@ def trace_arm(args: argparse.Namespace) -> None:
         bench_engine.generate(engine, prompts, 8)
         bench_engine.generate(engine, prompts, 8)  # the same with a cached prefix
         with tempfile.TemporaryDirectory() as directory:
-            engine.start_profile(activities=["GPU"], output_dir=directory)
+            activities = ["CPU", "GPU"] if args.spans else ["GPU"]
+            engine.start_profile(activities=activities, output_dir=directory)
             bench_engine.generate(engine, prompts, 16)
             engine.stop_profile()
             step = median_step(read_trace(Path(directory)))
         name = f"{args.arm}-{size}x{length}"
         print_step(name, step, args.rows)
+        if "speculative" in args.engine:
+            print(profile_phases.table(profile_phases.summary(step.kernels, step.end)), flush=True)
         if args.out:
             args.out.mkdir(parents=True, exist_ok=True)
             (args.out / f"{name}.json").write_text(json.dumps(step.kernels))
@@ -122,11 +128,14 @@ def read_trace(directory: Path, patience_s: float = 60) -> list[Kernel]:
             "ts": event["ts"],
             "dur": event["dur"],
             "stream": event["args"]["stream"],
+            "correlation": event["args"]["correlation"],
         }
         for event in events
         if event.get("cat") in wanted
     ]
-    return sorted(kernels, key=lambda kernel: kernel["ts"])
+    kernels.sort(key=lambda kernel: kernel["ts"])
+    profile_phases.mark(kernels, events)
+    return kernels
 
 
 def median_step(kernels: list[Kernel]) -> Step:

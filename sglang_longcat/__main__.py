@@ -1,4 +1,4 @@
-"""`sglang-longcat doctor | estimate | template`, also as `python -m sglang_longcat`.
+"""`sglang-longcat doctor | estimate | draft-vocabulary | template`, or `python -m sglang_longcat`.
 
 Owns: the command line; the work is in the modules of the same names.
 """
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sglang_longcat import __version__, doctor, estimate
+from sglang_longcat import __version__, doctor, draft_vocabulary, estimate
 
 TEMPLATE = Path(__file__).parent / "checkpoint" / "chat_template.jinja"
 
@@ -34,6 +34,9 @@ def _parser() -> argparse.ArgumentParser:
     health = commands.add_parser("doctor", help="would the server start here, and if not, why")
     doctor.add_arguments(health)
     health.set_defaults(run=doctor.run)
+    drafts = commands.add_parser("draft-vocabulary", help="file for --speculative-token-map")
+    draft_vocabulary.add_arguments(drafts)
+    drafts.set_defaults(run=draft_vocabulary.run)
     template = commands.add_parser("template", help="path of a chat template, for --chat-template")
     template.set_defaults(run=_print_template)
     return parser

@@ -25,6 +25,21 @@ class Needs:
     parameters: tuple[str, ...] = ()
 
 
+# What `hooks/verify_sampling` reads and takes out.
+_SAMPLING = (
+    "acc_additive_penalties",
+    "acc_scaling_penalties",
+    "logit_bias",
+    "min_ps",
+    "need_min_p_sampling",
+    "need_top_k_sampling",
+    "need_top_p_sampling",
+    "temperatures",
+    "top_ks",
+    "top_ps",
+)
+_PENALTIES = ("frequency_penalty", "presence_penalty", "repetition_penalty", "min_new_tokens")
+
 ATTRIBUTES: tuple[Needs, ...] = (
     # registration
     Needs("models.registry:ModelRegistry.register", ("package_name", "overwrite", "strict")),
@@ -79,6 +94,14 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("model_executor.forward_batch_info:ForwardMode.is_target_verify"),
     Needs("model_executor.model_runner:ModelRunner._forward_raw", ("forward_batch",)),
     # speculative decoding
+    Needs(
+        "speculative.eagle_utils:eagle_sample",
+        ("verify_input", "batch", "logits_output", "grammar_mask"),
+    ),
+    Needs("sampling.sampling_batch_info:SamplingBatchInfo", _SAMPLING),
+    Needs("sampling.sampling_params:SamplingParams", _PENALTIES),
+    Needs("speculative.eagle_info:EagleVerifyInput", ("draft_token", "draft_token_num")),
+    Needs("runtime_context:get_spec"),
     Needs("speculative.ngram_worker:NGRAMWorker._prepare_draft_tokens", ("batch",)),
     Needs("models.longcat_flash_nextn:LongcatFlashForCausalLMNextN.load_weights", ("weights",)),
     Needs("models.longcat_flash_nextn:LongcatFlashForCausalLMNextN.post_load_weights"),

@@ -198,3 +198,12 @@ def fill_accept_out_cache_loc(accepted: Tensor, slots: Tensor, taken: Tensor) ->
     rows = accepted.flatten()
     found = slots[rows[rows >= 0].long()]
     taken[: len(found)] = found
+
+
+def copy_all_layer_kv_cache(
+    _buffers: Tensor, _strides: Tensor, targets: Tensor, sources: Tensor
+) -> None:
+    """KV rows `sources` -> `targets`: SGLang's pools for K and V try it once, on row 0, at start.
+    Only accepted branches of trees are ever moved."""
+    if not torch.equal(targets, sources):
+        raise NotImplementedError("a tree of drafts: the CPU moves no KV rows; use topk 1")

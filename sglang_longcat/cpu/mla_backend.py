@@ -117,8 +117,10 @@ class TorchMLABackend(AttentionBackend):
 class TorchMLADraftSteps:
     """The decode steps of a draft chain, one backend each: SGLang's container protocol."""
 
-    def __init__(self, runner: ModelRunner, steps: int) -> None:
-        self.attn_backends = [TorchMLABackend(runner, drafted=i + 1) for i in range(steps - 1)]
+    def __init__(
+        self, runner: ModelRunner, steps: int, kind: type[TorchMLABackend] = TorchMLABackend
+    ) -> None:
+        self.attn_backends = [kind(runner, drafted=i + 1) for i in range(steps - 1)]
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         for backend in self.attn_backends:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sglang_longcat.cpu import chain_ops
+from sglang_longcat.cpu.mha_draft import TorchMHABackend
 from sglang_longcat.cpu.mla_backend import NAME, TorchMLABackend, TorchMLADraftSteps
 
 if TYPE_CHECKING:
@@ -68,6 +69,10 @@ _OPERATORS: dict[str, tuple[Callable[..., None], str]] = {
     "fill_accept_out_cache_loc_cpu": (
         chain_ops.fill_accept_out_cache_loc,
         "Tensor accepted, Tensor slots, Tensor(a!) taken",
+    ),
+    "copy_all_layer_kv_cache_cpu": (
+        chain_ops.copy_all_layer_kv_cache,
+        "Tensor buffers, Tensor strides, Tensor targets, Tensor sources",
     ),
 }
 _SAMPLING = (
@@ -120,13 +125,15 @@ def _with_torch_native(
 ) -> Any:
     """`stamps_children` marks the decode steps, the rest is for filling the draft's KV."""
     runner = factory.draft_model_runner
+    kind = TorchMLABackend if runner.use_mla_backend else TorchMHABackend
 
     def torch_native() -> tuple[str, object]:
         if stamps_children:
-            return NAME, TorchMLADraftSteps(runner, steps=factory.speculative_num_steps)
-        return NAME, TorchMLABackend(runner)
+            steps = factory.speculative_num_steps
+            return NAME, TorchMLADraftSteps(runner, steps=steps, kind=kind)
+        return NAME, kind(runner)
 
-    entries = {**backend_map, NAME: torch_native} if runner.use_mla_backend else backend_map
+    entries = {**backend_map, NAME: torch_native}
     return original(factory, backend_name, entries, error_template, stamps_children)
 
 

@@ -15,11 +15,12 @@ from sglang_longcat.hooks import (
     prompt_tokens,
     request_slots,
     seed_predecessors,
+    verify_sampling,
     weight_update,
 )
 
 AFTER = (arrived_requests, ngram_chain, prompt_tokens, request_slots, seed_predecessors)
-AROUND = (beam_search, expert_configs, weight_update)
+AROUND = (beam_search, expert_configs, verify_sampling, weight_update)
 ALL = (*AFTER, *AROUND)
 
 

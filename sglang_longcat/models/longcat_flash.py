@@ -24,7 +24,7 @@ from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
 from sglang.srt.models import longcat_flash as upstream
-from sglang.srt.runtime_context import get_parallel, get_server_args, get_stream
+from sglang.srt.runtime_context import get_parallel, get_server_args, get_spec, get_stream
 from sglang.srt.utils import add_prefix
 from torch import nn
 
@@ -300,7 +300,14 @@ class LongcatFlashForCausalLM(upstream.LongcatFlashForCausalLM):
         self.model.embed_tokens.tables.finish_load()
 
     def get_embed_and_head(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.model.embed_tokens.word_embed.weight, self.lm_head.weight
+        """What the draft shares. With --speculative-token-map SGLang then picks rows by token id,
+        so it gets the whole head; the draft keeps what it picked (`longcat_flash_nextn`)."""
+        parallel, head = get_parallel(), self.lm_head.weight
+        if get_spec().speculative_token_map is not None and self.lm_head.tp_size > 1:
+            by_dp = parallel.enable_dp_lm_head
+            group = parallel.attn_tp_group if by_dp else parallel.tp_group
+            head = group.all_gather(head, dim=0)[: self.config.vocab_size]
+        return self.model.embed_tokens.word_embed.weight, head
 
 
 EntryClass = [LongcatFlashForCausalLM]

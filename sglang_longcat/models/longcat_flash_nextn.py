@@ -29,7 +29,7 @@ from sglang.srt.layers.linear import ReplicatedLinear
 from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from sglang.srt.models import longcat_flash_nextn as upstream_nextn
-from sglang.srt.runtime_context import get_parallel, process_model_config
+from sglang.srt.runtime_context import get_parallel, get_spec, process_model_config
 from torch import nn
 
 from sglang_longcat import env
@@ -126,7 +126,9 @@ class LongcatFlashForCausalLMNextN(upstream_nextn.LongcatFlashForCausalLMNextN):
         _drop(self.lm_head)
         if not self.own_embedding:
             _drop(self.model.embed_tokens)
-        self.logits_processor = LogitsProcessor(config)
+        # The rows of --speculative-token-map are few, and whole on every rank.
+        whole = get_spec().speculative_token_map is not None
+        self.logits_processor = LogitsProcessor(config, skip_all_gather=whole)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         super().load_weights(self.reader.feed(self._load_embedding, weights))

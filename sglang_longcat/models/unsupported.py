@@ -9,7 +9,7 @@ from sglang_longcat.ngram.cache import RING
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
 
-_CHAIN_ALGORITHMS = ("EAGLE", "NEXTN", "NGRAM")
+_CHAIN_ALGORITHMS = ("EAGLE", "NEXTN", "NGRAM", "STANDALONE")
 MAX_WINDOW = RING - 3  # n-1 predecessors of a 4-gram
 
 
@@ -72,16 +72,12 @@ def _speculative_flags(args: ServerArgs) -> list[str]:
     )
     refused = {
         f"--speculative-algorithm {algorithm}: not implemented, or not tested; use NEXTN (or "
-        "EAGLE, its other name) or NGRAM": algorithm not in _CHAIN_ALGORITHMS,
+        "EAGLE, its other name), STANDALONE or NGRAM": algorithm not in _CHAIN_ALGORITHMS,
         f"{breadth[0]} {breadth[1]}: a tree of drafts has several tokens at one position, and the "
         "N-gram cache holds one; set it to 1": breadth[1] not in (None, 1),
         f"--speculative-num-draft-tokens {window}: the N-gram cache verifies at most {MAX_WINDOW} "
         "tokens a step; lower it (and --speculative-num-steps)": window > MAX_WINDOW,
         "--speculative-adaptive: not tested; leave it out": view.speculative_adaptive,
-        f"--speculative-token-map with --tp-size {args.tp_size}: SGLang picks the map's rows out "
-        "of one rank's slice of lm_head; leave it out, or use --tp-size 1": (
-            view.speculative_token_map is not None and args.tp_size > 1
-        ),
     }
     return [message for message, is_set in refused.items() if is_set]
 

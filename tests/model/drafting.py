@@ -1,7 +1,7 @@
 """Speculative decoding as the oracle predicts it, on a checkpoint whose drafts are often right.
 
-Owns: that checkpoint, and the drafting loop on the reference MTP head. `test_speculative` compares
-engines with both.
+Owns: that checkpoint, a Llama that drafts for it, and the drafting loop on the reference MTP head.
+`test_speculative` compares engines with them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from sglang_longcat.reference import ReferenceModel
 
@@ -49,6 +50,36 @@ def predictable(path: Path, to: Path) -> Path:
         edit(f"model.mtp.layers.0.{name}.weight", lambda w: _DAMPED * w)
     for file, tensors in shards.items():
         save_file(tensors, to / file, metadata={"format": "pt"})
+    return to
+
+
+def small_llama(path: Path, to: Path) -> Path:
+    """A Llama of two layers at `to` with the tokenizer of checkpoint `path`, for which it can draft
+    if `predictable` made that: it has its word table and head, and little between them."""
+    target = {name: t for file in path.glob("*.safetensors") for name, t in load_file(file).items()}
+    words = target["model.embed_tokens.weight"]
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=words.shape[0],
+        hidden_size=words.shape[1],
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        tie_word_embeddings=False,
+        max_position_embeddings=1024,
+    )
+    model = LlamaForCausalLM(config)
+    weights = {
+        "model.embed_tokens.weight": words.float(),
+        "model.norm.weight": target["model.norm.weight"].float(),
+        "lm_head.weight": target["lm_head.weight"].float(),
+    }
+    model.load_state_dict(weights, strict=False)
+    model.save_pretrained(to)
+    for file in path.glob("tokenizer*"):
+        shutil.copy(file, to)
     return to
 
 

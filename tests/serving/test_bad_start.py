@@ -164,7 +164,7 @@ def test_default_flags_are_supported():
     refuse_unsupported(arguments())
 
 
-@pytest.mark.parametrize("algorithm", ["NEXTN", "EAGLE"])
+@pytest.mark.parametrize("algorithm", ["NEXTN", "EAGLE", "STANDALONE"])
 @pytest.mark.parametrize("window", [2, 4, 13])
 def test_supported_speculation(algorithm, window):
     """13 tokens and the 3 before them fill the N-gram cache's ring."""
@@ -192,16 +192,11 @@ NEXTN = {
         ("--lora-paths", {"lora_paths": ["adapter"]}),
         ("--moe-a2a-backend deepep", {"moe_a2a_backend": "deepep"}),
         ("--moe-runner-backend flashinfer_trtllm", {"moe_runner_backend": "flashinfer_trtllm"}),
-        ("--speculative-algorithm STANDALONE", {**NEXTN, "speculative_algorithm": "STANDALONE"}),
         ("--speculative-algorithm EAGLE3", {"speculative_algorithm": "EAGLE3"}),
         ("--speculative-algorithm DFLASH", {"speculative_algorithm": "DFLASH"}),
         ("--speculative-eagle-topk 2", {**NEXTN, "speculative_eagle_topk": 2}),
         ("--speculative-num-draft-tokens 14", {**NEXTN, "speculative_num_draft_tokens": 14}),
         ("--speculative-ngram-max-bfs-breadth 10", {"speculative_algorithm": "NGRAM"}),
-        (
-            "--speculative-token-map with --tp-size 2",
-            {**NEXTN, "speculative_token_map": "hot.pt", "tp_size": 2},
-        ),
         ("--speculative-adaptive", {**NEXTN, "speculative_adaptive": True}),
         ("--enable-two-batch-overlap", {"enable_two_batch_overlap": True}),
         ("--enable-pd-role-switch", {"enable_pd_role_switch": True}),

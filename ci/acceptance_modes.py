@@ -1,0 +1,53 @@
+"""The ways of serving in which `acceptance.py` compares speculation with plain decoding.
+
+Owns: engine flags and environment of each mode, and the requests with conditions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Mode:
+    """An engine's `flags` and `env`; `conditions`: requests with stops, grammars, penalties, ..."""
+
+    flags: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
+    conditions: bool = False
+
+
+def nextn(steps: int = 3, **flags: Any) -> dict[str, Any]:
+    return {
+        "speculative_algorithm": "NEXTN",
+        "speculative_num_steps": steps,
+        "speculative_eagle_topk": 1,
+        "speculative_num_draft_tokens": steps + 1,
+        **flags,
+    }
+
+
+_NGRAM = {
+    "speculative_algorithm": "NGRAM",
+    "speculative_num_draft_tokens": 4,
+    "speculative_ngram_max_bfs_breadth": 1,
+}
+# 8 requests of up to 384 tokens need 3072: about half of them are thrown out on the way.
+_FULL: dict[str, Any] = {"max_total_tokens": 1400, "schedule_conservativeness": 0.01}
+
+MODES: dict[str, Mode] = {
+    "mtp": Mode(nextn()),
+    "word": Mode(nextn(), env={"LONGCAT_DRAFT_EMBEDDING": "word"}),
+    "steps-1": Mode(nextn(1)),
+    "steps-5": Mode(nextn(5)),
+    "no-overlap": Mode(nextn(disable_overlap_schedule=True)),
+    "chunked-prefill": Mode(nextn(chunked_prefill_size=16)),
+    "no-radix-cache": Mode(nextn(disable_radix_cache=True)),
+    "pages-of-4": Mode(nextn(page_size=4)),
+    "retraction": Mode(nextn(**_FULL)),
+    "tp2": Mode(nextn(tp_size=2)),
+    "tp2-ep2": Mode(nextn(tp_size=2, ep_size=2)),
+    "tp2-dp2": Mode(nextn(tp_size=2, dp_size=2, enable_dp_attention=True)),
+    "ngram": Mode(dict(_NGRAM)),
+}
