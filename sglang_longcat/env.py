@@ -55,25 +55,32 @@ def prefill_graph() -> bool:
 
 
 def two_streams() -> int:
-    """LONGCAT_TWO_STREAMS=N: captured steps of at most N tokens run the expert mixture on a second
-    stream beside the dense branch; 0 never does."""
-    value = os.environ.get("LONGCAT_TWO_STREAMS", "").strip() or "256"
+    """LONGCAT_TWO_STREAMS=N: captured steps of at most N tokens (256) run the expert mixture on a
+    second stream beside the dense branch; 0 never does."""
+    return _count("LONGCAT_TWO_STREAMS", default=256)
+
+
+def _count(name: str, default: int) -> int:
+    value = os.environ.get(name, "").strip() or str(default)
     if not value.isdecimal():
-        raise ValueError(
-            f"LONGCAT_TWO_STREAMS={value!r}: expected a number of tokens, 0 for never."
-        )
+        raise ValueError(f"{name}={value!r}: expected a number of tokens, or 0 for never.")
     return int(value)
 
 
 # Kernels of ours that SGLang has an equal of.
 OPTIONAL_OPS = (
     "expert_finalize",
-    "mla_decode",
-    "mla_keys",
     "mla_prologue",
     "moe_router",
     "small_linear",
 )
+
+
+def split_attention() -> int:
+    """LONGCAT_SPLIT_ATTENTION=N: decode and verify steps of at most N tokens attend with our split
+    kernel. It wins up to 4 tokens and about 8K cached tokens and loses with long contexts, which a
+    captured graph cannot tell apart, so it is off (0) unless asked for."""
+    return _count("LONGCAT_SPLIT_ATTENTION", default=0)
 
 
 def takes_ours(op: str) -> bool:

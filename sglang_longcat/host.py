@@ -148,10 +148,6 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("model_executor.forward_context:get_token_to_kv_pool"),
     Needs("model_executor.forward_context:get_req_to_token_pool"),
     Needs("mem_cache.memory_pool:ReqToTokenPool"),
-    Needs(
-        "models.deepseek_v2:DeepseekV2AttentionMLA._concat_and_cast_mha_k",
-        ("k_nope", "k_pe", "forward_batch"),
-    ),
     Needs("model_executor.runner_utils.capture_mode:get_is_capture_mode"),
     Needs("layers.layer_boundary.construction:StagePlan.branch_rows", ("forward_batch",)),
     Needs("model_executor.forward_batch_info:ForwardMode.is_decode"),

@@ -14,6 +14,7 @@ import torch
 from longcat_kernels.ngram_rows import RowTable
 from longcat_kernels.small_linear.workloads import Shape, model_shapes
 from longcat_kernels.warmup import Sizes, warm_up
+from sglang_longcat import env
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.ngram.cache import RING
 
@@ -38,6 +39,7 @@ def kernel_sizes(
         routed=config.n_routed_experts,
         top_k=config.moe_topk,
         heads=config.num_attention_heads // attention_ranks,
+        split_tokens=env.split_attention(),
         q_lora=config.q_lora_rank,
         kv_lora=config.kv_lora_rank,
         nope=config.qk_nope_head_dim,

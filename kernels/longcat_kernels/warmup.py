@@ -35,7 +35,6 @@ OPS = (
     "identity_experts",
     "mla_prologue",
     "mla_decode",
-    "mla_keys",
     "expert_finalize",
     "small_linear",
 )
@@ -52,6 +51,7 @@ class Sizes:
     routed: int = moe_router.ROUTED
     top_k: int = moe_router.TOP_K
     heads: int = mla_decode.HEADS  # of attention, on one rank
+    split_tokens: int = 0  # of a step, up to which `mla_decode` attends
     q_lora: int = mla_prologue.Q_LORA
     kv_lora: int = mla_prologue.KV_LORA
     nope: int = mla_prologue.NOPE  # of a head's query, as rope

@@ -2,10 +2,9 @@
 
 SGLang's absorbed path norms two latents, projects, multiplies by w_kc, rotates, and lets the
 attention backend store the token's KV row: five launches beside the two projections, on two
-streams. Here they are two (`longcat_kernels.mla_prologue`). Small steps also attend with a kernel
-of ours (`longcat_kernels.mla_decode`), and a prefill's keys are joined by one
-(`longcat_kernels.mla_keys`). Owns which steps take which; projections, attention over many tokens
-and every other step are SGLang's.
+streams. Here they are two (`longcat_kernels.mla_prologue`). On request the smallest steps also
+attend with a kernel of ours (`longcat_kernels.mla_decode`). Owns which steps take which;
+projections, attention and every other step are SGLang's.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from sglang.srt.models.deepseek_v2 import DeepseekV2AttentionMLA
 from sglang.srt.runtime_context import get_exec
 
 from longcat_kernels.mla_decode import mla_decode
-from longcat_kernels.mla_keys import join_keys
 from longcat_kernels.mla_prologue import absorb_query, norm_and_store
 from sglang_longcat import env
 
@@ -33,9 +31,6 @@ if TYPE_CHECKING:
 
 # These attend to the pool's rows and take queries with both parts side by side. Others read the
 # batch's own keys in a verification (triton), or rotate themselves (trtllm_mla).
-# Of a step, up to which our kernel attends: flashinfer's takes 20.5 us a layer at batch 1 of 4,096
-# cached tokens, 31 at 8, 56 at 30 (H200).
-SPLIT_TOKENS = 64
 BACKENDS = ("flashinfer", "fa3", "flashmla")
 
 
@@ -117,14 +112,6 @@ class LongcatAttention(DeepseekV2AttentionMLA):
             width=query.shape[0] // max(1, requests.shape[0]),
         )
 
-    def _concat_and_cast_mha_k(
-        self, k_nope: torch.Tensor, k_pe: torch.Tensor, forward_batch: ForwardBatch
-    ) -> torch.Tensor:
-        same = k_nope.dtype == get_token_to_kv_pool().dtype == torch.bfloat16
-        if same and k_nope.is_cuda and env.takes_ours("mla_keys"):
-            return join_keys(k_nope, k_pe)
-        return cast(torch.Tensor, super()._concat_and_cast_mha_k(k_nope, k_pe, forward_batch))
-
 
 def uses_prologue(
     attention: LongcatAttention, positions: torch.Tensor, forward_batch: ForwardBatch
@@ -157,10 +144,15 @@ def uses_prologue(
 def uses_split(
     attention: LongcatAttention, query: torch.Tensor, forward_batch: ForwardBatch
 ) -> bool:
-    """Whether a step with our prologue attends with our kernel, which takes a request's keys in the
-    order of the request's page table, as many as its position says. In a draft step the two can
-    differ, and only its backend knows."""
+    """Whether a step with our prologue attends with our kernel (LONGCAT_SPLIT_ATTENTION), which
+    takes a request's keys in the order of the request's page table, as many as its position says.
+    In a draft step the two can differ, and only its backend knows.
+
+    One H200, 4,096 cached tokens a request, us a layer: 11.9, 14.8, 19.6 at batch 1, 2, 4 where
+    flashinfer takes 18.9, 19.0, 20.6; at 8 and 64 it takes 31 and 158, flashinfer 24 and 90, so
+    with as many cached tokens in fewer requests flashinfer wins as well.
+    """
     mode = forward_batch.forward_mode
     attends = mode.is_decode() or mode.is_target_verify()
-    few = query.shape[0] <= SPLIT_TOKENS
-    return attends and few and not attention.drafts and env.takes_ours("mla_decode")
+    few = query.shape[0] <= env.split_attention()
+    return attends and few and not attention.drafts

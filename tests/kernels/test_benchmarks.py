@@ -15,7 +15,6 @@ TABLES = {
     "identity_experts": ["identity_experts"],
     "expert_finalize": ["expert_finalize"],
     "mla_decode": ["mla_decode"],
-    "mla_keys": ["mla_keys"],
     "small_linear": ["small_linear"],
     "mla_prologue": ["mla_prologue_store", "mla_prologue_absorb"],
 }

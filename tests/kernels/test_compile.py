@@ -10,7 +10,6 @@ import os
 from typing import Any
 
 import pytest
-import triton.language as tl
 
 pytestmark = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="nothing to compile")
 
@@ -41,7 +40,6 @@ POINTERS = {
         "pages": "*i32",
     },
     "_combine_kernel": {"out": "*bf16", "partial": "*fp32", "lse": "*fp32"},
-    "_join_kernel": dict.fromkeys(("nope", "pe", "out"), "*bf16"),
     "_absorb_query_kernel": {
         **dict.fromkeys(("q", "weight", "out"), "*bf16"),
         "positions": "*i64",
@@ -61,7 +59,7 @@ ROWS = {**NGRAM, "ROWS": True, "COLUMNS": 256}
 WIDTHS = {"LATENT": 512, "ROPE": 64, "PDL": True}
 STORE = {**WIDTHS, "Q": 1536, "Q_BLOCK": 2048, "LATENT_BLOCK": 512}
 ABSORB = {**WIDTHS, "NOPE": 128, "NOPE_BLOCK": 128, "COLUMNS": 64, "TILES": 8}
-MLA = {"RANK": 512, "ROPE": 64, "DOT": tl.bfloat16, "PDL": True}
+MLA = {"RANK": 512, "ROPE": 64, "PDL": True}
 DECODE = {**MLA, "WIDTH": 1, "HEADS": 32, "KEYS": 64}
 COMBINE = {"RANK": 512, "SPLITS": 64, "COLUMNS": 128, "PDL": True}
 ROUTE = {"K": 12, "BLOCK": 512, "PDL": True}
@@ -80,7 +78,6 @@ CASES = [
     ("mla_decode", "_split_kernel", {}, DECODE, 8),
     ("mla_decode", "_split_kernel", {}, {**DECODE, "WIDTH": 4, "HEADS": 16}, 8),
     ("mla_decode", "_combine_kernel", {}, COMBINE, 4),
-    ("mla_keys", "_join_kernel", {}, {"NOPE": 128, "ROPE": 64, "HEADS": 16}, 4),
     *(
         ("mla_prologue", kernel, {}, {**constants, "NEOX": neox}, 4)
         for neox in (False, True)

@@ -19,7 +19,6 @@ from longcat_kernels import (
     expert_finalize,
     identity_experts,
     mla_decode,
-    mla_keys,
     mla_prologue,
     moe_router,
     ngram_ids,
@@ -29,7 +28,6 @@ from longcat_kernels.compile_only import compile_only
 from longcat_kernels.expert_finalize import workloads as finalize_lite
 from longcat_kernels.identity_experts import workloads as identity_lite
 from longcat_kernels.mla_decode import workloads as decode_lite
-from longcat_kernels.mla_keys import workloads as keys_lite
 from longcat_kernels.mla_prologue import workloads as prologue_lite
 from longcat_kernels.moe_router import workloads as router_lite
 from longcat_kernels.ngram_ids import workloads as ngram_lite
@@ -48,6 +46,7 @@ TINY = Sizes(
     routed=8,
     top_k=3,
     heads=2,
+    split_tokens=16,
     q_lora=96,
     kv_lora=128,
     nope=32,
@@ -148,7 +147,9 @@ def prepare_attention(device: str, batch: int, sizes: Sizes) -> None:
 
 def attend(device: str, batch: int, sizes: Sizes) -> None:
     shape = {"heads": sizes.heads, "rope": sizes.rope}
-    for width in WIDTHS if batch <= 32 else (1,):
+    for width in WIDTHS:
+        if batch * width > sizes.split_tokens:
+            continue
         inputs = decode_lite.make_inputs(
             [width] * batch, seed=0, device=device, width=width, rank=sizes.kv_lora, **shape
         )
@@ -157,9 +158,6 @@ def attend(device: str, batch: int, sizes: Sizes) -> None:
             q_nope=query[..., : sizes.kv_lora], q_pe=query[..., sizes.kv_lora :]
         )
         mla_decode.mla_decode(*split, scale=1.0, width=width)
-    mla_keys.join_keys(
-        *keys_lite.make_inputs(batch, seed=0, device=device, nope=sizes.nope, **shape)
-    )
 
 
 def finalize(device: str, batch: int, sizes: Sizes) -> None:

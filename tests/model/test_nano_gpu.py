@@ -19,7 +19,7 @@ GPU: dict[str, Any] = {
     "dtype": "bfloat16",
     "disable_cuda_graph": False,
     "max_total_tokens": 16384,
-    "mem_fraction_static": 0.5,
+    "mem_fraction_static": 0.9,
 }
 
 

@@ -56,7 +56,7 @@ def forced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: forced-prologue\nVersion: 0\n")
     (info / "entry_points.txt").write_text(POINT)
-    return {"PYTHONPATH": str(path)}
+    return {"PYTHONPATH": str(path), "LONGCAT_SPLIT_ATTENTION": "64"}
 
 
 def answers(

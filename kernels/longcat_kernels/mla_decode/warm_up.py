@@ -13,18 +13,13 @@ if TYPE_CHECKING:
 
 
 def warm_up(device: torch.device | str, sizes: Sizes) -> None:
-    """Only bf16 models take it; see `uses_prologue` in sglang_longcat."""
-    from longcat_kernels.mla_decode._triton import PROGRAMS
-
+    """Only bf16 models take it, and only on request; see `uses_split` in sglang_longcat."""
     if sizes.dtype != torch.bfloat16:
         return
     widths = {"heads": sizes.heads, "rank": sizes.kv_lora, "rope": sizes.rope}
     for width in sizes.windows:
-        splits = 1
-        while splits <= PROGRAMS:  # as many tokens as make so many splits a token
-            requests = max(1, PROGRAMS // splits // width)
+        for requests in range(1, sizes.split_tokens // width + 1):
             inputs = workloads.make_inputs(
                 [width] * requests, seed=0, device=device, width=width, **widths
             )
             mla_decode(*inputs, scale=workloads.SCALE, width=width)
-            splits *= 2

@@ -1,0 +1,35 @@
+"""Environment switches: what they accept, what they do unset, and that a typo is not ignored."""
+
+import pytest
+
+from sglang_longcat import env
+
+
+def test_a_number_of_tokens(monkeypatch):
+    """Red if an unset or empty variable means something else than the default, or 0 is lost."""
+    assert (env.two_streams(), env.split_attention()) == (256, 0)
+    for text, value in (("", 256), ("0", 0), (" 64 ", 64)):
+        monkeypatch.setenv("LONGCAT_TWO_STREAMS", text)
+        assert env.two_streams() == value
+
+
+@pytest.mark.parametrize("text", ["-1", "many", "1.5"])
+def test_what_is_no_number_of_tokens_is_refused(monkeypatch, text):
+    monkeypatch.setenv("LONGCAT_SPLIT_ATTENTION", text)
+    with pytest.raises(ValueError, match=r"LONGCAT_SPLIT_ATTENTION=.*expected a number of tokens"):
+        env.split_attention()
+
+
+def test_kernels_of_ours_are_switched_off_by_name(monkeypatch):
+    assert all(map(env.takes_ours, env.OPTIONAL_OPS))
+    monkeypatch.setenv("LONGCAT_SGLANG_OPS", "moe_router, small_linear")
+    off = {op for op in env.OPTIONAL_OPS if not env.takes_ours(op)}
+    assert off == {"moe_router", "small_linear"}
+    monkeypatch.setenv("LONGCAT_SGLANG_OPS", "all")
+    assert not any(map(env.takes_ours, env.OPTIONAL_OPS))
+
+
+def test_an_unknown_kernel_is_refused(monkeypatch):
+    monkeypatch.setenv("LONGCAT_SGLANG_OPS", "router")
+    with pytest.raises(ValueError, match="router unknown, expected all or some of expert_finalize"):
+        env.takes_ours("moe_router")
