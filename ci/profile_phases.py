@@ -21,7 +21,8 @@ from typing import Any
 
 PHASES = ("verify", "draft_extend", "draft")
 TARGET = re.compile(r"_ngram_kernel|n_gram|ngram", re.IGNORECASE)
-ACCEPT = re.compile(r"verify|accept|bonus|commit|tree_?spec", re.IGNORECASE)
+# The last of them in SGLang 0.5.23 on CUDA is _verify_commit_outputs_kernel.
+ACCEPT = re.compile(r"verify_?tree|tree_?spec|simulated|bonus|verify_commit", re.IGNORECASE)
 Kernel = dict[str, Any]
 
 

@@ -188,6 +188,7 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("model_executor.runner_backend_utils.breakable_cuda_graph:eager_on_graph"),
     Needs("model_executor.runner_backend_utils.breakable_cuda_graph:is_in_breakable_cuda_graph"),
     Needs("model_executor.runner_utils.forward_batch:get_forward_batch"),
+    Needs("model_executor.runner_utils.capture_mode:get_is_capture_mode"),
     Needs("utils:add_prefix", ("name", "prefix")),
     Needs("utils:is_cpu"),
     Needs("utils:cpu_has_amx_support"),

@@ -77,6 +77,8 @@ def test_no_tree_is_taken_for_a_chain() -> None:
     empty = torch.empty(0)
     with pytest.raises(NotImplementedError, match="topk 2"):
         chain_ops.build_tree_kernel_efficient(*[empty] * 8, 2, 2, N, 1)
+    with pytest.raises(NotImplementedError, match="use topk 1"):
+        chain_ops.copy_all_layer_kv_cache(empty, empty, torch.tensor([3]), torch.tensor([4]))
 
 
 def verify_sampled(

@@ -30,11 +30,13 @@ def steps(*, extend_graph: bool) -> tuple[list[dict[str, Any]], list[str]]:
         ("gemm", "graph 1", "verify"),
         ("argmax", "alone", "verify"),
         ("VerifyTreeGreedy", "alone", "verify"),
+        ("_verify_commit_outputs_kernel", "alone", "verify"),
         ("gemm", "graph 2" if extend_graph else "alone", "draft_extend"),
         ("lm_head", "graph 2" if extend_graph else "alone", "draft_extend"),
         ("gemm", "graph 3", "draft"),
         ("lm_head", "graph 3", "draft"),
         ("build_tree", "alone", "draft"),
+        ("_pack_verify_mask_kernel", "alone", "draft"),
     ]
     kernels, wanted = [], []
     for i, (name, launch, phase) in enumerate([*step, *step]):
