@@ -61,9 +61,9 @@ def step_seconds(
 
 
 def all_reduces(config: LongcatConfig) -> int:
-    """Of a decode step with tensor parallelism: five a layer (two attentions, two dense MLPs, the
-    experts) and the embedding's. Counted at 2 and 3 layers on CPU ranks."""
-    return 5 * config.num_layers + 1
+    """Of a decode step with tensor parallelism: four a layer (two attentions, the first dense MLP,
+    the second together with the experts) and the embedding's."""
+    return 4 * config.num_layers + 1
 
 
 def busiest_rank_experts(
