@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, mode in {**modes, **maps}.items():
         started = time.monotonic()
         replies = ask(prompts, args.tokens, mode)
-        equal = sum(one == want for one, want in zip(outputs(replies), plain(mode.ignore_eos)))
+        pairs = zip(outputs(replies), plain(mode.ignore_eos), strict=True)
+        equal = sum(one == want for one, want in pairs)
         row = {"mode": name, "equal": equal, **acceptance(replies)}
         found.append({**row, "seconds": round(time.monotonic() - started)})
         print(json.dumps(found[-1]), flush=True)
@@ -81,10 +82,10 @@ def outputs(replies: list[dict[str, Any]]) -> list[list[int]]:
 
 
 def acceptance(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Over all verifications of all requests."""
+    """Over all verifications of all requests; one that ends with its first token has none."""
     counts = [0] * 16
     for one in results:
-        for accepted, steps in enumerate(one["meta_info"]["spec_correct_drafts_histogram"]):
+        for accepted, steps in enumerate(one["meta_info"].get("spec_correct_drafts_histogram", ())):
             counts[accepted] += steps
     steps = sum(counts)
     least = [sum(counts[i:]) / steps for i in range(1, 16) if sum(counts[i:])]

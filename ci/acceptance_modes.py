@@ -1,7 +1,7 @@
 """The ways of serving in which `acceptance.py` compares speculation with plain decoding.
 
-Owns: engine flags and environment of each mode. Requests with penalties, stops, grammars, and aborts
-are in `tests/model/test_speculative.py`.
+Owns: engine flags and environment of each mode. Requests with penalties, stops and grammars,
+and aborts: in `tests/model/test_speculative.py`.
 """
 
 from __future__ import annotations
