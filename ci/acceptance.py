@@ -103,7 +103,8 @@ def origin(args: argparse.Namespace) -> dict[str, Any]:
     git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     done = subprocess.run(git, capture_output=True, text=True, check=False)
     return {
-        "command": f"ci/acceptance.py --prompts {args.prompts} --tokens {args.tokens} --modes {args.modes}",
+        "command": f"ci/acceptance.py --prompts {args.prompts} --tokens {args.tokens}"
+        f" --modes {args.modes}",
         "checkpoint": "LongCat-nano, fp32, CPU, greedy",
         "date": datetime.date.today().isoformat(),
         "commit": done.stdout.strip(),
