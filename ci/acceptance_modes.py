@@ -1,6 +1,7 @@
 """The ways of serving in which `acceptance.py` compares speculation with plain decoding.
 
-Owns: engine flags and environment of each mode, and the requests with conditions.
+Owns: engine flags and environment of each mode. Requests with penalties, stops and grammars,
+and aborts: in `tests/model/test_speculative.py`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Mode:
-    """An engine's `flags` and `env`; `conditions`: requests with stops, grammars, penalties, ..."""
+    """An engine's `flags` and `env`, and whether outputs go on after an end."""
 
     flags: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
-    conditions: bool = False
+    ignore_eos: bool = True
 
 
 def nextn(steps: int = 3, **flags: Any) -> dict[str, Any]:
@@ -33,7 +34,8 @@ _NGRAM = {
     "speculative_num_draft_tokens": 4,
     "speculative_ngram_max_bfs_breadth": 1,
 }
-# 8 requests of up to 384 tokens need 3072: about half of them are thrown out on the way.
+# 8 requests of up to 384 tokens need 3072. Requests that ignore EOS are admitted by their full
+# length, and never thrown out again.
 _FULL: dict[str, Any] = {"max_total_tokens": 1400, "schedule_conservativeness": 0.01}
 
 MODES: dict[str, Mode] = {
@@ -45,7 +47,7 @@ MODES: dict[str, Mode] = {
     "chunked-prefill": Mode(nextn(chunked_prefill_size=16)),
     "no-radix-cache": Mode(nextn(disable_radix_cache=True)),
     "pages-of-4": Mode(nextn(page_size=4)),
-    "retraction": Mode(nextn(**_FULL)),
+    "retraction": Mode(nextn(**_FULL), ignore_eos=False),
     "tp2": Mode(nextn(tp_size=2)),
     "tp2-ep2": Mode(nextn(tp_size=2, ep_size=2)),
     "tp2-dp2": Mode(nextn(tp_size=2, dp_size=2, enable_dp_attention=True)),
