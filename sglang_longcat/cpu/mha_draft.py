@@ -37,11 +37,11 @@ class TorchMHABackend(TorchMLABackend):
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
     ) -> torch.Tensor:
-        keys = self.pool.get_key_buffer(layer.layer_id)
-        values = self.pool.get_value_buffer(layer.layer_id)
+        keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
+        values = self.token_to_kv_pool.get_value_buffer(layer.layer_id)
         if save_kv_cache:
             slots = KVWriteLoc(forward_batch.out_cache_loc, None)
-            self.pool.set_kv_buffer(
+            self.token_to_kv_pool.set_kv_buffer(
                 layer, slots, k.view(-1, *keys.shape[1:]), v.view(-1, *values.shape[1:])
             )
         q = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
