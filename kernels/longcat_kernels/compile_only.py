@@ -43,8 +43,9 @@ class _NoDevice:
         return GPUTarget("cuda", self.arch, 32)
 
     def get_current_device(self) -> int:
-        """The key of Triton's caches in memory, which a real device must not share."""
-        return -self.arch
+        """The key of Triton's caches in memory, its device's shared memory among them: neither a
+        real device nor one of another size may share them."""
+        return -(self.arch << 32) - self.utils.shared_memory
 
     def get_current_stream(self, device: int) -> int:
         return 0

@@ -107,5 +107,6 @@ def test_speculation_pays_and_changes_nothing(capsys: pytest.CaptureFixture[str]
 
     assert main(["--prompts", "4", "--tokens", "32"]) == 0
     mtp, word = map(json.loads, capsys.readouterr().out.splitlines())
-    assert mtp["embedding"] == "mtp"
+    assert (mtp["mode"], word["mode"]) == ("mtp", "word")
+    assert mtp["equal"] == word["equal"] == 4
     assert mtp["acceptance_length"] > 2 > word["acceptance_length"]
