@@ -31,6 +31,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from acceptance_modes import nextn
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "sglang_longcat" / "checkpoint" / "lite_config.json"
 
@@ -49,12 +51,6 @@ SIMULATED = {
     "SGLANG_SIMULATE_ACC_LEN": "3.15",
     "SGLANG_SIMULATE_ACC_TOKEN_MODE": "real-draft-token",
 }
-NEXTN = {
-    "speculative_algorithm": "NEXTN",
-    "speculative_num_steps": 3,
-    "speculative_eagle_topk": 1,
-    "speculative_num_draft_tokens": 4,
-}
 ARMS = {
     "in-tree": Arm(
         {"LONGCAT_DISABLE": "1"}, {"mem_fraction_static": 0.95}, "sglang.srt.models.longcat_flash"
@@ -62,7 +58,7 @@ ARMS = {
     "longcat": Arm({}),
     "device": Arm({"LONGCAT_NGRAM_TABLES": "device"}),
     "host": Arm(HOST),
-    "spec": Arm({**HOST, **SIMULATED}, NEXTN),
+    "spec": Arm({**HOST, **SIMULATED}, nextn(3)),
     "prefill-graph": Arm(
         {**HOST, "LONGCAT_PREFILL_GRAPH": "1"}, {"cuda_graph_max_bs_prefill": 2048}
     ),

@@ -32,7 +32,6 @@ from typing import Any
 import bench_engine
 import profile_phases
 
-MARKER = re.compile(r"_ngram_kernel|n_gram|ngram", re.IGNORECASE)
 Kernel = dict[str, Any]
 
 
@@ -139,7 +138,7 @@ def read_trace(directory: Path, patience_s: float = 60) -> list[Kernel]:
 
 
 def median_step(kernels: list[Kernel]) -> Step:
-    marks = [i for i, kernel in enumerate(kernels) if MARKER.search(kernel["name"])]
+    marks = [i for i, kernel in enumerate(kernels) if profile_phases.TARGET.search(kernel["name"])]
     first = kernels[marks[-1]]["name"]  # in-tree makes its ids in two kernels: count one of them
     marks = [i for i in marks if kernels[i]["name"] == first]
     steps = [

@@ -25,6 +25,11 @@ def supports_pdl(tensor: torch.Tensor) -> bool:
     return _capability(tensor.device) >= (9, 0) if tensor.is_cuda else _everywhere
 
 
+def pdl_options(tensor: torch.Tensor) -> dict[str, bool]:
+    """Of a launch: the constexpr PDL, and with it the attribute, which the interpreter refuses."""
+    return {"PDL": True, "launch_pdl": True} if supports_pdl(tensor) else {"PDL": False}
+
+
 @functools.cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)

@@ -126,8 +126,7 @@ def uses_prologue(
     """
     mode, pool = forward_batch.forward_mode, get_token_to_kv_pool()
     return (
-        env.takes_ours("mla_prologue")
-        and (mode.is_decode() or mode.is_target_verify())
+        (mode.is_decode() or mode.is_target_verify())
         and attention.current_attention_backend in BACKENDS
         and positions.is_cuda
         and attention.rotary_emb is not None
@@ -138,6 +137,7 @@ def uses_prologue(
         and pool.dtype == pool.store_dtype == torch.bfloat16
         and positions.shape == forward_batch.out_cache_loc.shape
         and not get_exec().deterministic.enable_deterministic_inference
+        and env.takes_ours("mla_prologue")
     )
 
 

@@ -63,7 +63,6 @@ def takes_kernel(op: Op, layer: torch.nn.Module, x: torch.Tensor) -> bool:
     types, a GEMM backend that the user chose, and shapes that cuBLAS serves as well."""
     return (
         x.is_cuda
-        and env.takes_ours("small_linear")
         and isinstance(layer, LinearBase)
         and isinstance(layer.quant_method, SmallLinearMethod)
         and x.ndim == 2
@@ -72,4 +71,5 @@ def takes_kernel(op: Op, layer: torch.nn.Module, x: torch.Tensor) -> bool:
         and layer.weight.is_contiguous()
         and get_bf16_gemm_backend().is_auto()
         and not torch.compiler.is_compiling()
+        and env.takes_ours("small_linear")
     )

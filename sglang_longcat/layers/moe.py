@@ -71,8 +71,8 @@ class LongcatMoE(LongcatFlashMoE):
             "routed": self.num_experts,
             "scale": self.routed_scaling_factor,
         }
-        ours = env.takes_ours("moe_router") and classifier.bias is None
-        if ours and fuses(hidden_states, classifier.weight):
+        fused = classifier.bias is None and fuses(hidden_states, classifier.weight)
+        if fused and env.takes_ours("moe_router"):
             return route_tokens(hidden_states, classifier.weight, bias, **options)
         return route(self.router(hidden_states), bias, **options)
 
@@ -92,8 +92,8 @@ class LongcatMoE(LongcatFlashMoE):
         backend = self.experts.runner_backend
         return (
             hidden_states.is_cuda
-            and env.takes_ours("expert_finalize")
             and hidden_states.shape[0] <= FINALIZED_TOKENS
             and backend is not None
             and backend.is_triton()
+            and env.takes_ours("expert_finalize")
         )

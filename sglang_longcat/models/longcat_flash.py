@@ -130,7 +130,6 @@ class LongcatDecoderLayer(nn.Module):
             )
             for i in range(2)
         )
-        prepare_branches()
         self.mlp = LongcatMoE(
             config=config,
             layer_id=layer_id,
@@ -210,6 +209,7 @@ class LongcatModel(upstream.LongcatFlashModel):
         nn.Module.__init__(self)
         self.vocab_size = config.vocab_size
         self.use_ngram_embedding = True
+        prepare_branches()
         with layer_stack():
             self.layers = nn.ModuleList(
                 LongcatDecoderLayer(config, i, quant_config, add_prefix(f"layers.{i}", prefix))

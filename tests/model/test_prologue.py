@@ -16,6 +16,7 @@ import pytest
 import torch
 from scoring import Answer, Oracle, ask, assert_same
 
+from acceptance_modes import nextn
 from harness import engine
 
 PLUGIN = """
@@ -39,12 +40,6 @@ def register():
     attention.mla_decode = decoded
 """
 POINT = "[sglang.srt.plugins]\nforced_prologue = forced_prologue:register\n"
-DRAFTING = {
-    "speculative_algorithm": "NEXTN",
-    "speculative_eagle_topk": 1,
-    "speculative_num_steps": 3,
-    "speculative_num_draft_tokens": 4,
-}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +77,7 @@ def test_drafts_and_verification(
 ) -> None:
     """Red if a window's rows land elsewhere than in its own slots, or in the other model's pool."""
     some = [prompts[name] for name in ("1 tokens", "17 tokens", "200 tokens", "EOS inside")]
-    assert_same(answers(tiny, some, forced, **DRAFTING), oracle)
+    assert_same(answers(tiny, some, forced, **nextn(3)), oracle)
 
 
 def step(**changed: Any) -> bool:

@@ -25,18 +25,9 @@ from scoring import Answer, Oracle, ask, assert_same, text
 from test_disaggregation import pair
 from test_scheduling import complete, open_stream, post
 
+from acceptance_modes import nextn as drafting
 from harness import Engine, engine, server
 from sglang_longcat.reference import ReferenceModel
-
-NEXTN = {"speculative_algorithm": "NEXTN", "speculative_eagle_topk": 1}
-
-
-def drafting(steps: int) -> dict[str, Any]:
-    return {
-        **NEXTN,
-        "speculative_num_steps": steps,
-        "speculative_num_draft_tokens": steps + 1,
-    }
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from drafting import Drafter, predictable
 from scoring import Oracle, ask, text
 from test_modes_gpu import GPU, assert_right_tokens
 
+from acceptance_modes import nextn
 from harness import engine
 from sglang_longcat.reference import ReferenceModel
 
@@ -28,10 +29,7 @@ def test_drafts_are_verified_in_graphs(tiny: Path, tmp_path: Path, tables: str) 
     path = predictable(tiny, tmp_path / "predictable")
     prompts = [text(length, seed=length) for length in (1, 2, 3, 5, 11, 17, 30, 40)]
     flags = {
-        "speculative_algorithm": "NEXTN",
-        "speculative_num_steps": STEPS,
-        "speculative_eagle_topk": 1,
-        "speculative_num_draft_tokens": STEPS + 1,
+        **nextn(STEPS),
         "env": {"LONGCAT_NGRAM_TABLES": tables},
     }
     with engine(path, **GPU.flags, **flags) as llm:

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from longcat_kernels.dispatch import supports_pdl
+from longcat_kernels.dispatch import pdl_options
 
 BLOCK = 1024  # columns: 8 a thread, 16-byte loads
 
@@ -57,7 +57,6 @@ def finalize(
     out = torch.empty((tokens, width), dtype=routed.dtype, device=routed.device)
     if tokens:
         block = min(triton.next_power_of_2(width), BLOCK)
-        pdl = supports_pdl(routed)
         _finalize_kernel[(tokens, triton.cdiv(width, block))](
             out,
             routed.contiguous(),
@@ -70,9 +69,8 @@ def finalize(
             IDENTITY=x is not None,
             ADDEND=addend is not None,
             BLOCK=block,
-            PDL=pdl,
             num_warps=4,
-            **({"launch_pdl": True} if pdl else {}),
+            **pdl_options(routed),
         )
     return out
 

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from longcat_kernels.dispatch import supports_pdl
+from longcat_kernels.dispatch import pdl_options
 
 LOG2_E = 1.4426950408889634
 BLOCK_KEYS = 64  # 64 x 576 bf16: 72 KiB, two of which are in flight
@@ -149,8 +149,7 @@ def mla_decode(
     splits = splits_for(tokens)
     partial = torch.empty((tokens, splits, heads, rank), dtype=torch.float32, device=out.device)
     lse = torch.empty((tokens, splits, heads), dtype=torch.float32, device=out.device)
-    pdl = supports_pdl(q_nope)
-    options = {"launch_pdl": True} if pdl else {}  # the interpreter does not know it
+    options = pdl_options(q_nope)
     _split_kernel[(tokens, splits)](
         q_nope,
         q_pe,
@@ -174,7 +173,6 @@ def mla_decode(
         RANK=rank,
         ROPE=q_pe.shape[-1],
         KEYS=BLOCK_KEYS,
-        PDL=pdl,
         num_warps=WARPS,
         num_stages=STAGES,
         **options,
@@ -189,7 +187,6 @@ def mla_decode(
         RANK=rank,
         SPLITS=triton.next_power_of_2(splits),
         COLUMNS=columns,
-        PDL=pdl,
         num_warps=4,
         **options,
     )

@@ -8,13 +8,11 @@ them (programmatic dependent launch): nothing on the way to a forward writes wei
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 
-from longcat_kernels.dispatch import supports_pdl
+from longcat_kernels.dispatch import pdl_options
 
 # Tokens a block at least (an MMA's rows) and at most; latent columns a tile: at 32 heads and 512
 # columns 256 programs of 16 KiB of weights each, for 132 SMs.
@@ -232,7 +230,7 @@ def norm_and_store(
             Q_BLOCK=triton.next_power_of_2(q),
             LATENT_BLOCK=triton.next_power_of_2(latent),
             num_warps=4,
-            **_pdl(qkv),
+            **pdl_options(qkv),
         )
     return out
 
@@ -276,7 +274,7 @@ def absorb_query(
             COLUMNS=COLUMNS,
             TILES=tiles,
             num_warps=4,
-            **_pdl(q),
+            **pdl_options(q),
         )
     return out
 
@@ -289,8 +287,3 @@ def _rope_width(cos_sin: torch.Tensor) -> int:
             "rows of a power of two elements. Use the separate operators for this model."
         )
     return width
-
-
-def _pdl(tensor: torch.Tensor) -> dict[str, Any]:
-    """The interpreter does not know `launch_pdl`."""
-    return {"PDL": True, "launch_pdl": True} if supports_pdl(tensor) else {"PDL": False}

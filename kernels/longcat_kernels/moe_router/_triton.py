@@ -13,18 +13,14 @@ import torch
 import triton
 import triton.language as tl
 
-from longcat_kernels.dispatch import supports_pdl
+from longcat_kernels.dispatch import pdl_options
 
 # A tile is one warpgroup's wgmma with its parts in registers: 64 experts, since with fewer each
 # warp repeats the others' products and spills, and 128 columns, so that every SM of 132 has a tile.
 BLOCK_E, BLOCK_K = 64, 128
-LEAST_ROWS, MOST_ROWS = (
-    8,
-    64,
-)  # tokens of a program: wgmma's least; beyond, the weight again from L2
+# Tokens of a program: wgmma's least, and those beyond which the weight is read again, from L2.
+LEAST_ROWS, MOST_ROWS = 8, 64
 LOWEST = tl.constexpr(-3.4028234663852886e38)
-# Triton's interpreter multiplies the bit patterns of bf16 operands, so there they are widened.
-OPERAND = tl.constexpr(tl.float32 if triton.knobs.runtime.interpret else tl.bfloat16)
 
 
 @triton.jit
@@ -41,10 +37,10 @@ def _exact_dot(weight, x):
     high = _top(weight)
     middle = _top(weight - high)
     low = weight - high - middle
-    x = tl.trans(x).to(OPERAND)
-    total = tl.dot(low.to(tl.bfloat16).to(OPERAND), x)
-    total = tl.dot(middle.to(tl.bfloat16).to(OPERAND), x, total)
-    return tl.dot(high.to(tl.bfloat16).to(OPERAND), x, total)
+    x = tl.trans(x)
+    total = tl.dot(low.to(tl.bfloat16), x)
+    total = tl.dot(middle.to(tl.bfloat16), x, total)
+    return tl.dot(high.to(tl.bfloat16), x, total)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -156,9 +152,8 @@ def _partial_logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
             BLOCK_T=rows,
             BLOCK_E=BLOCK_E,
             BLOCK_K=BLOCK_K,
-            PDL=supports_pdl(x),
             num_warps=4,
-            **_overlapping(x),
+            **pdl_options(x),
         )
     return parts
 
@@ -184,12 +179,7 @@ def _route_sum(
             SPLITS=splits,
             K=top_k,
             BLOCK=triton.next_power_of_2(experts),
-            PDL=supports_pdl(parts),
             num_warps=2 if splits == 1 else 4,  # a 16-byte load a split and thread
-            **_overlapping(parts),
+            **pdl_options(parts),
         )
     return weights, ids, identity
-
-
-def _overlapping(tensor: torch.Tensor) -> dict[str, bool]:
-    return {"launch_pdl": True} if supports_pdl(tensor) else {}  # the interpreter knows no such key

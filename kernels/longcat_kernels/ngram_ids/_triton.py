@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from longcat_kernels.dispatch import supports_pdl
+from longcat_kernels.dispatch import pdl_options
 
 if TYPE_CHECKING:
     from longcat_kernels.ngram_ids import HashTable
@@ -210,7 +210,6 @@ def launch(
     dtype = rows.dtype if rows else torch.int64
     out = torch.empty(shape, dtype=dtype, device=tokens.device)
     columns = rows.columns if rows else 1
-    pdl = supports_pdl(tokens)
     if tokens.shape[0]:
         _ngram_kernel[(tokens.shape[0],)](
             tokens,
@@ -238,8 +237,7 @@ def launch(
             SCALED=rows is not None and rows.scaled,
             BLOCK=triton.next_power_of_2(tables),
             COLUMNS=triton.next_power_of_2(columns),
-            PDL=pdl,
             num_warps=4 if rows else 1,
-            **({"launch_pdl": True} if pdl else {}),  # the interpreter does not know it
+            **pdl_options(tokens),
         )
     return out

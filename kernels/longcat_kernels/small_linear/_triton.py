@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from longcat_kernels.dispatch import supports_pdl
+from longcat_kernels.dispatch import pdl_options
 from longcat_kernels.small_linear.configs import Config, Op, fallback, find
 
 
@@ -163,16 +163,15 @@ def launch(
     if not tokens or not n:
         return out
     config = config or find(op, weight.shape[0], columns, tokens) or fallback(columns, tokens)
-    x, pdl = _aligned(x), supports_pdl(x)
+    x = _aligned(x)
     constants = {
         "K": columns,
         "SWIGLU": swiglu,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
         "AHEAD": config.ahead,
-        "PDL": pdl,
         "num_warps": config.warps,
-        **({"launch_pdl": True} if pdl else {}),  # the interpreter does not know it
+        **pdl_options(x),
     }
     grid = (triton.cdiv(n, config.block_n),)
     if config.program == "gemv":
