@@ -73,16 +73,17 @@ def main() -> None:
     if args.arm:
         measure(args)
         return
-    results = {arm: run_arm(arm) for arm in args.arms.split(",")}
-    report = {
+    report: dict[str, Any] = {
         "command": " ".join(sys.argv),
         "engine": json.loads(args.engine),
         "versions": versions(),
-        "results": results,
+        "results": {},
     }
-    if args.out:
-        Path(args.out).write_text(json.dumps(report, indent=1))
-    print_table(results)
+    for arm in args.arms.split(","):
+        report["results"][arm] = run_arm(arm)
+        if args.out:  # after each arm, so that one that fails loses only itself
+            Path(args.out).write_text(json.dumps(report, indent=1))
+    print_table(report["results"])
 
 
 def parse() -> argparse.Namespace:
@@ -252,7 +253,15 @@ def versions() -> dict[str, str]:
         "sglang": sglang.__version__,
         "torch": torch.__version__,
         "gpu": f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}",
+        "commit": commit(),
     }
+
+
+def commit() -> str:
+    """Of this checkout, with a `+` if it has changes; a copy without git says it in COMMIT."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(git, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or os.environ.get("COMMIT", "")
 
 
 def print_table(results: dict[str, list[dict[str, Any]]]) -> None:

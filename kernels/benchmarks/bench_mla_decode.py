@@ -1,4 +1,4 @@
-"""MLA decode: ours against flashinfer's MLA kernel, one attention of a step at 4,096 cached tokens.
+"""MLA decode: ours against flashinfer's MLA kernel, one attention of a step.
 
 The `flashinfer` column runs the same pages with page size 1, as SGLang does; its plan is made
 beforehand. `sglang --attention-backend fa3` and `flashmla` take 22 and 37 us at batch 1.
@@ -14,22 +14,34 @@ from timing import Call, Case, Implementation, Row, parse, run
 from longcat_kernels.mla_decode import mla_decode, reference
 from longcat_kernels.mla_decode import workloads as lite
 
-SHAPES = [(1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (30, 1), (64, 1), (1, 4), (8, 4), (30, 4)]
-CONTEXT = 4096
+K = 1024
+# Requests, query tokens of each, cached tokens of each.
+SHAPES = [
+    *((b, 1, 4 * K) for b in (1, 2, 4, 8, 16, 30, 64)),
+    *((1, 1, n * K) for n in (1, 16, 32, 128)),
+    (4, 1, 16 * K),
+    *((b, 4, 4 * K) for b in (1, 8, 30)),
+]
 
 
 def cases() -> list[Case]:
     return [
-        Case(
-            f"B {b} x {w}", b * w, lite.bytes_moved([CONTEXT] * b, w), lite.flops([CONTEXT] * b, w)
-        )
-        for b, w in SHAPES
+        Case(label(*s), s[0] * s[1], lite.bytes_moved(*of(s)), lite.flops(*of(s))) for s in SHAPES
     ]
 
 
+def label(requests: int, width: int, context: int) -> str:
+    return f"B {requests} x {width} at {context}"
+
+
+def of(shape: tuple[int, int, int]) -> tuple[list[int], int]:
+    return [shape[2]] * shape[0], shape[1]
+
+
 def make(case: Case, copy: int, device: str) -> tuple[lite.Inputs, int]:
-    requests, width = SHAPES[[c.shape for c in cases()].index(case.shape)]
-    return lite.make_inputs([CONTEXT] * requests, seed=copy, device=device, width=width), width
+    shape = next(shape for shape in SHAPES if label(*shape) == case.shape)
+    lengths, width = of(shape)
+    return lite.make_inputs(lengths, seed=copy, device=device, width=width), width
 
 
 def ours(device: str, *, plain: bool) -> Implementation:
@@ -49,13 +61,14 @@ def flashinfer(device: str) -> Implementation:
         inputs, width = make(case, copy, device)
         requests = inputs.requests.shape[0]
         step = torch.arange(requests + 1, dtype=torch.int32, device=device)
-        lengths = torch.full((requests,), CONTEXT, dtype=torch.int32, device=device)
+        context = inputs.pages.shape[1]
+        lengths = torch.full((requests,), context, dtype=torch.int32, device=device)
         workspace = torch.empty(128 << 20, dtype=torch.uint8, device=device)
         wrapper = BatchMLAPagedAttentionWrapper(workspace, backend="auto")
         rows = inputs.pages[inputs.requests].flatten()
         sizes = (lite.HEADS, lite.RANK, lite.ROPE, 1, width > 1, lite.SCALE)
         dtype = torch.bfloat16
-        wrapper.plan(step * width, step * CONTEXT, rows, lengths, *sizes, dtype, dtype)
+        wrapper.plan(step * width, step * context, rows, lengths, *sizes, dtype, dtype)
         c, r = inputs.latents[:, None, : lite.RANK], inputs.latents[:, None, lite.RANK :]
         out = torch.empty_like(inputs.q_nope)
         return lambda: wrapper.run(inputs.q_nope, inputs.q_pe, c, r, out=out)

@@ -12,6 +12,7 @@ import argparse
 import csv
 import datetime
 import importlib.metadata
+import os
 import re
 import statistics
 import subprocess
@@ -222,12 +223,13 @@ def gpu_name() -> str:
 
 
 def _commit() -> str:
-    """Of this checkout, with a `+` if it has changes; empty where it is none."""
+    """Of this checkout, with a `+` if it has changes; a copy without git says it in COMMIT."""
     git = ["git", "-C", str(HERE), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
-        return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+        found = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     except FileNotFoundError:
-        return ""
+        found = ""
+    return found or os.environ.get("COMMIT", "")
 
 
 def _version(distribution: str) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from drafting import Drafter, predictable, small_llama
+from penalties import BIAS, PENALTIES, ask_penalised, penalised_rows
 from safetensors.torch import load_file, save_file
 from scoring import Answer, Oracle, ask, assert_same, text
 from test_disaggregation import pair
@@ -255,15 +256,6 @@ def test_prefill_and_decode_workers(
     assert_drafted(answers, Drafter(reference), steps=3)
 
 
-BIAS = dict.fromkeys(range(100, 140), 30.0)  # 40 words only, so that they repeat
-PENALTIES: list[dict[str, Any]] = [
-    {},
-    {"frequency_penalty": 2.0},
-    {"presence_penalty": 2.0},
-    {"repetition_penalty": 1.9},
-    {"frequency_penalty": 1.0, "presence_penalty": 0.5, "repetition_penalty": 1.2},
-    {"min_new_tokens": 11, "stop_token_ids": [100, 103], "ignore_eos": False},
-]
 NGRAM = {
     "speculative_algorithm": "NGRAM",
     "speculative_num_draft_tokens": 4,
@@ -281,36 +273,13 @@ def test_penalties_count_every_token(
 ) -> None:
     """Red if a token that was accepted, or drafted before it in the same window, is not counted, a
     rejected one is, or a penalty reaches a neighbour's window. Requests come and go."""
-    bias = {str(token): gain for token, gain in BIAS.items()}
-    base = {"temperature": 0, "ignore_eos": True, "logit_bias": bias}
-    asked = [*PENALTIES, *PENALTIES]
-    sampling = [base | {"max_new_tokens": 16 + 5 * (i % 3)} | one for i, one in enumerate(asked)]
-    prompts = [text(4 + i % 5, seed=80 + i) for i in range(len(asked))]
     with engine(checkpoint, **flags, max_running_requests=5) as llm:
-        replies = llm.generate(input_ids=prompts, sampling_params=sampling)
-    found = [Answer(prompt, one["output_ids"]) for prompt, one in zip(prompts, replies)]
-    for answer, wish in zip(found, asked):
-        assert answer.output == penalised(judge, answer, wish), wish
+        found = ask_penalised(llm)
+    for answer, wish in zip(found, PENALTIES * 2):
+        wanted = [int(row.argmax()) for row in penalised_rows(judge, answer, wish)]
+        assert answer.output == wanted, wish
     applied = [one.output != judge.choices(one, bias=BIAS) for one in found]
     assert sum(applied) >= 6, "the penalties changed next to nothing"
-
-
-def penalised(judge: Oracle, answer: Answer, wish: dict[str, Any]) -> list[int]:
-    """The oracle's choices, each under the penalties for the output before it."""
-    found = []
-    for i in range(len(answer.output)):
-        row = judge.logits(answer.sequence)[len(answer.prompt) - 1 + i].clone()
-        for token, count in Counter(answer.output[:i]).items():
-            row[token] -= wish.get("frequency_penalty", 0) * count
-            row[token] -= wish.get("presence_penalty", 0)
-            scale = wish.get("repetition_penalty", 1)
-            row[token] = row[token] / scale if row[token] > 0 else row[token] * scale
-        if i < wish.get("min_new_tokens", 0):
-            row[wish["stop_token_ids"]] = -torch.inf
-        for token, gain in BIAS.items():
-            row[token] += gain
-        found.append(int(row.argmax()))
-    return found
 
 
 SCHEMA = json.dumps(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from drafting import Drafter, predictable
+from penalties import PENALTIES, ask_penalised, penalised_rows
 from scoring import Oracle, ask, text
 from test_modes_gpu import GPU, assert_right_tokens
 
@@ -43,3 +44,19 @@ def test_drafts_are_verified_in_graphs(tiny: Path, tmp_path: Path, tables: str) 
         wanted = drafter.accepted(one.prompt, one.output, steps=STEPS)
         expected += sum(right * count for right, count in wanted.items())
     assert found > 0.8 * expected > 0
+
+
+@pytest.mark.gpu
+def test_penalties_count_every_token_on_a_gpu(tiny: Path, tmp_path: Path) -> None:
+    """Red if the hook that penalises a window token by token reads the wrong rows where overlap,
+    graphs and CUDA tensors are real. Only choices that the oracle finds close may differ."""
+    path = predictable(tiny, tmp_path / "predictable")
+    with engine(path, **GPU.flags, **nextn(STEPS)) as llm:
+        found = ask_penalised(llm)
+    judge, decided, total = Oracle(path), 0, 0
+    for answer, wish in zip(found, PENALTIES * 2):
+        for token, row in zip(answer.output, penalised_rows(judge, answer, wish)):
+            best = row.topk(2).values
+            assert row[token] > best[0] - GPU.tie, wish
+            decided, total = decided + bool(best[0] - best[1] > GPU.tie), total + 1
+    assert decided > total / 10, "next to all choices were close"
