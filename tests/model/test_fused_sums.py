@@ -15,6 +15,7 @@ import injected
 import pytest
 from scoring import Answer, Oracle, ask, assert_same
 
+from acceptance_modes import nextn
 from harness import engine
 from sglang_longcat.checkpoint.tiny import TinyOptions
 
@@ -36,8 +37,8 @@ from sglang_longcat.plugin import register as register_longcat
 counts = Counter()
 alone = GroupCoordinator.all_reduce
 
-def applies(rows):
-    return 0 < rows <= 2048 and not is_dp_attention_enabled()
+def applies(batch_size):
+    return 0 < batch_size <= 2048 and not is_dp_attention_enabled()
 
 def fused(input_tensor, residual, weight, eps, max_token_num, use_attn_tp_group):
     counts["fused"] += 1
@@ -95,7 +96,7 @@ def run(
         pytest.param({"tp_size": 2}, 2048, (4 * LAYERS + 1, 0), id="tp2"),
         pytest.param({"tp_size": 2, "ep_size": 2}, 2048, (4 * LAYERS + 1, 0), id="tp2-ep2"),
         pytest.param({"tp_size": 4, "ep_size": 4}, 2048, (4 * LAYERS + 1, 0), id="tp4-ep4"),
-        # SGLang leaves a sum over both kinds of expert groups to nobody.
+        # With experts split both ways SGLang sums FFN outputs where they arise.
         pytest.param(
             {"tp_size": 4, "ep_size": 2}, 2048, (2 * LAYERS + 1, 2 * LAYERS), id="tp4-ep2"
         ),
@@ -134,3 +135,15 @@ def test_more_rows_are_summed_alone(
     answers, found = run(tiny, prompts, plugin | {"FUSED_ROWS": "16"}, tp_size=2)
     assert_same(answers, oracle)
     assert found == {(4 * LAYERS + 1, 0), (0, 4 * LAYERS + 1)}
+
+
+def test_drafts_and_verification(
+    tiny: Path, together: dict[str, Answer], oracle: Oracle, plugin: dict[str, str]
+) -> None:
+    """Red if a draft's sums go into the target's, or a verify window's are left to nobody. Drafts
+    fuse attention's sum only; what they count is added to the next forward of the target."""
+    some = ("1 tokens", "17 tokens", "200 tokens", "EOS inside")
+    prompts = [together[name].prompt for name in some]
+    answers, found = run(tiny, prompts, plugin | {"FUSED_ROWS": "2048"}, tp_size=2, **nextn(3))
+    assert_same(answers, oracle)
+    assert min(fused for fused, _ in found) >= 4 * LAYERS + 1
