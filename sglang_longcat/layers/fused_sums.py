@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# SGLang's own limit, for which it allocates: where the library's all-reduce and a norm are faster
-# is to be measured with ci/allreduce_time.py (fused_us against unfused_us).
+# SGLang's own limit, for which it allocates; not measured yet. To be set where the separate kernels
+# are faster: fused_us against unfused_us of ci/allreduce_time.py. Above a smaller one SGLang sums
+# with flashinfer's plain kernel (flashinfer_us) up to 2,048 rows, and with its own beyond.
 FUSED_ROWS = 2048
 
 
