@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sglang_longcat import hf_config
+from sglang_longcat import allreduce_fusion, hf_config
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -66,6 +66,7 @@ def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> N
     prefill = cfg.chunked_prefill_size
     prefill = prefill if prefill > 0 else cfg.max_prefill_tokens
     reserve = reserve_mb(prefill, cfg.cuda_graph_config.decode.max_bs or 0, cfg.tp_size)
+    reserve += allreduce_fusion.workspace_mb(cfg)
     fraction = round(1 - reserve / memory, 3)
     if fraction > cfg.mem_fraction_static:
         logger.info("mem_fraction_static %s -> %s", cfg.mem_fraction_static, fraction)

@@ -12,7 +12,7 @@ completes both. Owns projection and word embedding; what the look-up gives comes
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.distributed import get_tp_group, tensor_model_parallel_all_reduce
@@ -29,6 +29,7 @@ from torch import nn
 
 from sglang_longcat import env, metrics, sizing
 from sglang_longcat.config import ConfigError, LongcatConfig
+from sglang_longcat.layers.fused_sums import fuses, leave_sum
 from sglang_longcat.ngram import placement
 from sglang_longcat.ngram.cache import NgramCache
 from sglang_longcat.ngram.host_memory import available_bytes, require_room
@@ -42,7 +43,8 @@ logger = logging.getLogger(__name__)
 
 
 class NgramEmbedding(nn.Module):
-    """Input embedding of the whole model; `forward(ids [T], batch) -> [T, hidden]`."""
+    """Input embedding of the whole model; `forward(ids [T], batch) -> [T, hidden]`, or the handle
+    of a sum that the first norm completes (`fused_sums.leave_sum`)."""
 
     def __init__(self, config: LongcatConfig) -> None:
         super().__init__()
@@ -117,7 +119,7 @@ class NgramEmbedding(nn.Module):
             ),
         )
 
-    def forward(self, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> Any:
         rows = (
             self._rows_between_segments(input_ids)
             if is_in_breakable_cuda_graph()
@@ -125,7 +127,7 @@ class NgramEmbedding(nn.Module):
         )
         word = self.word_embed._embed_local_shard(input_ids)
         partial = torch.addmm(word, rows, self.projection, beta=self.share, alpha=self.share)
-        return self._complete(partial)
+        return self._complete(partial, forward_batch)
 
     @eager_on_graph
     def _rows_between_segments(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -133,12 +135,15 @@ class NgramEmbedding(nn.Module):
         requests of each replay. `input_ids` are padded with zeros."""
         return self.cache.rows(input_ids, get_forward_batch(), self.tables.table)
 
-    def _complete(self, partial: torch.Tensor) -> torch.Tensor:
-        """Sum over the ranks that own slices; if its input is scattered, the first layer sums."""
+    def _complete(self, partial: torch.Tensor, forward_batch: ForwardBatch) -> Any:
+        """Sum over the ranks that own slices; if its input is scattered, the first layer sums, and
+        its norm does where that is one kernel."""
         if self.tp_size == 1 or not partial.numel() or get_attn_tp_context().input_scattered:
             return partial
         if self.use_attn_tp:
             return attn_tp_all_reduce(partial)
+        if fuses(partial):
+            return leave_sum(partial, forward_batch)
         return tensor_model_parallel_all_reduce(partial)
 
     def load_projection(self, index: int, weight: torch.Tensor) -> None:

@@ -14,23 +14,25 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
+from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
 from sglang.srt.layers.layer_boundary import (
     append_stages,
     declare_attn,
     declare_ffn,
     layer_stack,
 )
-from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.layer_boundary.residual import batch as residual_batch
 from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
 from sglang.srt.models import longcat_flash as upstream
 from sglang.srt.runtime_context import get_parallel, get_server_args, get_spec, get_stream
-from sglang.srt.utils import add_prefix
+from sglang.srt.utils import BumpAllocator, add_prefix
 from torch import nn
 
 from sglang_longcat import env, hooks, metrics, plugin
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.layers.attention import LongcatAttention
+from sglang_longcat.layers.fused_sums import SumNorm, final_norm
 from sglang_longcat.layers.linear import LongcatMLP, prefer_kernels
 from sglang_longcat.layers.moe import LongcatMoE, Mixture
 from sglang_longcat.layers.ngram_embedding import NgramEmbedding
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
     from sglang.srt.layers.layer_boundary import StageBoundary
     from sglang.srt.layers.quantization.base_config import QuantizationConfig
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-    from sglang.srt.utils import BumpAllocator
 
     from sglang_longcat.ngram.seeds import Cells, Seeds
 
@@ -117,7 +118,7 @@ class LongcatDecoderLayer(nn.Module):
             for i in range(2)
         )
         self.input_layernorm, self.post_attention_layernorm = (
-            nn.ModuleList(RMSNorm(config.hidden_size, eps=config.rms_norm_eps) for _ in range(2))
+            nn.ModuleList(SumNorm(config.hidden_size, eps=config.rms_norm_eps) for _ in range(2))
             for _ in range(2)
         )
         self.mlps = nn.ModuleList(
@@ -198,7 +199,7 @@ class LongcatDecoderLayer(nn.Module):
 
 
 class LongcatModel(upstream.LongcatFlashModel):
-    """Embedding, layers and final norm; the loop over layers is SGLang's."""
+    """Embedding, layers and final norm."""
 
     def __init__(
         self,
@@ -217,8 +218,25 @@ class LongcatModel(upstream.LongcatFlashModel):
             )
         # After the layers: where the tables go depends on what these leave free.
         self.embed_tokens = NgramEmbedding(LongcatConfig.from_dict(config.to_dict()))
-        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.layers_to_capture: list[int] = []
+        self.norm = SumNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        forward_batch: ForwardBatch,
+        input_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Not SGLang's, whose sums at both ends of the stack are launches of their own."""
+        residual_batch.start(forward_batch)
+        hidden = input_embeds
+        if hidden is None:
+            hidden = self.embed_tokens(input_ids, forward_batch)
+        zeros = BumpAllocator(2 * len(self.layers), torch.float32, positions.device)
+        for index, layer in enumerate(self.layers):
+            with get_global_expert_distribution_recorder().with_current_layer(index):
+                hidden, _ = layer(positions, hidden, forward_batch, zeros)
+        return final_norm(hidden, forward_batch, self.norm)
 
 
 class LongcatFlashForCausalLM(upstream.LongcatFlashForCausalLM):

@@ -24,6 +24,7 @@ MEAN_NATS = 0.1
 # Each token of a choice moves by up to 0.74 (see above), both so far apart hardly ever.
 TIE_NATS = 1.0
 EOS = 2
+FUSED = "Sums over ranks, residual adds and norms are one kernel"
 # A pool that leaves room for other engines on the same GPU.
 SMALL = {"mem_fraction_static": 0.9, "max_total_tokens": 16384}
 
@@ -41,8 +42,13 @@ def prompts() -> list[list[int]]:
 
 
 def generate(
-    path: Path, prompts: list[list[int]], tables: str = "auto", **flags: Any
+    path: Path,
+    prompts: list[list[int]],
+    tables: str = "auto",
+    logs: list[str] | None = None,
+    **flags: Any,
 ) -> list[dict[str, Any]]:
+    """One engine's greedy answers; what it wrote is added to `logs`."""
     gpu = {"device": "cuda", "dtype": "bfloat16", "disable_cuda_graph": False}
     env = {"LONGCAT_NGRAM_TABLES": tables}
     with engine(path, spawn=True, timeout=400, env=env, **gpu, **SMALL, **flags) as llm:
@@ -52,6 +58,8 @@ def generate(
             return_logprob=True,
             logprob_start_len=0,
         )
+        if logs is not None:
+            logs.append(llm.log)
     return results
 
 
@@ -141,6 +149,28 @@ def test_many_gpus(
     )
     check(checkpoint, prompts, results)
     check_tokens(checkpoint, prompts, results, on_one_gpu)
+
+
+@pytest.mark.multi_gpu(2)
+@pytest.mark.parametrize("ep", [1, 2])
+def test_fused_sums(
+    checkpoint: Path, prompts: list[list[int]], on_one_gpu: list[dict[str, Any]], ep: int
+) -> None:
+    """Red if the kernel that sums, adds and norms is not what two GPUs get by default, if it comes
+    with NVLink multicast, if it cannot be switched off, or if its answers are others."""
+    flags = {"attention_backend": "flashinfer", "tp_size": 2, "ep_size": ep}
+    logs: list[str] = []
+    results = generate(checkpoint, prompts, logs=logs, **flags)
+    off = {"enforce_disable_flashinfer_allreduce_fusion": True}
+    alone = generate(checkpoint, prompts, logs=logs, **flags, **off)
+    assert FUSED in logs[0]
+    assert "workspace initialized: backend=trtllm" in logs[0]
+    assert "Disabling flashinfer allreduce fusion" not in logs[0]
+    assert FUSED not in logs[1]
+    assert "workspace initialized" not in logs[1]
+    for found in (results, alone):
+        check(checkpoint, prompts, found)
+        check_tokens(checkpoint, prompts, found, on_one_gpu)
 
 
 def check_tokens(

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import injected
 import pytest
 import torch
 from scoring import Answer, Oracle, ask, assert_same
@@ -39,19 +40,13 @@ def register():
         return decode(*args, **kwargs)
     attention.mla_decode = decoded
 """
-POINT = "[sglang.srt.plugins]\nforced_prologue = forced_prologue:register\n"
 
 
 @pytest.fixture(scope="module")
 def forced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of engines that find the plugin."""
-    path = tmp_path_factory.mktemp("plugin")
-    (path / "forced_prologue.py").write_text(PLUGIN)
-    info = path / "forced_prologue-0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: forced-prologue\nVersion: 0\n")
-    (info / "entry_points.txt").write_text(POINT)
-    return {"PYTHONPATH": str(path), "LONGCAT_SPLIT_ATTENTION": "64"}
+    found = injected.plugin(tmp_path_factory.mktemp("plugin"), "forced_prologue", PLUGIN)
+    return found | {"LONGCAT_SPLIT_ATTENTION": "64"}
 
 
 def answers(

@@ -1,0 +1,112 @@
+"""A sum over ranks, the residual add and the RMSNorm that follows, as one kernel (TP > 1).
+
+    residual' = residual + sum_r x_r;    y = norm(residual')
+
+The kernel is flashinfer's, behind SGLang's norm; whether an engine has it, `allreduce_fusion`
+decides. Between two stages SGLang's layer boundaries leave a sum to the norm that reads it. Owns
+what they lack: the sums at both ends of the stack, and up to how many rows the kernel is taken.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.layers.layer_boundary import PLAIN_ADD, ReadoutFusion, SumGroup, UnreducedOutput
+from sglang.srt.layers.layer_boundary.residual import PendingUpdateRead
+from sglang.srt.layers.layer_boundary.residual import batch as residual_batch
+from sglang.srt.layers.layer_boundary.residual.add_norm import (
+    NormReadout,
+    flashinfer_ar_fusion_applies,
+)
+from sglang.srt.layers.layer_boundary.residual.stream import ResidualStream
+from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.moe.utils import post_experts_reduction_group
+from sglang.srt.runtime_context import get_parallel
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+logger = logging.getLogger(__name__)
+
+# SGLang's own limit, for which it allocates; not measured yet. To be set where the separate kernels
+# are faster: fused_us against unfused_us of ci/allreduce_time.py. Above a smaller one SGLang sums
+# with flashinfer's plain kernel (flashinfer_us) up to 2,048 rows, and with its own beyond.
+FUSED_ROWS = 2048
+
+
+class SumNorm(RMSNorm):
+    """SGLang's RMSNorm, which takes the kernel for at most FUSED_ROWS rows."""
+
+    def forward_with_allreduce_fusion(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        post_residual_addition: torch.Tensor | None = None,
+        use_attn_tp_group: bool = True,
+    ) -> Any:
+        """x: [T, hidden], this rank's share -> (y, residual'), both new where the kernel ran."""
+        if residual is not None and x.shape[0] > FUSED_ROWS:
+            parallel = get_parallel()
+            of_moe = post_experts_reduction_group
+            group = parallel.attn_tp_group if use_attn_tp_group else of_moe()
+            return self(group.all_reduce(x), residual, post_residual_addition)
+        _say_once()
+        return super().forward_with_allreduce_fusion(
+            x, residual, post_residual_addition, use_attn_tp_group
+        )
+
+
+@functools.cache
+def _say_once() -> None:
+    if get_parallel().tp_rank == 0:
+        logger.info("Sums over ranks, residual adds and norms are one kernel (flashinfer)")
+
+
+def fuses(x: torch.Tensor) -> bool:
+    """Whether a sum of x's rows over the ranks is left to the norm that reads it. The same on
+    every rank."""
+    rows = x.shape[0]
+    return bool(rows <= FUSED_ROWS and flashinfer_ar_fusion_applies(rows))
+
+
+def leave_sum(partial: torch.Tensor, forward_batch: ForwardBatch) -> Any:
+    """The stack's input with its sum over ranks left to the first norm, as stages hand theirs on:
+    upon a residual, which here is zero. Once per forward, after the stack was started."""
+    share = UnreducedOutput(partial, group=get_parallel().tp_group)
+    output, forward_batch.residual_stream = ResidualStream.from_handoff(
+        share, torch.zeros_like(partial), PLAIN_ADD
+    )
+    return output
+
+
+def final_norm(hidden: Any, forward_batch: ForwardBatch, norm: SumNorm) -> torch.Tensor:
+    """What the last stage handed on, summed where that was left, added and normed."""
+    y, _ = residual_batch.read_output(hidden, forward_batch, _FINAL, norm)
+    result: torch.Tensor = y
+    return result
+
+
+def _sum_and_norm(
+    owed: UnreducedOutput, residual: torch.Tensor, forward_batch: ForwardBatch, norm: SumNorm
+) -> Any:
+    """None: SGLang sums and norms itself."""
+    if not fuses(owed.partial):
+        return None
+    return norm.forward_with_allreduce_fusion(owed.partial, residual, use_attn_tp_group=False)
+
+
+class _FinalRead(NormReadout, PendingUpdateRead):
+    """SGLang's reading of a residual by a norm, for the norm behind the last stage."""
+
+    completing_fusions = (
+        ReadoutFusion(SumGroup.MOE_OUTPUT, run=_sum_and_norm, reads=True, carried=True),
+    )
+
+    def accepts_pending_update(self, update: Any) -> bool:
+        return bool(update.is_plain_add)
+
+
+_FINAL = _FinalRead()
