@@ -109,7 +109,11 @@ def sglang_communicator(device: Any) -> Any:
     from sglang.srt.distributed.device_communicators.custom_all_reduce import (
         dispatch_custom_allreduce,
     )
+    from sglang.srt.distributed.parallel_state import init_distributed_environment
 
+    ranks, rank = dist.get_world_size(), dist.get_rank()
+    # Its check of peer access waits for the world group.
+    init_distributed_environment(ranks, rank, local_rank=rank, backend="nccl")
     group = dist.new_group(backend="gloo")
     return dispatch_custom_allreduce(group=group, device=device)(group=group, device=device)
 

@@ -177,12 +177,14 @@ def parse_batches(spec: str, length: int) -> list[tuple[int, int]]:
 
 
 def free_gib() -> float:
-    """Of the first GPU, whoever uses the rest."""
+    """Of the first GPU, whoever uses the rest. By NVML, like `used_gib`: a CUDA context would need
+    half a GiB of what the engine has left."""
     import torch
 
     if not torch.cuda.is_available():
         return 0.0
-    return round(torch.cuda.mem_get_info(0)[0] / 2**30, 2)
+    total = torch.cuda.get_device_properties(0).total_memory
+    return round((total - torch.cuda.device_memory_used(0)) / 2**30, 2)
 
 
 def used_gib(args: argparse.Namespace) -> list[float]:

@@ -213,6 +213,7 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("runtime_context:get_server_args"),
     Needs("runtime_context:get_schedule"),
     Needs("runtime_context:get_stream"),
+    Needs("runtime_context:set_stream", ("name", "stream")),
     Needs("distributed:tensor_model_parallel_all_reduce"),
     Needs("distributed:get_tp_group"),
     Needs("distributed.parallel_state:GroupCoordinator.all_gather_object", ("obj",)),

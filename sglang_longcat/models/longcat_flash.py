@@ -36,7 +36,7 @@ from sglang_longcat.layers.fused_sums import SumNorm, final_norm
 from sglang_longcat.layers.linear import LongcatMLP, prefer_kernels
 from sglang_longcat.layers.moe import LongcatMoE, Mixture
 from sglang_longcat.layers.ngram_embedding import NgramEmbedding
-from sglang_longcat.models.branch import Branch, prepare_branches
+from sglang_longcat.models.branch import beside, prepare_streams
 from sglang_longcat.models.reduction import adds_once, sums_together
 from sglang_longcat.models.unsupported import refuse_unsupported
 from sglang_longcat.weights import CheckpointReader, DraftReader
@@ -175,23 +175,25 @@ class LongcatDecoderLayer(nn.Module):
                 )
             return boundary.finish(hidden, forward_batch)
 
-        hidden_states = attend(0, self.attn_boundary, hidden_states)
-        hidden_states = self.moe_boundary.prepare(hidden_states, forward_batch)
+        def dense(hidden: torch.Tensor) -> torch.Tensor:
+            hidden = self.first_ffn_boundary.branch_input(self.moe_boundary, hidden, forward_batch)
+            hidden = self.first_ffn_boundary.finish(self.mlps[0](hidden), forward_batch)
+            hidden = attend(1, self.second_attn_boundary, hidden)
+            hidden = self.second_ffn_boundary.prepare(hidden, forward_batch)
+            return cast(torch.Tensor, self.mlps[1](hidden))
+
+        x = attend(0, self.attn_boundary, hidden_states)
+        x = self.moe_boundary.prepare(x, forward_batch)
         adds_identity = adds_once(self.moe_boundary, forward_batch)
-        shortcut = Branch(lambda x: cast(Mixture, self.mlp(x, adds_identity)), hidden_states)
-        hidden_states = self.first_ffn_boundary.branch_input(
-            self.moe_boundary, hidden_states, forward_batch
+        mixture, hidden_states = beside(
+            x, lambda: cast(Mixture, self.mlp(x, adds_identity)), lambda: dense(x)
         )
-        hidden_states = self.first_ffn_boundary.finish(self.mlps[0](hidden_states), forward_batch)
-        hidden_states = attend(1, self.second_attn_boundary, hidden_states)
-        hidden_states = self.second_ffn_boundary.prepare(hidden_states, forward_batch)
-        hidden_states = self.mlps[1](hidden_states)
         together = sums_together(self.moe_boundary, self.second_ffn_boundary, forward_batch)
         if together:
-            hidden_states = shortcut.join().sum(hidden_states)
+            hidden_states = mixture.sum(hidden_states)
         hidden_states = self.second_ffn_boundary.finish(hidden_states, forward_batch)
         if not together:
-            contribution = self.moe_boundary.branch_output(shortcut.join().sum(), forward_batch)
+            contribution = self.moe_boundary.branch_output(mixture.sum(), forward_batch)
             hidden_states = self.moe_boundary.merge_branch(
                 contribution, hidden_states, self.second_ffn_boundary, forward_batch
             )
@@ -210,7 +212,7 @@ class LongcatModel(upstream.LongcatFlashModel):
         nn.Module.__init__(self)
         self.vocab_size = config.vocab_size
         self.use_ngram_embedding = True
-        prepare_branches()
+        prepare_streams()
         with layer_stack():
             self.layers = nn.ModuleList(
                 LongcatDecoderLayer(config, i, quant_config, add_prefix(f"layers.{i}", prefix))

@@ -62,7 +62,8 @@ def rows(memory: HostMemory, request: pytest.FixtureRequest) -> RowTable:
     pinned = rows_of(memory)
     if request.param == "host":
         return pinned
-    return dataclasses.replace(pinned, storage=pinned.storage.cuda())
+    # Through a plain copy: pinned gigabyte by gigabyte, its memory is not one region to CUDA.
+    return dataclasses.replace(pinned, storage=pinned.storage.clone().cuda())
 
 
 def check(found: torch.Tensor, ids: torch.Tensor) -> None:

@@ -1,9 +1,8 @@
-"""When a branch of a layer runs on the second stream, and that it holds its input until joined.
+"""When the branches of a layer run beside each other, and which of them the GPU prefers.
 
-The streams themselves run in the engines of tests/model/*_gpu.py, whose decode steps are captured.
+What they compute is checked in the engines of tests/model/*_gpu.py, whose steps are captured.
 """
 
-import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -33,16 +32,41 @@ def test_small_captured_steps_on_a_gpu_only(capturing, monkeypatch):
     assert not branch.runs_beside(step(1))
 
 
-def test_elsewhere_it_runs_at_once():
-    branched = branch.Branch(lambda x: x * 2, torch.ones(3))
-    assert branched.join().tolist() == [2.0, 2.0, 2.0]
+def test_elsewhere_one_follows_the_other():
+    done = []
+    results = branch.beside(
+        torch.ones(3), lambda: done.append("wide"), lambda: done.append("chain")
+    )
+    assert results == (None, None)
+    assert done == ["wide", "chain"]
 
 
-def test_the_input_lives_as_long_as_the_branch():
-    """Red if x may be freed, and written over, while the second stream still reads it."""
-    x = torch.ones(3)
-    alive, branched = weakref.ref(x), branch.Branch(lambda x: x + 1, x)
-    del x
-    assert alive() is not None
-    del branched
-    assert alive() is None
+@pytest.mark.gpu
+def test_the_chain_goes_first_where_both_want_the_gpu(capturing, monkeypatch):
+    """Red if the chain loses its priority in a captured graph: then it queues behind the wide
+    kernels, each of which has more blocks than the GPU holds, and ends after them."""
+    monkeypatch.setattr(branch, "prepare_streams", lambda: torch.cuda.Stream(priority=-1))
+    large, small = torch.ones(1 << 28, device="cuda"), torch.ones(1 << 10, device="cuda")
+    ends = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(3)]
+
+    def repeat(x, times, end):
+        for _ in range(times):
+            x.mul_(1.0)
+        end.record()
+
+    def step():
+        ends[0].record()
+        small_step = small.view(1, -1)
+        branch.beside(
+            small_step, lambda: repeat(large, 8, ends[1]), lambda: repeat(small, 32, ends[2])
+        )
+
+    graph = torch.cuda.CUDAGraph()
+    step()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        step()
+    graph.replay()
+    torch.cuda.synchronize()
+    wide, chain = (ends[0].elapsed_time(end) for end in ends[1:])
+    assert chain < wide / 2
