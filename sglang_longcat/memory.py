@@ -31,9 +31,14 @@ _MB_PER_PREFIX_TOKEN = 28 / 1024
 PREFIX_TOKENS = 32768  # expanded at a time, a quarter of SGLang's default
 _MB_PER_GRAPH_ROW = 3.5  # 0.9 GiB for graphs of up to 256 rows
 _MB_PER_RANK = 256  # custom all-reduce and NCCL buffers
+# Rows gathered from the replicas and their exchange. Without it, 0.4 GiB were left on two H200s
+# after prompts of 4,096, and a request for 2 GiB had been refused first.
+_MB_ATTENTION_DP = 2048
 
 
-def reserve_mb(prefill_tokens: int, graph_rows: int, ranks: int) -> float:
+def reserve_mb(
+    prefill_tokens: int, graph_rows: int, ranks: int, *, attention_dp: bool = False
+) -> float:
     """Memory to leave outside of the static share, in MiB."""
     return (
         _BASE_MB
@@ -41,6 +46,7 @@ def reserve_mb(prefill_tokens: int, graph_rows: int, ranks: int) -> float:
         + _MB_PER_PREFIX_TOKEN * PREFIX_TOKENS
         + _MB_PER_GRAPH_ROW * graph_rows
         + (_MB_PER_RANK * ranks if ranks > 1 else 0)
+        + (_MB_ATTENTION_DP if attention_dp else 0)
     )
 
 
@@ -65,7 +71,8 @@ def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> N
     memory = get_device_memory_capacity(cfg.device)
     prefill = cfg.chunked_prefill_size
     prefill = prefill if prefill > 0 else cfg.max_prefill_tokens
-    reserve = reserve_mb(prefill, cfg.cuda_graph_config.decode.max_bs or 0, cfg.tp_size)
+    rows, dp = cfg.cuda_graph_config.decode.max_bs or 0, cfg.enable_dp_attention
+    reserve = reserve_mb(prefill, rows, cfg.tp_size, attention_dp=dp)
     reserve += allreduce_fusion.workspace_mb(cfg)
     fraction = round(1 - reserve / memory, 3)
     if fraction > cfg.mem_fraction_static:
