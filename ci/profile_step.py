@@ -7,8 +7,8 @@ torch's profiler and takes the median step; a step begins where the kernel that 
 ids starts, which runs once a forward of the target. Per step: kernels, span, busy (the union
 over streams), idle (span - busy), and time per kernel name. DIR gets one JSON a step with every
 kernel in order. The profiler adds about 1 us to each kernel that a stream waits for, so spans are
-longer than `bench_engine.py`'s TPOT; shares are what to read. With speculation in --engine it
-also prints the step by phase (`profile_phases`).
+longer than `bench_engine.py`'s TPOT; shares are what to read. With speculation it also
+prints the step by phase (`profile_phases`).
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def trace_arm(args: argparse.Namespace) -> None:
             step = median_step(read_trace(Path(directory)))
         name = f"{args.arm}-{size}x{length}"
         print_step(name, step, args.rows)
-        if "speculative" in args.engine:
+        if "speculative" in args.engine + str(bench_engine.ARMS[args.arm].engine):
             print(profile_phases.table(profile_phases.summary(step.kernels, step.end)), flush=True)
         if args.out:
             args.out.mkdir(parents=True, exist_ok=True)

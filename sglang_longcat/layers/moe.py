@@ -50,7 +50,7 @@ class Mixture:
 
 
 class LongcatMoE(LongcatFlashMoE):
-    """`forward(x [T, hidden], adds_identity) -> Mixture`; x is left as it is."""
+    """`forward(x [T, hidden], route(x), adds_identity) -> Mixture`; x is left as it is."""
 
     def __init__(self, config: LongcatFlashConfig, **options: Any) -> None:
         super().__init__(config=config, **options)
@@ -64,7 +64,7 @@ class LongcatMoE(LongcatFlashMoE):
         # For `_finalizes`: the second GEMM multiplies by the router's weights either way.
         runner.no_combine_keep_router_weight = True
 
-    def _route(self, hidden_states: torch.Tensor) -> Routing:
+    def route(self, hidden_states: torch.Tensor) -> Routing:
         classifier, bias = self.router.classifier, self.router.e_score_correction_bias
         options = {
             "top_k": self.top_k,
@@ -76,8 +76,9 @@ class LongcatMoE(LongcatFlashMoE):
             return route_tokens(hidden_states, classifier.weight, bias, **options)
         return route(self.router(hidden_states), bias, **options)
 
-    def forward(self, hidden_states: torch.Tensor, adds_identity: bool) -> Mixture:
-        routing = self._route(hidden_states)
+    def forward(
+        self, hidden_states: torch.Tensor, routing: Routing, adds_identity: bool
+    ) -> Mixture:
         # In place of logits, which no runner reads here; SGLang's graph op insists on a tensor.
         chosen = StandardTopKOutput(routing.weights, routing.expert_ids, routing.weights)
         runner = self.experts.moe_runner_config

@@ -186,7 +186,10 @@ class LongcatDecoderLayer(nn.Module):
         x = self.moe_boundary.prepare(x, forward_batch)
         adds_identity = adds_once(self.moe_boundary, forward_batch)
         mixture, hidden_states = beside(
-            x, lambda: cast(Mixture, self.mlp(x, adds_identity)), lambda: dense(x)
+            x,
+            urgent=lambda: self.mlp.route(x),
+            wide=lambda routing: cast(Mixture, self.mlp(x, routing, adds_identity)),
+            chain=lambda: dense(x),
         )
         together = sums_together(self.moe_boundary, self.second_ffn_boundary, forward_batch)
         if together:

@@ -116,16 +116,17 @@ def on_one_gpu(checkpoint: Path, prompts: list[list[int]]) -> list[dict[str, Any
     return generate(checkpoint, prompts, attention_backend="flashinfer")
 
 
-def on_gpus(tp: int, ep: int, dp: int = 1) -> Any:
-    name = f"tp{tp}-ep{ep}" + (f"-dp{dp}" if dp > 1 else "")
-    return pytest.param(tp, ep, dp, id=name, marks=pytest.mark.multi_gpu(tp))
+def on_gpus(tp: int, ep: int, dp: int = 1, tables: str = "device") -> Any:
+    name = f"tp{tp}-ep{ep}" + (f"-dp{dp}" if dp > 1 else "") + f"-{tables}"
+    return pytest.param(tp, ep, dp, tables, id=name, marks=pytest.mark.multi_gpu(tp))
 
 
 @pytest.mark.parametrize(
-    ("tp", "ep", "dp"),
+    ("tp", "ep", "dp", "tables"),
     [
         *(on_gpus(tp, ep) for tp in (2, 4, 8) for ep in (1, tp)),
-        *(on_gpus(tp, tp, dp=tp) for tp in (2, 4, 8)),
+        *(on_gpus(tp, tp, tables="host") for tp in (2, 4, 8)),
+        *(on_gpus(tp, tp, dp=tp, tables="host") for tp in (2, 4, 8)),
     ],
 )
 def test_many_gpus(
@@ -135,12 +136,14 @@ def test_many_gpus(
     tp: int,
     ep: int,
     dp: int,
+    tables: str,
 ) -> None:
     """Red if the identity part or a word row is added once per rank, or if a rank's share is
     another's: then greedy tokens leave those of one GPU where the choice was not close."""
     results = generate(
         checkpoint,
         prompts,
+        tables,
         attention_backend="flashinfer",
         tp_size=tp,
         ep_size=ep,

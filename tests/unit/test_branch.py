@@ -35,19 +35,25 @@ def test_small_captured_steps_on_a_gpu_only(capturing, monkeypatch):
 def test_elsewhere_one_follows_the_other():
     done = []
     results = branch.beside(
-        torch.ones(3), lambda: done.append("wide"), lambda: done.append("chain")
+        torch.ones(3),
+        urgent=lambda: done.append("urgent") or 1,
+        wide=lambda given: done.append("wide") or given + 1,
+        chain=lambda: done.append("chain") or 3,
     )
-    assert results == (None, None)
-    assert done == ["wide", "chain"]
+    assert results == (2, 3)
+    assert done == ["urgent", "wide", "chain"]
 
 
 @pytest.mark.gpu
 def test_the_chain_goes_first_where_both_want_the_gpu(capturing, monkeypatch):
     """Red if the chain loses its priority in a captured graph: then it queues behind the wide
     kernels, each of which has more blocks than the GPU holds, and ends after them."""
-    monkeypatch.setattr(branch, "prepare_streams", lambda: torch.cuda.Stream(priority=-1))
-    large, small = torch.ones(1 << 28, device="cuda"), torch.ones(1 << 10, device="cuda")
-    ends = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(3)]
+    streams = [torch.cuda.Stream(priority=value) for value in branch.PRIORITIES.values()]
+    monkeypatch.setattr(branch, "prepare_streams", lambda: streams)
+    large, small = torch.ones(1 << 28, device="cuda"), torch.ones(1, 1 << 10, device="cuda")
+    begin, routed, wide, chain = (
+        torch.cuda.Event(enable_timing=True, external=True) for _ in range(4)
+    )
 
     def repeat(x, times, end):
         for _ in range(times):
@@ -55,18 +61,19 @@ def test_the_chain_goes_first_where_both_want_the_gpu(capturing, monkeypatch):
         end.record()
 
     def step():
-        ends[0].record()
-        small_step = small.view(1, -1)
+        begin.record()
         branch.beside(
-            small_step, lambda: repeat(large, 8, ends[1]), lambda: repeat(small, 32, ends[2])
+            small,
+            urgent=lambda: repeat(small, 2, routed),
+            wide=lambda _: repeat(large, 8, wide),
+            chain=lambda: repeat(small, 32, chain),
         )
 
-    graph = torch.cuda.CUDAGraph()
     step()
     torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
     graph.replay()
     torch.cuda.synchronize()
-    wide, chain = (ends[0].elapsed_time(end) for end in ends[1:])
-    assert chain < wide / 2
+    assert begin.elapsed_time(chain) < begin.elapsed_time(wide) / 2

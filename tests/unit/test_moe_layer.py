@@ -52,12 +52,14 @@ def layer():
 def test_our_sum_equals_sglangs(layer, monkeypatch, adds_identity):
     """Red if a rank adds the identity part in one way only, or a slot without an expert is read."""
     x = torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(0))
-    theirs = layer(x, adds_identity).sum()
+    theirs = layer(x, layer.route(x), adds_identity).sum()
     monkeypatch.setattr(layer, "_finalizes", lambda x: True)
-    torch.testing.assert_close(layer(x, adds_identity).sum(), theirs)
-    torch.testing.assert_close(layer(x, adds_identity).sum(x), theirs + x)
+    torch.testing.assert_close(layer(x, layer.route(x), adds_identity).sum(), theirs)
+    torch.testing.assert_close(layer(x, layer.route(x), adds_identity).sum(x), theirs + x)
     monkeypatch.undo()
-    torch.testing.assert_close(layer(x, adds_identity).sum(x), theirs + x)  # switched back
+    torch.testing.assert_close(
+        layer(x, layer.route(x), adds_identity).sum(x), theirs + x
+    )  # switched back
 
 
 def test_only_decode_steps_on_a_gpu_with_tritons_gemm(layer):
