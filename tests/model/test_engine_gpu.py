@@ -45,7 +45,7 @@ def generate(
 ) -> list[dict[str, Any]]:
     """theirs: which of our kernels SGLang's replace."""
     gpu = {"device": "cuda", "dtype": "bfloat16", "disable_cuda_graph": False}
-    env = {"LONGCAT_NGRAM_TABLES": tables, "LONGCAT_SGLANG_OPS": theirs}
+    env = {"LONGCAT_NGRAM_TABLES": tables} | ({"LONGCAT_SGLANG_OPS": theirs} if theirs else {})
     with engine(path, spawn=True, timeout=400, env=env, **gpu, **SMALL, **flags) as llm:
         results: list[dict[str, Any]] = llm.generate(
             input_ids=prompts,
