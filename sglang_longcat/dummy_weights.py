@@ -50,8 +50,8 @@ def spread_routing(_result: None, model: nn.Module, *_args: object, **_kwargs: o
 
 
 def fill_fp8(weight: torch.Tensor, generator: torch.Generator) -> None:
-    """Random signs and mantissas, 0.5 to 0.94: in place, for half of the GPU's memory may be one
-    tensor. Dummy norm weights are 1e-3, so that sums over thousands of columns stay small."""
+    """Random signs and mantissas, 0.5 to 0.94, in place. Dummy norm weights are 1e-3, so that sums
+    over thousands of columns stay small."""
     import torch
 
     bits = weight.view(torch.uint8)

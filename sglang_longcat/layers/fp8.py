@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+from flashinfer.norm import fused_add_rmsnorm_fp8_block_quant
 from sglang.kernels.ops.quantization.per_token_group_quant import per_token_group_quant
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
@@ -91,8 +92,6 @@ def add_norm_quantise(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, Pair]:
     """residual += x, in place; returns its norm, and that quantised."""
-    from flashinfer.norm import fused_add_rmsnorm_fp8_block_quant  # 4 s, and needless on a CPU
-
     tokens, width = x.shape
     normed, q = torch.empty_like(x), torch.empty_like(x, dtype=torch.float8_e4m3fn)
     rows = scale_rows(tokens, width, x.device)
