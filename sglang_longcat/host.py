@@ -21,7 +21,7 @@ SUPPORTED = "==0.5.23"
 class Needs:
     """An SGLang attribute, and the parameters we pass to it (empty: it only has to exist)."""
 
-    target: str  # "module:attribute.path" below sglang.srt
+    target: str  # "module:attribute.path" below sglang.srt; "kernels." below sglang
     parameters: tuple[str, ...] = ()
 
 
@@ -200,6 +200,26 @@ ATTRIBUTES: tuple[Needs, ...] = (
         "layers.layernorm:RMSNorm.forward_with_allreduce_fusion",
         ("x", "residual", "post_residual_addition", "use_attn_tp_group"),
     ),
+    # block FP8 on a GPU
+    Needs("layers.layernorm:RMSNorm.forward"),
+    Needs("layers.layernorm:RMSNorm.forward_cuda", ("x", "residual", "post_residual_addition")),
+    Needs("layers.quantization.fp8:Fp8LinearMethod", ("quant_config",)),
+    Needs(
+        "layers.quantization.fp8_utils:deepgemm_w8a8_block_fp8_linear_with_fallback",
+        ("input", "weight", "block_size", "weight_scale", "input_scale"),
+    ),
+    Needs("layers.moe.fused_moe_triton.layer:FusedMoE.forward", ("pre_quant_input",)),
+    Needs("runtime_context:get_platform"),
+    Needs(
+        "kernels.ops.quantization.per_token_group_quant:per_token_group_quant",
+        (
+            "input",
+            "group_size",
+            "column_major_scales",
+            "fuse_silu_and_mul",
+            "silu_and_mul_mode",
+        ),
+    ),
     Needs("layers.dp_attention:attn_tp_all_reduce"),
     Needs("layers.dp_attention:is_dp_attention_enabled"),
     Needs("layers.moe.topk:StandardTopKOutput", ("topk_weights", "topk_ids", "router_logits")),
@@ -312,7 +332,8 @@ def problems() -> list[str]:
 def _mismatch(needs: Needs) -> Iterator[str]:
     module_name, _, path = needs.target.partition(":")
     try:
-        attribute: Any = importlib.import_module(f"sglang.srt.{module_name}")
+        package = "sglang" if module_name.startswith("kernels.") else "sglang.srt"
+        attribute: Any = importlib.import_module(f"{package}.{module_name}")
         for name in path.split("."):
             attribute = getattr(attribute, name)
     except (ImportError, AttributeError) as error:

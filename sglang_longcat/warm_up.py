@@ -49,6 +49,7 @@ def kernel_sizes(
         ring=RING,
         columns=table.columns,
         fp8_rows=table.scaled,
+        fp8_inputs=config.quant is not None and config.quant.is_block_fp8,
         windows=tuple(sorted({1, draft_tokens or 1})),
         projections=_projections(config, mlp_ranks, attention_ranks, draft_tokens is not None),
     )

@@ -8,18 +8,26 @@ product with our rope, which is what `FUSED_TOKENS` switches to.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from timing import Call, Case, Implementation, Row, parse, run
 
-from longcat_kernels.mla_prologue import absorb_query, norm_and_store, reference
+from longcat_kernels.fp8_inputs import GROUP
+from longcat_kernels.mla_prologue import (
+    absorb_query,
+    norm_and_store,
+    norm_quantise_and_store,
+    reference,
+)
 from longcat_kernels.mla_prologue import workloads as lite
 from longcat_kernels.mla_prologue.workloads import Inputs, make_inputs
 
 
-def stored_cases() -> list[Case]:
-    return [Case(f"T {n}", n, lite.bytes_stored(n), flops=0) for n in lite.BATCHES]
+def stored_cases(*, fp8: bool = False) -> list[Case]:
+    return [Case(f"T {n}", n, lite.bytes_stored(n, fp8=fp8), flops=0) for n in lite.BATCHES]
 
 
 def absorbed_cases() -> list[Case]:
@@ -36,8 +44,8 @@ def implementation(
     return Implementation(name, prepare, cuda_only=cuda_only)
 
 
-def store(one: Inputs) -> object:
-    return norm_and_store(
+def store(one: Inputs, op: Callable[..., object] = norm_and_store) -> object:
+    return op(
         one.qkv,
         one.q_weight,
         one.kv_weight,
@@ -49,10 +57,40 @@ def store(one: Inputs) -> object:
     )
 
 
-def store_plainly(one: Inputs) -> object:
+def store_plainly(one: Inputs, op: Callable[..., object] = reference.norm_and_store) -> object:
     weights = one.q_weight, one.kv_weight, lite.EPS
     where = one.positions, one.cos_sin, one.slots, one.kv_buffer
-    return reference.norm_and_store(one.qkv, *weights, *where, False)
+    return op(one.qkv, *weights, *where, False)
+
+
+def stored_fp8(options: argparse.Namespace) -> list[Implementation]:
+    """With the query latent quantised for a block-FP8 second projection."""
+    device = options.device
+    found = [
+        implementation("ours", device, lambda one: store(one, norm_quantise_and_store)),
+        implementation(
+            "reference",
+            device,
+            lambda one: store_plainly(one, reference.norm_quantise_and_store),
+            cuda_only=False,
+        ),
+    ]
+    if options.no_sglang:
+        return found
+    # Our kernel with SGLang's quantisation after it, and SGLang's kernels alone.
+    return [
+        *found,
+        implementation("apart", device, lambda one: quantise_in_sglang(store(one))),
+        implementation("sglang", device, lambda one: quantise_in_sglang(store_in_sglang(one))),
+    ]
+
+
+def quantise_in_sglang(q_lora: Any) -> object:
+    from sglang.kernels.ops.quantization.fp8_kernel import sglang_per_token_group_quant_fp8
+
+    return sglang_per_token_group_quant_fp8(
+        q_lora, GROUP, column_major_scales=True, scale_tma_aligned=True
+    )
 
 
 def store_in_sglang(one: Inputs) -> object:
@@ -114,6 +152,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
         stored.append(implementation("sglang", device, store_in_sglang))
         absorbed.append(implementation("sglang", device, absorb_in_sglang))
     rows = run("mla_prologue_store", stored_cases(), stored, options)
+    rows += run("mla_prologue_store_fp8", stored_cases(fp8=True), stored_fp8(options), options)
     return rows + run("mla_prologue_absorb", absorbed_cases(), absorbed, options)
 
 

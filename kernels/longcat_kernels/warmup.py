@@ -61,6 +61,7 @@ class Sizes:
     ring: int = ngram_ids.RING
     columns: int = ngram_rows.COLUMNS  # of a row, on one rank
     fp8_rows: bool = False
+    fp8_inputs: bool = False  # of projections, whose weights are block FP8
     windows: tuple[int, ...] = (1,)  # tokens a request feeds in decode, and in verification
     projections: tuple[small_linear.Shape, ...] = small_linear.LITE  # bf16 weights, on one rank
 

@@ -23,11 +23,16 @@ from sglang.srt.models.deepseek_v2 import DeepseekV2AttentionMLA
 from sglang.srt.runtime_context import get_exec
 
 from longcat_kernels.mla_decode import mla_decode
-from longcat_kernels.mla_prologue import absorb_query, norm_and_store
+from longcat_kernels.mla_prologue import absorb_query, norm_and_store, norm_quantise_and_store
 from sglang_longcat import env
+from sglang_longcat.layers.fp8 import accepts_pair
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+    from longcat_kernels.fp8_inputs import Pair
 
 # These attend to the pool's rows and take queries with both parts side by side. Others read the
 # batch's own keys in a verification (triton), or rotate themselves (trtllm_mla).
@@ -73,7 +78,11 @@ class LongcatAttention(DeepseekV2AttentionMLA):
         """Stores the KV rows; returns the queries."""
         rope = self.rotary_emb
         angles = {"positions": positions, "cos_sin": rope.cos_sin_cache, "neox": rope.is_neox_style}
-        q_lora = norm_and_store(
+        fused = accepts_pair(self.q_b_proj) and env.takes_ours("fp8_query")
+        store: Callable[..., torch.Tensor | Pair] = (
+            norm_quantise_and_store if fused else norm_and_store
+        )
+        q_lora = store(
             get_attn_tp_context().fetch_qkv_latent(),
             self.q_a_layernorm.weight,
             self.kv_a_layernorm.weight,

@@ -20,6 +20,7 @@ from sglang.srt.runtime_context import get_exec
 
 from longcat_kernels.small_linear import linear, pays, swiglu_linear
 from sglang_longcat import env
+from sglang_longcat.layers.fp8 import accepts_pair, prefer_pairs, quantises, swiglu_quantise
 
 if TYPE_CHECKING:
     from longcat_kernels.small_linear.configs import Op
@@ -35,16 +36,20 @@ class SmallLinearMethod(UnquantizedLinearMethod):
 
 
 class LongcatMLP(upstream.LongcatFlashMLP):
-    """down(silu(gate x) * up x); the first half is one kernel for a few tokens."""
+    """down(silu(gate x) * up x); the first half is one kernel for a few tokens, in block FP8 SwiGLU
+    quantises for down."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         prefer_kernels(self.gate_up_proj, self.down_proj)
+        prefer_pairs(self.gate_up_proj, self.down_proj)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not takes_kernel("swiglu_linear", self.gate_up_proj, x):
-            return super().forward(x)
-        return self.down_proj(swiglu_linear(x, self.gate_up_proj.weight))[0]
+        if takes_kernel("swiglu_linear", self.gate_up_proj, x):
+            return self.down_proj(swiglu_linear(x, self.gate_up_proj.weight))[0]
+        if accepts_pair(self.down_proj) and quantises("fp8_swiglu", x):
+            return self.down_proj(swiglu_quantise(self.gate_up_proj(x)[0]))[0]
+        return super().forward(x)
 
 
 def prefer_kernels(*layers: torch.nn.Module) -> None:

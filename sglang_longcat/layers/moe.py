@@ -21,6 +21,7 @@ from longcat_kernels.expert_finalize import finalize
 from longcat_kernels.identity_experts import add_identity_
 from longcat_kernels.moe_router import Routing, fuses, route, route_tokens
 from sglang_longcat import env
+from sglang_longcat.layers.fp8 import accepts_pair, pair_of
 
 if TYPE_CHECKING:
     from sglang.srt.configs import LongcatFlashConfig
@@ -83,7 +84,9 @@ class LongcatMoE(LongcatFlashMoE):
         chosen = StandardTopKOutput(routing.weights, routing.expert_ids, routing.weights)
         runner = self.experts.moe_runner_config
         runner.no_combine = self._finalizes(hidden_states)
-        output = self.experts(hidden_states, chosen)
+        pair = pair_of(hidden_states) if accepts_pair(self.experts) else None
+        prepared = {} if pair is None else {"pre_quant_input": pair}
+        output = self.experts(hidden_states, chosen, **prepared)
         identity = (hidden_states, routing.identity_weight) if adds_identity else (None, None)
         return Mixture(output, routing.expert_ids, *identity)
 

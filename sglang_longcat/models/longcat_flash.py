@@ -32,10 +32,12 @@ from torch import nn
 from sglang_longcat import env, hooks, metrics, plugin
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.layers.attention import LongcatAttention
+from sglang_longcat.layers.fp8 import prefer_pairs
 from sglang_longcat.layers.fused_sums import SumNorm, final_norm
 from sglang_longcat.layers.linear import LongcatMLP, prefer_kernels
 from sglang_longcat.layers.moe import LongcatMoE, Mixture
 from sglang_longcat.layers.ngram_embedding import NgramEmbedding
+from sglang_longcat.layers.norm import StageNorm
 from sglang_longcat.models.branch import beside, prepare_streams
 from sglang_longcat.models.reduction import adds_once, sums_together
 from sglang_longcat.models.unsupported import refuse_unsupported
@@ -77,6 +79,7 @@ def mla_attention(
     )
     # Not the fused q_a and kv_a projection, for which SGLang has a kernel of its own.
     prefer_kernels(attention.q_b_proj, attention.o_proj)
+    prefer_pairs(attention.fused_qkv_a_proj_with_mqa, attention.q_b_proj)
     return attention
 
 
@@ -118,7 +121,7 @@ class LongcatDecoderLayer(nn.Module):
             for i in range(2)
         )
         self.input_layernorm, self.post_attention_layernorm = (
-            nn.ModuleList(SumNorm(config.hidden_size, eps=config.rms_norm_eps) for _ in range(2))
+            nn.ModuleList(StageNorm(config.hidden_size, eps=config.rms_norm_eps) for _ in range(2))
             for _ in range(2)
         )
         self.mlps = nn.ModuleList(
@@ -137,7 +140,19 @@ class LongcatDecoderLayer(nn.Module):
             quant_config=quant_config,
             prefix=add_prefix("mlp", prefix),
         )
+        self._feed_norms()
         self._declare_stages()
+
+    def _feed_norms(self) -> None:
+        """Tell the norms who reads them; the router reads bf16."""
+        consumers: tuple[tuple[Any, ...], ...] = (
+            *((attention.fused_qkv_a_proj_with_mqa,) for attention in self.self_attn),
+            (self.mlps[0].gate_up_proj, self.mlp.experts),
+            (self.mlps[1].gate_up_proj,),
+        )
+        norms = (*self.input_layernorm, *self.post_attention_layernorm)
+        for norm, layers in zip(norms, consumers, strict=True):
+            cast(StageNorm, norm).feed(*layers)
 
     def _declare_stages(self) -> None:
         """The order in which SGLang's layer boundaries move rows, add residuals and reduce."""

@@ -34,8 +34,8 @@ from torch import nn
 
 from sglang_longcat import env
 from sglang_longcat.config import LongcatConfig
-from sglang_longcat.layers.fused_sums import SumNorm
 from sglang_longcat.layers.linear import LongcatMLP, prefer_kernels
+from sglang_longcat.layers.norm import StageNorm
 from sglang_longcat.models.longcat_flash import mla_attention
 from sglang_longcat.weights import DraftReader
 
@@ -61,8 +61,10 @@ class LongcatDraftLayer(upstream_nextn.LongcatFlashDenseDecoderLayer):
             quant_config=quant_config,
             prefix=f"{_LAYER}.transformer_layer.mlp",
         )
-        self.input_layernorm = SumNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = SumNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = StageNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm.feed(self.self_attn.fused_qkv_a_proj_with_mqa)
+        self.post_attention_layernorm = StageNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm.feed(self.mlp.gate_up_proj)
         latent = {"qkv_latent_func": self.self_attn.prepare_qkv_latent}
         self.attn_boundary, self.ffn_boundary = append_stages(
             (declare_attn(), self.input_layernorm, latent),

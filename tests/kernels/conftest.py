@@ -12,6 +12,7 @@ import os
 from typing import Any
 
 import pytest
+import torch
 from kernel_ops import OPS
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -25,6 +26,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     for op in OPS:
         monkeypatch.setattr(f"longcat_kernels.{op}.use_triton", lambda tensor: True)
     _multiply_bf16(monkeypatch)
+    _round_to_fp8(monkeypatch)
     return "cpu"
 
 
@@ -46,3 +48,19 @@ def _multiply_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
         return dot(self, widened(a), widened(b), *rest)
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+
+
+def _round_to_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.8's interpreter loses the carry where a mantissa rounds up to the next power."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    convert = InterpreterBuilder.create_fp_to_fp
+
+    def create_fp_to_fp(self: Any, source: Any, target: Any, *rest: Any) -> Any:
+        if target.scalar != tl.float8e4nv:
+            return convert(self, source, target, *rest)
+        rounded = torch.from_numpy(source.data).to(torch.float8_e4m3fn)
+        return TensorHandle(rounded.view(torch.uint8).numpy(), tl.float8e4nv)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_fp_to_fp", create_fp_to_fp)

@@ -16,7 +16,9 @@ TABLES = {
     "expert_finalize": ["expert_finalize"],
     "mla_decode": ["mla_decode"],
     "small_linear": ["small_linear"],
-    "mla_prologue": ["mla_prologue_store", "mla_prologue_absorb"],
+    "fp8_linear": ["fp8_linear"],
+    "fp8_inputs": ["fp8_inputs_norm", "fp8_inputs_swiglu"],
+    "mla_prologue": ["mla_prologue_store", "mla_prologue_store_fp8", "mla_prologue_absorb"],
 }
 
 

@@ -29,7 +29,7 @@ POINTERS = {
     **dict.fromkeys(("_gemv_kernel", "_mma_kernel"), dict.fromkeys(("x", "w", "out"), "*bf16")),
     "_add_identity_kernel": {"out": "*bf16", "x": "*bf16", "weight": "*fp32"},
     "_norm_and_store_kernel": {
-        **dict.fromkeys(("qkv", "q_weight", "kv_weight", "kv_buffer", "out"), "*bf16"),
+        **dict.fromkeys(("qkv", "q_weight", "kv_weight", "kv_buffer", "out", "scales"), "*bf16"),
         **dict.fromkeys(("positions", "slots"), "*i64"),
         "cos_sin": "*fp32",
     },
@@ -57,7 +57,8 @@ NGRAM = {"RING": 16, "N": 4, "EOS": 2, "BLOCK": 16, "PDL": True}
 IDS = {**NGRAM, "ROWS": False, "SCALED": False, "COLUMNS": 1}
 ROWS = {**NGRAM, "ROWS": True, "COLUMNS": 256}
 WIDTHS = {"LATENT": 512, "ROPE": 64, "PDL": True}
-STORE = {**WIDTHS, "Q": 1536, "Q_BLOCK": 2048, "LATENT_BLOCK": 512}
+STORE = {**WIDTHS, "Q": 1536, "Q_BLOCK": 2048, "LATENT_BLOCK": 512, "GROUP": 0}
+QUANTISED = {"out": "*fp8e4nv", "scales": "*fp32"}
 ABSORB = {**WIDTHS, "NOPE": 128, "NOPE_BLOCK": 128, "COLUMNS": 64, "TILES": 8}
 MLA = {"RANK": 512, "ROPE": 64, "PDL": True}
 DECODE = {**MLA, "WIDTH": 1, "HEADS": 32, "KEYS": 64}
@@ -86,6 +87,13 @@ CASES = [
             ("_absorb_query_kernel", {**ABSORB, "TOKENS": 16}),
             ("_absorb_query_kernel", {**ABSORB, "TOKENS": 64}),
         )
+    ),
+    (
+        "mla_prologue",
+        "_norm_and_store_kernel",
+        QUANTISED,
+        {**STORE, "GROUP": 128, "NEOX": False},
+        4,
     ),
     (
         "expert_finalize",

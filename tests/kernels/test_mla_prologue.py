@@ -13,7 +13,14 @@ import pytest
 import torch
 
 from longcat_kernels import mla_prologue
-from longcat_kernels.mla_prologue import FUSED_TOKENS, absorb_query, norm_and_store
+from longcat_kernels.fp8_inputs import GROUP, Pair
+from longcat_kernels.fp8_inputs.reference import quantise, widen
+from longcat_kernels.mla_prologue import (
+    FUSED_TOKENS,
+    absorb_query,
+    norm_and_store,
+    norm_quantise_and_store,
+)
 from longcat_kernels.mla_prologue import workloads as lite
 from longcat_kernels.mla_prologue.workloads import Inputs, make_inputs
 
@@ -66,6 +73,27 @@ def store(one: Inputs, *, neox: bool = False, **changed: torch.Tensor) -> torch.
     )
 
 
+def store_quantised(one: Inputs) -> Pair:
+    args = {name: getattr(one, name) for name in ("positions", "cos_sin", "slots", "kv_buffer")}
+    return norm_quantise_and_store(one.qkv, one.q_weight, one.kv_weight, eps=lite.EPS, **args)
+
+
+def check_quantised(pair: Pair, q_lora: torch.Tensor) -> None:
+    """q_lora: the same latent, not quantised. A pair is it within fp8's rounding of its group."""
+    (q, scales), (wanted_q, wanted_scales) = pair, quantise(q_lora)
+    tokens = len(q_lora)
+    assert (q.shape, q.dtype) == (wanted_q.shape, wanted_q.dtype)
+    assert q.is_contiguous()
+    assert scales.shape == wanted_scales.shape
+    assert tokens == 0 or scales.stride() == (1, -(-tokens // 4) * 4)  # what DeepGEMM's TMA reads
+    torch.testing.assert_close(scales, wanted_scales, rtol=2.0**-22, atol=0.0)
+    # Half of what 3 bits of mantissa tell apart, or of the smallest number.
+    bound = 2.0**-4 * q_lora.float().abs() + scales.repeat_interleave(GROUP, dim=1) * 2.0**-10
+    assert ((widen(pair) - q_lora.float()).abs() <= bound * 1.001).all()
+    same = (q.view(torch.uint8) == wanted_q.view(torch.uint8)).float().mean()
+    assert tokens == 0 or same > 0.999  # a division's last bit moves a tie
+
+
 def absorb(one: Inputs, *, neox: bool = False) -> torch.Tensor:
     return absorb_query(one.q, one.w_kc, positions=one.positions, cos_sin=one.cos_sin, neox=neox)
 
@@ -105,6 +133,37 @@ def test_rows_are_normed_and_stored(device: str, tokens: int, dtype: torch.dtype
     q_lora = store(one)
     assert q_lora.dtype == dtype
     check_stored(q_lora, one, before, neox=False)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 2, 127, 128, 129])
+def test_a_quantised_query_latent(device: str, tokens: int) -> None:
+    """Red if a group gets another's scale, or scales lie otherwise than the GEMM reads them. 384
+    columns are half a block more than a power of two: the groups beyond must not be written."""
+    one = make_inputs(tokens, seed=tokens, device=device, dtype=SERVED, **SMALL | {"q_lora": 384})
+    spread = torch.tensor([0.01, 1.0, 100.0], device=device, dtype=SERVED)
+    one.q_weight.mul_(spread.repeat_interleave(GROUP))
+    before = one.kv_buffer.clone()
+    q_lora = store(one)
+    stored = one.kv_buffer.clone()
+    one.kv_buffer.copy_(before)
+    check_quantised(store_quantised(one), q_lora)
+    assert torch.equal(one.kv_buffer, stored)
+
+
+def test_a_quantised_row_of_zeros(device: str) -> None:
+    """Padded rows: 0 / 0 would be NaN, and the GEMM would spread it."""
+    one = make_inputs(2, seed=5, device=device, dtype=SERVED, **SMALL | {"q_lora": 256})
+    one.qkv.zero_()
+    q, scales = store_quantised(one)
+    assert not q.float().any()
+    assert (scales > 0).all()
+    assert scales.isfinite().all()
+
+
+def test_a_latent_without_whole_groups_is_refused(device: str) -> None:
+    one = make_inputs(2, seed=6, device=device, **SMALL)
+    with pytest.raises(ValueError, match="96 columns: expected a multiple of 128"):
+        store_quantised(one)
 
 
 @pytest.mark.parametrize(("tokens", "dtype"), ABSORBED, ids=str)
@@ -201,6 +260,22 @@ def test_a_captured_step_follows_its_inputs(tokens: int) -> None:
         graph.replay()
         check_stored(q_lora, static, fresh.kv_buffer, neox=False)
         check_absorbed(query, static, neox=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [1, 30, 128])
+def test_a_captured_quantised_step_follows_its_inputs(tokens: int) -> None:
+    static = make_inputs(tokens, seed=0, device="cuda")
+    store_quantised(static)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        pair = store_quantised(static)
+    for seed in range(1, 5):
+        fresh = make_inputs(tokens, seed=seed, device="cuda")
+        for field in dataclasses.fields(Inputs):
+            getattr(static, field.name).copy_(getattr(fresh, field.name))
+        graph.replay()
+        check_quantised(pair, store(static))
 
 
 @pytest.mark.gpu

@@ -47,7 +47,7 @@ TINY = Sizes(
     top_k=3,
     heads=2,
     split_tokens=16,
-    q_lora=96,
+    q_lora=128,
     kv_lora=128,
     nope=32,
     rope=16,
@@ -56,6 +56,7 @@ TINY = Sizes(
     windows=WIDTHS,
     columns=32,
     fp8_rows=True,
+    fp8_inputs=True,
     projections=(),
 )
 
@@ -130,16 +131,18 @@ def prepare_attention(device: str, batch: int, sizes: Sizes) -> None:
         one = prologue_lite.make_inputs(
             batch + 1, seed=0, device=device, heads=heads, context=8, **widths
         )
-        mla_prologue.norm_and_store(
-            one.qkv[1:],
-            one.q_weight,
-            one.kv_weight,
-            eps=prologue_lite.EPS,
-            positions=one.positions[1:],
-            cos_sin=one.cos_sin,
-            slots=one.slots[1:],
-            kv_buffer=one.kv_buffer,
-        )
+        quantised = (mla_prologue.norm_quantise_and_store,) if sizes.fp8_inputs else ()
+        for store in (mla_prologue.norm_and_store, *quantised):
+            store(
+                one.qkv[1:],
+                one.q_weight,
+                one.kv_weight,
+                eps=prologue_lite.EPS,
+                positions=one.positions[1:],
+                cos_sin=one.cos_sin,
+                slots=one.slots[1:],
+                kv_buffer=one.kv_buffer,
+            )
         mla_prologue.absorb_query(
             one.q[1:], one.w_kc, positions=one.positions[1:], cos_sin=one.cos_sin
         )

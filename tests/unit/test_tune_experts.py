@@ -98,6 +98,13 @@ def test_the_compiler_tells_what_fits():
     assert not compile_one(SHAPES["tp2"], False, 8, Variant("up", large))
 
 
+@pytest.mark.parametrize("op", ["up", "down"])
+def test_fp8_tiles_compile(op):
+    """Red if the script launches block FP8 otherwise than SGLang's kernel takes it."""
+    tile = Tile(m=16, n=128, k=128, group=1, warps=4, stages=3)
+    assert compile_one(SHAPES["tp2"], True, 8, Variant(op, tile))
+
+
 def test_launches_with_one_key_share_a_kernel(monkeypatch):
     """Red if SGLang or Triton tells more launches apart: they would compile while being timed."""
     from sglang.kernels.ops.moe import fused_moe_triton_kernels

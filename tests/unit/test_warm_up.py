@@ -27,6 +27,13 @@ def test_verify_windows_several_eos_and_fp8_rows():
     assert (found.columns, found.fp8_rows) == (128, True)
 
 
+def test_block_fp8_weights_want_quantised_inputs():
+    fp8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    config = LongcatConfig.from_dict({**LITE, "quantization_config": fp8})
+    table = make_rows(1, 256, "bf16", seed=0, device="cpu")
+    assert kernel_sizes(config, torch.bfloat16, table, None) == Sizes(fp8_inputs=True)
+
+
 def test_ranks_split_the_projections_and_a_draft_adds_one():
     config, table = LongcatConfig.from_dict(LITE), make_rows(1, 128, "bf16", seed=0, device="cpu")
     found = kernel_sizes(config, torch.bfloat16, table, 4, mlp_ranks=2, attention_ranks=2)

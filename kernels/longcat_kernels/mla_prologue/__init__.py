@@ -1,7 +1,8 @@
 """What absorbed multi-head latent attention does before it attends, in two launches.
 
 `norm_and_store` stands between the first projection and the second, `absorb_query` between the
-second and attention:
+second and attention. `norm_quantise_and_store` also quantises q_lora for a block-FP8 second
+projection (`fp8_inputs` has the formula and the layout):
 
     q_lora[t]       = q_weight * q_a[t] / rms(q_a[t])                  qkv = [q_a, latent, k_pe]
     kv_buffer[slot] = [kv_weight * latent[t] / rms(latent[t]), rope(k_pe[t])]
@@ -19,6 +20,7 @@ from __future__ import annotations
 import torch
 
 from longcat_kernels.dispatch import use_triton
+from longcat_kernels.fp8_inputs import Pair
 from longcat_kernels.mla_prologue import reference
 
 PADDING_SLOT = 0  # of the KV pool: rows that fill up a CUDA graph's batch name it, all of them
@@ -53,6 +55,29 @@ def norm_and_store(
 
         return _triton.norm_and_store(*args)
     return reference.norm_and_store(*args)
+
+
+def norm_quantise_and_store(
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor,
+    kv_weight: torch.Tensor,
+    *,
+    eps: float,
+    positions: torch.Tensor,
+    cos_sin: torch.Tensor,
+    slots: torch.Tensor,
+    kv_buffer: torch.Tensor,
+    neox: bool = False,
+) -> Pair:
+    """`norm_and_store` that returns q_lora, rounded to qkv's dtype, quantised: [T, Q] float8_e4m3fn
+    and its scales, [T, Q / 128] fp32. ValueError also if Q is not a multiple of 128."""
+    check_norm_and_store(qkv, q_weight, kv_weight, cos_sin, kv_buffer)
+    args = qkv, q_weight, kv_weight, eps, positions, cos_sin, slots, kv_buffer, neox
+    if use_triton(qkv):
+        from longcat_kernels.mla_prologue import _triton
+
+        return _triton.norm_quantise_and_store(*args)
+    return reference.norm_quantise_and_store(*args)
 
 
 def check_norm_and_store(

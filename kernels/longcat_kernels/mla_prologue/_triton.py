@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from longcat_kernels.dispatch import pdl_options
+from longcat_kernels.fp8_inputs import GROUP, Pair, scale_rows, scales_of
 
 # Tokens a block at least (an MMA's rows) and at most; latent columns a tile: at 32 heads and 512
 # columns 256 programs of 16 KiB of weights each, for 132 SMs.
@@ -58,14 +59,37 @@ def _angles(cos_sin_ptr, positions, live, ROPE: tl.constexpr):
 
 @triton.jit
 def _store_q(
-    row, weight_ptr, out, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+    row,
+    weight_ptr,
+    out,
+    scales,
+    scale_stride,
+    eps,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     column = tl.arange(0, BLOCK)
     live = column < WIDTH
     weight = tl.load(weight_ptr + column, mask=live, other=0.0).to(tl.float32)
     _wait(PDL)
     x = tl.load(row + column, mask=live, other=0.0).to(tl.float32)
-    tl.store(out + column, _norm(x, weight, eps, WIDTH).to(out.dtype.element_ty), mask=live)
+    normed = _norm(x, weight, eps, WIDTH).to(row.dtype.element_ty)
+    if GROUP:
+        normed = _quantise(normed, scales, scale_stride, WIDTH, BLOCK, GROUP)
+    tl.store(out + column, normed.to(out.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def _quantise(x, scales, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr):
+    """x in units of its groups' scales, which are stored. Groups beyond WIDTH are zeros.
+    1e-10 and 448: FLOOR and LARGEST of `fp8_inputs`."""
+    groups = tl.reshape(x.to(tl.float32), (BLOCK // GROUP, GROUP))
+    amax = tl.maximum(tl.max(tl.abs(groups), axis=1), 1e-10)
+    group = tl.arange(0, BLOCK // GROUP)
+    tl.store(scales + group.to(tl.int64) * stride, amax / 448.0, mask=group < WIDTH // GROUP)
+    return tl.reshape(groups * (448.0 / amax)[:, None], (BLOCK,))
 
 
 @triton.jit
@@ -102,7 +126,10 @@ def _store_kv(
 
 
 # Scalar loads gain nothing from alignment, and variants less have to be compiled.
-@triton.jit(do_not_specialize_on_alignment=["positions_ptr", "slots_ptr"])
+@triton.jit(
+    do_not_specialize=["scale_stride"],
+    do_not_specialize_on_alignment=["positions_ptr", "slots_ptr", "scales_ptr"],
+)
 def _norm_and_store_kernel(
     qkv_ptr,
     q_weight_ptr,
@@ -113,20 +140,25 @@ def _norm_and_store_kernel(
     slots_ptr,
     kv_buffer_ptr,
     out_ptr,
+    scales_ptr,
     qkv_stride,
     kv_stride,
+    scale_stride,
     Q: tl.constexpr,
     LATENT: tl.constexpr,
     ROPE: tl.constexpr,
     NEOX: tl.constexpr,
     Q_BLOCK: tl.constexpr,  # Q, rounded up to a power of two
     LATENT_BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,  # columns that share a scale; 0: the query latent is not quantised
     PDL: tl.constexpr,
 ):
     t = tl.program_id(0).to(tl.int64)
     row = qkv_ptr + t * qkv_stride
     if tl.program_id(1) == 0:
-        _store_q(row, q_weight_ptr, out_ptr + t * Q, eps, Q, Q_BLOCK, PDL)
+        target = out_ptr + t * Q
+        scales = scales_ptr + t
+        _store_q(row, q_weight_ptr, target, scales, scale_stride, eps, Q, Q_BLOCK, GROUP, PDL)
     else:
         _store_kv(
             row + Q,
@@ -206,9 +238,47 @@ def norm_and_store(
     kv_buffer: torch.Tensor,
     neox: bool,
 ) -> torch.Tensor:
+    tokens, q = qkv.shape[0], q_weight.shape[0]
+    out = torch.empty((tokens, q), dtype=qkv.dtype, device=qkv.device)
+    weights = q_weight, kv_weight, eps
+    _store(out, None, qkv, *weights, positions, cos_sin, slots, kv_buffer, neox)
+    return out
+
+
+def norm_quantise_and_store(
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor,
+    kv_weight: torch.Tensor,
+    eps: float,
+    positions: torch.Tensor,
+    cos_sin: torch.Tensor,
+    slots: torch.Tensor,
+    kv_buffer: torch.Tensor,
+    neox: bool,
+) -> Pair:
+    tokens, q = qkv.shape[0], q_weight.shape[0]
+    out = torch.empty((tokens, q), dtype=torch.float8_e4m3fn, device=qkv.device)
+    rows = scale_rows(tokens, q, qkv.device)
+    weights = q_weight, kv_weight, eps
+    _store(out, rows, qkv, *weights, positions, cos_sin, slots, kv_buffer, neox)
+    return out, scales_of(rows, tokens)
+
+
+def _store(
+    out: torch.Tensor,
+    scales: torch.Tensor | None,
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor,
+    kv_weight: torch.Tensor,
+    eps: float,
+    positions: torch.Tensor,
+    cos_sin: torch.Tensor,
+    slots: torch.Tensor,
+    kv_buffer: torch.Tensor,
+    neox: bool,
+) -> None:
     tokens, width = qkv.shape
     q, latent = q_weight.shape[0], kv_weight.shape[0]
-    out = torch.empty((tokens, q), dtype=qkv.dtype, device=qkv.device)
     if tokens:
         _norm_and_store_kernel[(tokens, 2)](
             qkv,
@@ -220,19 +290,21 @@ def norm_and_store(
             slots,
             kv_buffer,
             out,
+            out if scales is None else scales,
             # torch may give a single row any stride, and 1 would be a variant of its own.
             qkv.stride(0) if tokens > 1 else width,
             kv_buffer.stride(0),
+            0 if scales is None else scales.stride(0),
             Q=q,
             LATENT=latent,
             ROPE=_rope_width(cos_sin),
             NEOX=neox,
             Q_BLOCK=triton.next_power_of_2(q),
             LATENT_BLOCK=triton.next_power_of_2(latent),
+            GROUP=0 if scales is None else GROUP,
             num_warps=4,
             **pdl_options(qkv),
         )
-    return out
 
 
 def absorb_query(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from longcat_kernels.fp8_inputs import Pair
+from longcat_kernels.fp8_inputs.reference import quantise
+
 
 def norm_and_store(
     qkv: torch.Tensor,
@@ -23,6 +26,21 @@ def norm_and_store(
     before = kv_buffer[slots, 0]
     kv_buffer[slots, 0] = torch.where((slots > 0)[:, None], row, before)
     return _norm(q, q_weight, eps)
+
+
+def norm_quantise_and_store(
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor,
+    kv_weight: torch.Tensor,
+    eps: float,
+    positions: torch.Tensor,
+    cos_sin: torch.Tensor,
+    slots: torch.Tensor,
+    kv_buffer: torch.Tensor,
+    neox: bool,
+) -> Pair:
+    weights = q_weight, kv_weight, eps
+    return quantise(norm_and_store(qkv, *weights, positions, cos_sin, slots, kv_buffer, neox))
 
 
 def absorb_query(

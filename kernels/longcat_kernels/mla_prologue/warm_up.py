@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from longcat_kernels.mla_prologue import FUSED_TOKENS, absorb_query, norm_and_store
+from longcat_kernels.fp8_inputs import GROUP
+from longcat_kernels.mla_prologue import (
+    FUSED_TOKENS,
+    absorb_query,
+    norm_and_store,
+    norm_quantise_and_store,
+)
 
 if TYPE_CHECKING:
     from longcat_kernels.warmup import Sizes
@@ -26,16 +32,18 @@ def warm_up(device: torch.device | str, sizes: Sizes) -> None:
     latent, rope = sizes.kv_lora, sizes.rope
     zeros = partial(torch.zeros, device=device, dtype=sizes.dtype)
     cos_sin, zero = torch.zeros(1, rope, device=device), torch.zeros(1, device=device).long()
-    norm_and_store(
-        zeros(1, sizes.q_lora + latent + rope),
-        zeros(sizes.q_lora),
-        zeros(latent),
-        eps=1e-5,
-        positions=zero,
-        cos_sin=cos_sin,
-        slots=zero,
-        kv_buffer=zeros(1, 1, latent + rope),
-    )
+    quantises = sizes.fp8_inputs and sizes.q_lora % GROUP == 0
+    for store in (norm_and_store, norm_quantise_and_store)[: 1 + quantises]:
+        store(
+            zeros(1, sizes.q_lora + latent + rope),
+            zeros(sizes.q_lora),
+            zeros(latent),
+            eps=1e-5,
+            positions=zero,
+            cos_sin=cos_sin,
+            slots=zero,
+            kv_buffer=zeros(1, 1, latent + rope),
+        )
     w_kc = zeros(HEADS, latent, sizes.nope).transpose(1, 2)
     for tokens in _sizes():
         q = zeros(tokens, HEADS, sizes.nope + rope)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from longcat_kernels.fp8_inputs import GROUP
+
 HEADS = 32
 Q_LORA, KV_LORA, NOPE, ROPE = 1536, 512, 128, 64
 EPS = 1e-5
@@ -69,9 +71,11 @@ def angles(context: int, rope: int) -> torch.Tensor:
     return torch.cat((turned.cos(), turned.sin()), dim=-1)
 
 
-def bytes_stored(tokens: int) -> int:
+def bytes_stored(tokens: int, *, fp8: bool = False) -> int:
     """`norm_and_store`: qkv in; q_lora and KV rows out; weights, angles, indices."""
     row = 2 * (Q_LORA + KV_LORA + ROPE) * 2 + ROPE * 4 + 16
+    if fp8:
+        row += 4 * Q_LORA // GROUP - Q_LORA
     return tokens * row + (Q_LORA + KV_LORA) * 2
 
 

@@ -1,0 +1,146 @@
+"""Block-FP8 layers whose input arrives quantised, from the kernel that produced it.
+
+SGLang quantises a layer's input, per token and group of 128, in a launch before each GEMM. Library
+kernels do it in passing: flashinfer's residual add + RMSNorm, and SGLang's SwiGLU + quantisation,
+which it uses itself on Blackwell only. A pair travels with its activation, as an attribute of the
+bf16 tensor, through SGLang's layer boundaries: whoever cannot use it, and the router, read the
+tensor; a boundary that moves rows makes another tensor, without a pair, and the GEMM quantises as
+before. Owns which layers and steps do so; weights, GEMMs and their choice are SGLang's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from flashinfer.norm import fused_add_rmsnorm_fp8_block_quant
+from sglang.kernels.ops.quantization.per_token_group_quant import per_token_group_quant
+from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
+from sglang.srt.layers.quantization.fp8 import Fp8LinearMethod, Fp8MoEMethod
+from sglang.srt.layers.quantization.fp8_utils import deepgemm_w8a8_block_fp8_linear_with_fallback
+from sglang.srt.runtime_context import get_exec, get_platform
+
+from longcat_kernels.fp8_inputs import GROUP, Pair, scale_rows, scales_of
+from sglang_longcat import env
+
+_PAIR = "longcat_fp8_pair"
+_BLOCK = [128, 128]
+NORM_COLUMNS = 256  # flashinfer's norm: a warp of 8 elements a thread
+GEMM_ROWS = 64  # of a weight that SGLang gives to DeepGEMM, in multiples
+
+
+class Fp8PairMethod(Fp8LinearMethod):
+    """SGLang's method, which takes the pair of an activation that has one."""
+
+    def apply(self, layer: Any, x: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return cast(torch.Tensor, super().apply(layer, pair_of(x) or x, bias))
+
+
+class Fp8Norm(RMSNorm):
+    """x + residual, normed, with a pair where a layer that it feeds takes one."""
+
+    feeds_fp8 = False
+
+    def feed(self, *consumers: torch.nn.Module) -> None:
+        """The layers that read the result, and nothing else does but in bf16. Call it when their
+        methods are final."""
+        fits = self.hidden_size % NORM_COLUMNS == 0
+        self.feeds_fp8 = fits and any(map(accepts_pair, consumers))
+
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor | None = None, *rest: Any, **options: Any
+    ) -> Any:
+        extra = any(value is not None for value in (*rest, *options.values()))
+        if residual is None or extra or not self.feeds_fp8 or not quantises("fp8_norm", x):
+            return super().forward(x, residual, *rest, **options)
+        normed, pair = add_norm_quantise(x, residual, self.weight.data, self.variance_epsilon)
+        setattr(normed, _PAIR, pair)
+        return normed, residual
+
+
+def pair_of(x: Any) -> Pair | None:
+    """What came with an activation. None: nothing did."""
+    return getattr(x, _PAIR, None)
+
+
+def prefer_pairs(*layers: torch.nn.Module | None) -> None:
+    """Let block-FP8 layers take pairs; their weights have to be created already, because SGLang
+    chooses how to load them by the method's name. Deterministic inference keeps its own norms."""
+    if get_exec().deterministic.enable_deterministic_inference:
+        return
+    for layer in layers:
+        method: Any = getattr(layer, "quant_method", None)
+        if layer is not None and type(method) is Fp8LinearMethod and _multiplies_pairs(layer):
+            layer.quant_method = Fp8PairMethod(method.quant_config)
+
+
+def accepts_pair(layer: torch.nn.Module) -> bool:
+    """A linear layer given to `prefer_pairs`, or block-FP8 experts on SGLang's Triton runner."""
+    if isinstance(layer, FusedMoE):
+        return _experts_accept_pair(layer)
+    return isinstance(getattr(layer, "quant_method", None), Fp8PairMethod)
+
+
+def quantises(op: str, x: torch.Tensor) -> bool:
+    """Whether this call's producer quantises, its consumers accepting pairs."""
+    rows = x.ndim == 2 and x.shape[0] > 0 and x.stride(1) == 1
+    return rows and _is_served(x) and not torch.compiler.is_compiling() and env.takes_ours(op)
+
+
+def add_norm_quantise(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, Pair]:
+    """residual += x, in place; returns its norm, and that quantised."""
+    tokens, width = x.shape
+    normed, q = torch.empty_like(x), torch.empty_like(x, dtype=torch.float8_e4m3fn)
+    rows = scale_rows(tokens, width, x.device)
+    fused_add_rmsnorm_fp8_block_quant(q, rows, normed, x, residual, weight, eps)
+    return normed, (q, scales_of(rows, tokens))
+
+
+def swiglu_quantise(gate_up: torch.Tensor) -> Pair:
+    """silu(gate) * up, rounded as SGLang's activation rounds it, quantised. gate_up: [T, 2 C]."""
+    pair = per_token_group_quant(
+        gate_up,
+        group_size=GROUP,
+        column_major_scales=True,
+        fuse_silu_and_mul=True,
+        silu_and_mul_mode="dense",
+    )
+    return cast(Pair, pair)
+
+
+def _is_served(x: torch.Tensor) -> bool:
+    """What DeepGEMM returns, and so what its neighbours have to be given."""
+    return x.is_cuda and x.dtype == torch.bfloat16
+
+
+def _multiplies_pairs(layer: Any) -> bool:
+    """DeepGEMM with fp32 scales, as SGLang chooses it on Hopper for 128 x 128 blocks. Not for
+    power-of-two scales (`scale_fmt` ue8m0, Blackwell), whose activations are rounded otherwise."""
+    method, (rows, columns) = layer.quant_method, layer.weight.shape
+    return (
+        get_platform().is_sm90
+        and method.w8a8_block_fp8_linear is deepgemm_w8a8_block_fp8_linear_with_fallback
+        and method.weight_block_size == _BLOCK
+        and not (method.use_marlin or method.use_mxfp8 or method.block_fp8_as_mxfp8)
+        and rows % GEMM_ROWS == 0
+        and columns % GROUP == 0
+    )
+
+
+def _experts_accept_pair(experts: Any) -> bool:
+    """What SGLang's own quantise-once (DeepSeek's shared experts) asks of the routed ones."""
+    method, backend = experts.quant_method, experts.runner_backend
+    return (
+        type(method) is Fp8MoEMethod
+        and method.block_quant
+        and not method.use_mxfp8
+        and method.quant_config.weight_block_size == _BLOCK
+        and backend is not None
+        and backend.is_triton()
+        and getattr(experts, "w13_input_scale", None) is None
+        and not experts.moe_runner_config.apply_router_weight_on_input
+        and not get_exec().deterministic.enable_deterministic_inference
+    )
