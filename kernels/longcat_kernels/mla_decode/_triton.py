@@ -18,9 +18,9 @@ import triton.language as tl
 from longcat_kernels.dispatch import pdl_options
 
 LOG2_E = 1.4426950408889634
-BLOCK_KEYS = 64  # 64 x 576 bf16: 72 KiB, two of which are in flight
+BLOCK_KEYS = 64  # 64 x 576 bf16: 72 KiB
 PROGRAMS = 132  # one per SM of a Hopper GPU; 264 programs took 1.3 times as long at batch 1
-STAGES, WARPS = 3, 8  # best of 28 combinations up to batch 8 (H200); 4 warps win beyond
+STAGES, WARPS = 5, 8  # 5: the next block is loaded under the products of this one; 3 and 4: not
 CHUNK, COLUMNS, COMBINE_WARPS = 32, 128, 4  # splits at a time and columns of a program
 # With the value projection a program needs all columns of its head's latent: 2 KB a split. Half of
 # a head's value columns each read the 4 MB of 64 splits twice, quarters would four times.
@@ -94,6 +94,7 @@ def _split_kernel(
     head = tl.arange(0, HEADS)
     real = head < heads
     length = tl.load(positions_ptr + t).to(tl.int32) + 1
+    request = tl.load(requests_ptr + t // WIDTH).to(tl.int64)  # asked for while length is awaited
     share = tl.cdiv(tl.cdiv(length, KEYS), splits) * KEYS
     begin = split * share
     end = min(length, begin + share)
@@ -107,7 +108,7 @@ def _split_kernel(
     pe = q_pe_ptr + t * pe_token + head[:, None] * pe_head + rope[None, :]
     q_nope = tl.load(nope, mask=real[:, None], other=0.0)
     q_pe = tl.load(pe, mask=real[:, None], other=0.0)
-    page = pages_ptr + tl.load(requests_ptr + t // WIDTH).to(tl.int64) * page_stride
+    page = pages_ptr + request * page_stride
     top = tl.full([HEADS], -float("inf"), tl.float32)
     total = tl.zeros([HEADS], tl.float32)
     out = tl.zeros([HEADS, RANK], tl.float32)
