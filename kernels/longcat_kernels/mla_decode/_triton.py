@@ -1,10 +1,12 @@
 """MLA decode in Triton: one program per query token and split of its keys, then a combination.
 
-A program keeps all heads of one token (32 rows) and walks its split in blocks of keys, so that a
-latent is loaded once for both products. Splits are as many as fill the GPU; their length follows
-the token's position, which a captured graph does not know, so short contexts leave some empty.
-A second launch adds up those in use, in their order, and may multiply with the value projection:
-its weights are asked for before `gdc_wait`, under the tail of the first.
+A program keeps all heads of one token and walks its split in blocks of keys, so that a latent is
+loaded once for both products. Keys, then rank, are their rows and heads (32) the columns: Hopper's
+wgmma takes 64 rows or more, and reads the latents where they were loaded to. Splits are as many as
+fill the GPU; their length follows the token's position, which a captured graph does not know, so
+short contexts leave some empty. A second launch adds up those in use, in their order, and may
+multiply with the value projection: its weights are asked for before `gdc_wait`, under the tail of
+the first.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from longcat_kernels.dispatch import pdl_options
 LOG2_E = 1.4426950408889634
 BLOCK_KEYS = 64  # 64 x 576 bf16: 72 KiB
 PROGRAMS = 132  # one per SM of a Hopper GPU; 264 programs took 1.3 times as long at batch 1
-STAGES, WARPS = 5, 8  # 5: the next block is loaded under the products of this one; 3 and 4: not
+STAGES, WARPS = 3, 8  # two blocks of 64 fit; of 32 keys, 5 loads two ahead
 CHUNK, COLUMNS, COMBINE_WARPS = 32, 128, 4  # splits at a time and columns of a program
 # With the value projection a program needs all columns of its head's latent: 2 KB a split. Half of
 # a head's value columns each read the 4 MB of 64 splits twice, quarters would four times.
@@ -111,7 +113,7 @@ def _split_kernel(
     page = pages_ptr + request * page_stride
     top = tl.full([HEADS], -float("inf"), tl.float32)
     total = tl.zeros([HEADS], tl.float32)
-    out = tl.zeros([HEADS, RANK], tl.float32)
+    out = tl.zeros([RANK, HEADS], tl.float32)
     for start in range(begin, end, KEYS):
         key = start + tl.arange(0, KEYS)
         live = key < end
@@ -119,16 +121,16 @@ def _split_kernel(
         latent = latents_ptr + row[:, None]
         c = tl.load(latent + rank[None, :], mask=live[:, None], other=0.0)
         r = tl.load(latent + RANK + rope[None, :], mask=live[:, None], other=0.0)
-        score = tl.dot(q_nope, tl.trans(c)) + tl.dot(q_pe, tl.trans(r))
-        score = tl.where(live[None, :], score * scale, -float("inf"))
-        highest = tl.maximum(top, tl.max(score, axis=1))
+        score = tl.dot(c, tl.trans(q_nope)) + tl.dot(r, tl.trans(q_pe))
+        score = tl.where(live[:, None], score * scale, -float("inf"))
+        highest = tl.maximum(top, tl.max(score, axis=0))
         shrink = tl.exp2(top - highest)
-        weight = tl.exp2(score - highest[:, None])
-        total = total * shrink + tl.sum(weight, axis=1)
-        out = out * shrink[:, None] + tl.dot(weight.to(c.dtype), c)
+        weight = tl.exp2(score - highest[None, :])
+        total = total * shrink + tl.sum(weight, axis=0)
+        out = out * shrink[None, :] + tl.dot(tl.trans(c), weight.to(c.dtype))
         top = highest
-    target = partial_ptr + at[:, None] * RANK + rank[None, :]
-    tl.store(target, out / total[:, None], mask=real[:, None])
+    target = partial_ptr + at[None, :] * RANK + rank[:, None]
+    tl.store(target, out / total[None, :], mask=real[None, :])
     tl.store(lse_ptr + at, top + tl.log2(total), mask=real)
 
 
