@@ -22,7 +22,7 @@ from sglang.srt.model_executor.forward_context import (
 from sglang.srt.models.deepseek_v2 import DeepseekV2AttentionMLA
 from sglang.srt.runtime_context import get_exec, process_model_config
 
-from longcat_kernels.mla_decode import mla_decode, pays, project_values
+from longcat_kernels.mla_decode import fits, mla_decode, pays, project_values
 from longcat_kernels.mla_prologue import absorb_query, norm_and_store
 from sglang_longcat import env
 
@@ -151,7 +151,9 @@ def uses_split(
     mode, tokens = forward_batch.forward_mode, query.shape[0]
     if attention.drafts or not (mode.is_decode() or mode.is_target_verify()):
         return False
-    if not env.takes_ours("mla_decode"):
+    if not (
+        fits(attention.kv_lora_rank, attention.qk_rope_head_dim) and env.takes_ours("mla_decode")
+    ):
         return False
     if (most := env.split_attention()) is not None:
         return tokens <= most

@@ -210,6 +210,10 @@ def test_nothing_is_left_to_compile(device: str, sizes: Sizes) -> None:
     assert len(compiled) == 1
 
 
+def test_widths_that_a_kernel_does_not_take_stop_no_server(device: str) -> None:
+    warm_up(device, dataclasses.replace(TINY, rope=8))
+
+
 def test_a_second_warm_up_costs_nothing(device: str) -> None:
     warm_up(device)
     assert warm_up(device) == 0

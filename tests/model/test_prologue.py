@@ -137,7 +137,9 @@ def test_which_steps_take_it() -> None:
         assert not step(**change), change
 
 
-def split(width: int, requests: int, *, context: int = 4096, drafts: bool = False) -> bool:
+def split(
+    width: int, requests: int, *, context: int = 4096, drafts: bool = False, rope: int = 64
+) -> bool:
     """`uses_split` of a step: a decode step of width 1, else a verification."""
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
@@ -145,7 +147,8 @@ def split(width: int, requests: int, *, context: int = 4096, drafts: bool = Fals
 
     mode = ForwardMode.DECODE if width == 1 else ForwardMode.TARGET_VERIFY
     batch = SimpleNamespace(forward_mode=mode, req_pool_indices=torch.zeros(requests))
-    query, layer = torch.zeros(requests * width, 2, 8), SimpleNamespace(drafts=drafts)
+    query = torch.zeros(requests * width, 2, 8)
+    layer = SimpleNamespace(drafts=drafts, kv_lora_rank=512, qk_rope_head_dim=rope)
     model = SimpleNamespace(context_len=context)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "process_model_config", lambda: model)
@@ -161,6 +164,7 @@ def test_which_steps_attend_with_our_kernel(monkeypatch: pytest.MonkeyPatch) -> 
     assert not split(4, 1, context=1 << 18)
     assert not split(4, 2)
     assert not split(1, 1, drafts=True)
+    assert not split(1, 1, rope=8)
     monkeypatch.setenv("LONGCAT_SPLIT_ATTENTION", "8")
     assert split(4, 2, context=1 << 18)
     assert not split(1, 9)

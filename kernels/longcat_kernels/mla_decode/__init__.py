@@ -10,12 +10,12 @@ a chain of drafts has one row per draft, each seeing the ones before it. Splitti
 at batch 1, where one program a request and head block would leave most of it idle. Source: the
 flash-decoding scheme; paper section 3 (MLA).
 
-q_nope [T, H, C], q_pe [T, H, R]: bf16, last dimension contiguous; latents [N, C + R] bf16;
-pages [slots, context] int32; requests [B] and positions [T] int64; w_vc [H, C, V] bf16 of any
-strides. Returns bf16 [T, H, C], with w_vc [T, H, V]. Within 1e-2 of the reference relative to the
-largest value: the weights of keys are rounded to bf16 before the second product, as in every flash
-kernel. The same inputs give the same bits. With programmatic dependent launch w_vc is read before
-the kernel before has finished: that kernel must not be the one that writes it.
+q_nope [T, H, C], q_pe [T, H, R]: bf16, last dimension contiguous, C and R as `fits` says; latents
+[N, C + R] bf16; pages [slots, context] int32; requests [B] and positions [T] int64; w_vc [H, C, V]
+bf16 of any strides. Returns bf16 [T, H, C], with w_vc [T, H, V]. Within 1e-2 of the reference
+relative to the largest value: the weights of keys are rounded to bf16 before the second product, as
+in every flash kernel. The same inputs give the same bits. With programmatic dependent launch w_vc
+is read before the kernel before has finished: that kernel must not be the one that writes it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,16 @@ import torch
 from longcat_kernels.dispatch import use_triton
 from longcat_kernels.mla_decode import reference
 
-__all__ = ["mla_decode", "pays", "project_values"]
+__all__ = ["fits", "mla_decode", "pays", "project_values"]
 
 FEW = 2  # tokens, of a request each
 WINDOW, WINDOW_CONTEXT = 8, 16384
 FUSED = 8  # tokens; more read partial latents for longer than the launch costs
+
+
+def fits(rank: int, rope: int) -> bool:
+    """Whether the kernel takes these widths: powers of two from 16 on, as its products do."""
+    return all(width >= 16 and width.bit_count() == 1 for width in (rank, rope))
 
 
 def pays(requests: int, width: int, context: int) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from longcat_kernels.mla_decode import FEW, mla_decode, pays, workloads
+from longcat_kernels.mla_decode import FEW, fits, mla_decode, pays, workloads
 
 if TYPE_CHECKING:
     from longcat_kernels.warmup import Sizes
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def warm_up(device: torch.device | str, sizes: Sizes) -> None:
     """Only bf16 models take it; see `uses_split` in sglang_longcat."""
-    if sizes.dtype != torch.bfloat16:
+    if sizes.dtype != torch.bfloat16 or not fits(sizes.kv_lora, sizes.rope):
         return
     shape = {"heads": sizes.heads, "rank": sizes.kv_lora}
     w_vc = workloads.make_values(seed=0, device=device, values=sizes.values, **shape)
