@@ -73,17 +73,22 @@ OPTIONAL_OPS = (
     "fp8_norm",
     "fp8_query",
     "fp8_swiglu",
+    "mla_decode",
     "mla_prologue",
     "moe_router",
     "small_linear",
 )
 
 
-def split_attention() -> int:
-    """LONGCAT_SPLIT_ATTENTION=N: decode and verify steps of at most N tokens attend with our split
-    kernel. It wins up to 4 tokens and about 8K cached tokens and loses with long contexts, which a
-    captured graph cannot tell apart, so it is off (0) unless asked for."""
-    return _count("LONGCAT_SPLIT_ATTENTION", default=0)
+def split_attention() -> int | None:
+    """LONGCAT_SPLIT_ATTENTION=auto|N: the decode and verify steps that attend with our split
+    kernel: those of at most N tokens, none with 0. None stands for auto, the default: where
+    `longcat_kernels.mla_decode.pays`."""
+    name = "LONGCAT_SPLIT_ATTENTION"
+    value = os.environ.get(name, "").strip().lower() or "auto"
+    if value != "auto" and not value.isdecimal():
+        raise ValueError(f"{name}={value!r}: expected auto, a number of tokens, or 0 for never.")
+    return None if value == "auto" else int(value)
 
 
 def takes_ours(op: str) -> bool:

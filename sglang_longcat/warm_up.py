@@ -28,9 +28,10 @@ def kernel_sizes(
     draft_tokens: int | None,
     mlp_ranks: int = 1,
     attention_ranks: int = 1,
+    context: int = 0,
 ) -> Sizes:
     """draft_tokens: width of a verify window (--speculative-num-draft-tokens), None without
-    speculation. ranks: how many share the heads, and the dense MLP."""
+    speculation. ranks: how many share the heads, and the dense MLP. context: of the server."""
     assert config.ngram is not None
     return Sizes(
         dtype=dtype,
@@ -39,11 +40,13 @@ def kernel_sizes(
         routed=config.n_routed_experts,
         top_k=config.moe_topk,
         heads=config.num_attention_heads // attention_ranks,
-        split_tokens=env.split_attention(),
+        split_tokens=env.split_attention() if env.takes_ours("mla_decode") else 0,
+        context=context,
         q_lora=config.q_lora_rank,
         kv_lora=config.kv_lora_rank,
         nope=config.qk_nope_head_dim,
         rope=config.qk_rope_head_dim,
+        values=config.v_head_dim,
         orders=tuple(config.ngram.order(i) for i in range(config.ngram.tables)),
         eos=len(config.eos_token_ids),
         ring=RING,
@@ -75,7 +78,7 @@ def _projections(
 def ready_kernels(config: LongcatConfig, dtype: torch.dtype, table: RowTable, device: str) -> None:
     """Compiles, or loads from Triton's cache, what this server will launch. Logs one line. Nothing
     to do on a CPU."""
-    from sglang.srt.runtime_context import get_parallel, get_server_args
+    from sglang.srt.runtime_context import get_parallel, get_server_args, process_model_config
 
     if torch.device(device).type != "cuda":
         return
@@ -83,7 +86,8 @@ def ready_kernels(config: LongcatConfig, dtype: torch.dtype, table: RowTable, de
     draft_tokens = get_server_args().speculative_num_draft_tokens
     parallel = get_parallel()
     ranks = parallel.tp_size, parallel.attn_tp_size
-    count = warm_up(device, kernel_sizes(config, dtype, table, draft_tokens, *ranks))
+    context = process_model_config().context_len
+    count = warm_up(device, kernel_sizes(config, dtype, table, draft_tokens, *ranks, context))
     if parallel.tp_rank == 0:
         seconds = time.perf_counter() - begin
         logger.info("Triton kernels: %d variants ready in %.2f s", count, seconds)

@@ -1,17 +1,20 @@
 """MLA decode: ours against flashinfer's MLA kernel, one attention of a step.
 
 The `flashinfer` column runs the same pages with page size 1, as SGLang does; its plan is made
-beforehand. `sglang --attention-backend fa3` and `flashmla` take 22 and 37 us at batch 1.
+beforehand. `sglang --attention-backend fa3` and `flashmla` take 22 and 37 us at batch 1. Columns
+with `+bmm` multiply by w_vc in a launch of torch's, `ours+values` as a step does: in the second
+launch of ours up to 8 tokens. Every copy has weights of its own, so they are cold as a layer's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timing import Call, Case, Implementation, Row, parse, run
 
-from longcat_kernels.mla_decode import mla_decode, reference
+from longcat_kernels.mla_decode import mla_decode, project_values, reference
 from longcat_kernels.mla_decode import workloads as lite
 
 K = 1024
@@ -44,17 +47,25 @@ def make(case: Case, copy: int, device: str) -> tuple[lite.Inputs, int]:
     return lite.make_inputs(lengths, seed=copy, device=device, width=width), width
 
 
-def ours(device: str, *, plain: bool) -> Implementation:
-    op = reference.mla_decode if plain else mla_decode
+def ours(device: str, name: str) -> Implementation:
+    """ours, ours+bmm, ours+values, or the reference."""
+    op = reference.mla_decode if name == "reference" else mla_decode
 
     def prepare(case: Case, copy: int) -> Call:
         inputs, width = make(case, copy, device)
-        return lambda: op(*inputs, scale=lite.SCALE, width=width)
+        options: dict[str, Any] = {"scale": lite.SCALE, "width": width}
+        w_vc = lite.make_values(seed=copy, device=device) if "+" in name else None
+        if name == "ours+bmm":
+            assert w_vc is not None
+            return lambda: project_values(op(*inputs, **options), w_vc)
+        return lambda: op(*inputs, **options, w_vc=w_vc)
 
-    return Implementation("reference" if plain else "ours", prepare, cuda_only=not plain)
+    return Implementation(name, prepare, cuda_only=name != "reference")
 
 
-def flashinfer(device: str) -> Implementation:
+def flashinfer(device: str, *, values: bool) -> Implementation:
+    workspace = torch.empty(128 << 20, dtype=torch.uint8, device=device)
+
     def prepare(case: Case, copy: int) -> Call:
         from flashinfer.mla import BatchMLAPagedAttentionWrapper
 
@@ -63,7 +74,6 @@ def flashinfer(device: str) -> Implementation:
         step = torch.arange(requests + 1, dtype=torch.int32, device=device)
         context = inputs.pages.shape[1]
         lengths = torch.full((requests,), context, dtype=torch.int32, device=device)
-        workspace = torch.empty(128 << 20, dtype=torch.uint8, device=device)
         wrapper = BatchMLAPagedAttentionWrapper(workspace, backend="auto")
         rows = inputs.pages[inputs.requests].flatten()
         sizes = (lite.HEADS, lite.RANK, lite.ROPE, 1, width > 1, lite.SCALE)
@@ -71,18 +81,21 @@ def flashinfer(device: str) -> Implementation:
         wrapper.plan(step * width, step * context, rows, lengths, *sizes, dtype, dtype)
         c, r = inputs.latents[:, None, : lite.RANK], inputs.latents[:, None, lite.RANK :]
         out = torch.empty_like(inputs.q_nope)
-        return lambda: wrapper.run(inputs.q_nope, inputs.q_pe, c, r, out=out)
+        if not values:
+            return lambda: wrapper.run(inputs.q_nope, inputs.q_pe, c, r, out=out)
+        w_vc = lite.make_values(seed=copy, device=device)
+        return lambda: project_values(wrapper.run(inputs.q_nope, inputs.q_pe, c, r, out=out), w_vc)
 
-    return Implementation("flashinfer", prepare)
+    return Implementation("flashinfer+bmm" if values else "flashinfer", prepare)
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
     options = parse(__doc__, argv)
-    implementations = [ours(options.device, plain=False)]
-    if options.device == "cpu":
-        implementations.append(ours(options.device, plain=True))
-    elif not options.no_sglang:
-        implementations.append(flashinfer(options.device))
+    names = ["ours", "ours+bmm", "ours+values"]
+    names += ["reference"] if options.device == "cpu" else []
+    implementations = [ours(options.device, name) for name in names]
+    if options.device == "cuda" and not options.no_sglang:
+        implementations += [flashinfer(options.device, values=v) for v in (False, True)]
     return run("mla_decode", cases(), implementations, options)
 
 

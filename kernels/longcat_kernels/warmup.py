@@ -51,11 +51,13 @@ class Sizes:
     routed: int = moe_router.ROUTED
     top_k: int = moe_router.TOP_K
     heads: int = mla_decode.HEADS  # of attention, on one rank
-    split_tokens: int = 0  # of a step, up to which `mla_decode` attends
+    split_tokens: int | None = None  # of a step, up to which `mla_decode` attends; None: if it pays
+    context: int = 0  # the longest of a request, on which that depends
     q_lora: int = mla_prologue.Q_LORA
     kv_lora: int = mla_prologue.KV_LORA
     nope: int = mla_prologue.NOPE  # of a head's query, as rope
     rope: int = mla_prologue.ROPE
+    values: int = mla_decode.VALUES  # of a head
     orders: tuple[int, ...] = ngram_ids.ORDERS  # of the n-gram tables
     eos: int = len(ngram_ids.EOS)  # how many end-of-sequence tokens
     ring: int = ngram_ids.RING

@@ -2,8 +2,8 @@
 
 SGLang's absorbed path norms two latents, projects, multiplies by w_kc, rotates, and lets the
 attention backend store the token's KV row: five launches beside the two projections, on two
-streams. Here they are two (`longcat_kernels.mla_prologue`). On request the smallest steps also
-attend with a kernel of ours (`longcat_kernels.mla_decode`). Owns which steps take which;
+streams. Here they are two (`longcat_kernels.mla_prologue`). The smallest steps also attend and
+multiply by w_vc with kernels of ours (`longcat_kernels.mla_decode`). Owns which steps take which;
 projections, attention and every other step are SGLang's.
 """
 
@@ -20,9 +20,9 @@ from sglang.srt.model_executor.forward_context import (
     get_token_to_kv_pool,
 )
 from sglang.srt.models.deepseek_v2 import DeepseekV2AttentionMLA
-from sglang.srt.runtime_context import get_exec
+from sglang.srt.runtime_context import get_exec, process_model_config
 
-from longcat_kernels.mla_decode import mla_decode
+from longcat_kernels.mla_decode import fits, mla_decode, pays, project_values
 from longcat_kernels.mla_prologue import absorb_query, norm_and_store, norm_quantise_and_store
 from sglang_longcat import env
 from sglang_longcat.layers.fp8 import accepts_pair
@@ -95,17 +95,11 @@ class LongcatAttention(DeepseekV2AttentionMLA):
 
     def _attend(self, query: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
         if uses_split(self, query, forward_batch):
-            latent = self._attend_split(query, forward_batch)
+            values = self._attend_split(query, forward_batch)
         else:
             latent = self.attn_mqa(query, None, None, forward_batch, save_kv_cache=False)
-        shape = query.shape[0], self.num_local_heads
-        values = query.new_empty(*shape, self.v_head_dim)
-        # Into rows of heads, which o_proj reads without another copy.
-        torch.bmm(
-            latent.view(*shape, self.kv_lora_rank).transpose(0, 1),
-            self.w_vc,
-            out=values.transpose(0, 1),
-        )
+            shape = query.shape[0], self.num_local_heads, self.kv_lora_rank
+            values = project_values(latent.view(shape), self.w_vc)
         return cast(torch.Tensor, self.o_proj(values.flatten(1))[0])
 
     def _attend_split(self, query: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
@@ -119,6 +113,7 @@ class LongcatAttention(DeepseekV2AttentionMLA):
             forward_batch.positions.long(),
             scale=self.attn_mqa.scaling,
             width=query.shape[0] // max(1, requests.shape[0]),
+            w_vc=self.w_vc,
         )
 
 
@@ -157,11 +152,19 @@ def uses_split(
     takes a request's keys in the order of the request's page table, as many as its position says.
     In a draft step the two can differ, and only its backend knows.
 
-    One H200, 4,096 cached tokens a request, us a layer: 11.9, 14.8, 19.6 at batch 1, 2, 4 where
-    flashinfer takes 18.9, 19.0, 20.6; at 8 and 64 it takes 31 and 158, flashinfer 24 and 90, so
-    with as many cached tokens in fewer requests flashinfer wins as well.
+    One H200, us a layer without w_vc, ours and flashinfer's: 11.7 and 17.0, 11.9 and 19.0, 26.2 and
+    31.1 at batch 1 with 1K, 4K and 16K cached tokens; 15.0 and 19.0 at batch 2 with 4K. Batch 4
+    wins with 4K (20.0 and 20.8) and loses with 16K (48.0 and 38.2), which a captured graph cannot
+    tell apart. A window of 4 tokens at 4K takes 17.8 where flashinfer takes 20.4 and fa3 29.7.
     """
-    mode = forward_batch.forward_mode
-    attends = mode.is_decode() or mode.is_target_verify()
-    few = query.shape[0] <= env.split_attention()
-    return attends and few and not attention.drafts
+    mode, tokens = forward_batch.forward_mode, query.shape[0]
+    if attention.drafts or not (mode.is_decode() or mode.is_target_verify()):
+        return False
+    if not (
+        fits(attention.kv_lora_rank, attention.qk_rope_head_dim) and env.takes_ours("mla_decode")
+    ):
+        return False
+    if (most := env.split_attention()) is not None:
+        return tokens <= most
+    requests = max(1, forward_batch.req_pool_indices.shape[0])
+    return pays(requests, tokens // requests, process_model_config().context_len)

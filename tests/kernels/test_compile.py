@@ -40,6 +40,10 @@ POINTERS = {
         "pages": "*i32",
     },
     "_combine_kernel": {"out": "*bf16", "partial": "*fp32", "lse": "*fp32"},
+    "_combine_values_kernel": {
+        **dict.fromkeys(("out", "weight"), "*bf16"),
+        **dict.fromkeys(("partial", "lse"), "*fp32"),
+    },
     "_absorb_query_kernel": {
         **dict.fromkeys(("q", "weight", "out"), "*bf16"),
         "positions": "*i64",
@@ -62,7 +66,9 @@ QUANTISED = {"out": "*fp8e4nv", "scales": "*fp32"}
 ABSORB = {**WIDTHS, "NOPE": 128, "NOPE_BLOCK": 128, "COLUMNS": 64, "TILES": 8}
 MLA = {"RANK": 512, "ROPE": 64, "PDL": True}
 DECODE = {**MLA, "WIDTH": 1, "HEADS": 32, "KEYS": 64}
-COMBINE = {"RANK": 512, "SPLITS": 64, "COLUMNS": 128, "PDL": True}
+MEAN = {"RANK": 512, "SPLITS": 256, "AHEAD": 3, "PDL": True}
+COMBINE = {**MEAN, "CHUNK": 32, "COLUMNS": 128}
+VALUES = {**MEAN, "VALUES": 128, "CHUNK": 16, "COLUMNS": 64}
 ROUTE = {"K": 12, "BLOCK": 512, "PDL": True}
 LOGITS = {"BLOCK_E": 64, "BLOCK_K": 128, "PDL": True}
 LINEAR = {"K": 1600, "BLOCK_N": 16, "BLOCK_K": 256, "PDL": True}
@@ -79,6 +85,8 @@ CASES = [
     ("mla_decode", "_split_kernel", {}, DECODE, 8),
     ("mla_decode", "_split_kernel", {}, {**DECODE, "WIDTH": 4, "HEADS": 16}, 8),
     ("mla_decode", "_combine_kernel", {}, COMBINE, 4),
+    ("mla_decode", "_combine_values_kernel", {}, {**VALUES, "weight_rank": 1}, 8),
+    ("mla_decode", "_combine_values_kernel", {}, {**VALUES, "weight_column": 1}, 8),
     *(
         ("mla_prologue", kernel, {}, {**constants, "NEOX": neox}, 4)
         for neox in (False, True)

@@ -51,6 +51,7 @@ TINY = Sizes(
     kv_lora=128,
     nope=32,
     rope=16,
+    values=24,
     orders=(2, 2, 3, 3),
     eos=2,
     windows=WIDTHS,
@@ -150,8 +151,14 @@ def prepare_attention(device: str, batch: int, sizes: Sizes) -> None:
 
 def attend(device: str, batch: int, sizes: Sizes) -> None:
     shape = {"heads": sizes.heads, "rope": sizes.rope}
+    w_vc = decode_lite.make_values(
+        seed=0, device=device, heads=sizes.heads, rank=sizes.kv_lora, values=sizes.values
+    )
     for width in WIDTHS:
-        if batch * width > sizes.split_tokens:
+        if sizes.split_tokens is None:
+            if not mla_decode.pays(batch, width, sizes.context):
+                continue
+        elif batch * width > sizes.split_tokens:
             continue
         inputs = decode_lite.make_inputs(
             [width] * batch, seed=0, device=device, width=width, rank=sizes.kv_lora, **shape
@@ -160,7 +167,7 @@ def attend(device: str, batch: int, sizes: Sizes) -> None:
         split = inputs._replace(
             q_nope=query[..., : sizes.kv_lora], q_pe=query[..., sizes.kv_lora :]
         )
-        mla_decode.mla_decode(*split, scale=1.0, width=width)
+        mla_decode.mla_decode(*split, scale=1.0, width=width, w_vc=w_vc)
 
 
 def finalize(device: str, batch: int, sizes: Sizes) -> None:
@@ -204,6 +211,10 @@ def test_nothing_is_left_to_compile(device: str, sizes: Sizes) -> None:
     with compilations() as compiled:
         feed(device, 2, dataclasses.replace(sizes, windows=(7,)))
     assert len(compiled) == 1
+
+
+def test_widths_that_a_kernel_does_not_take_stop_no_server(device: str) -> None:
+    warm_up(device, dataclasses.replace(TINY, rope=8))
 
 
 def test_a_second_warm_up_costs_nothing(device: str) -> None:

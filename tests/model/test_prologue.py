@@ -130,3 +130,41 @@ def test_which_steps_take_it() -> None:
         {"deterministic": True},
     ):
         assert not step(**change), change
+
+
+def split(
+    width: int, requests: int, *, context: int = 4096, drafts: bool = False, rope: int = 64
+) -> bool:
+    """`uses_split` of a step: a decode step of width 1, else a verification."""
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    from sglang_longcat.layers import attention
+
+    mode = ForwardMode.DECODE if width == 1 else ForwardMode.TARGET_VERIFY
+    batch = SimpleNamespace(forward_mode=mode, req_pool_indices=torch.zeros(requests))
+    query = torch.zeros(requests * width, 2, 8)
+    layer = SimpleNamespace(drafts=drafts, kv_lora_rank=512, qk_rope_head_dim=rope)
+    model = SimpleNamespace(context_len=context)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "process_model_config", lambda: model)
+        return attention.uses_split(layer, query, batch)  # type: ignore[arg-type]
+
+
+def test_which_steps_attend_with_our_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red if the default takes it where it loses, or if a switch does not reach it."""
+    assert split(1, 1, context=1 << 18)
+    assert split(1, 2)
+    assert split(4, 1)
+    assert not split(1, 3)
+    assert not split(4, 1, context=1 << 18)
+    assert not split(4, 2)
+    assert not split(1, 1, drafts=True)
+    assert not split(1, 1, rope=8)
+    monkeypatch.setenv("LONGCAT_SPLIT_ATTENTION", "8")
+    assert split(4, 2, context=1 << 18)
+    assert not split(1, 9)
+    monkeypatch.setenv("LONGCAT_SGLANG_OPS", "mla_decode")
+    assert not split(1, 1)
+    monkeypatch.delenv("LONGCAT_SGLANG_OPS")
+    monkeypatch.setenv("LONGCAT_SPLIT_ATTENTION", "0")
+    assert not split(1, 1)

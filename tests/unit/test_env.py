@@ -7,16 +7,22 @@ from sglang_longcat import env
 
 def test_a_number_of_tokens(monkeypatch):
     """Red if an unset or empty variable means something else than the default, or 0 is lost."""
-    assert (env.two_streams(), env.split_attention()) == (256, 0)
+    assert (env.two_streams(), env.split_attention()) == (256, None)
     for text, value in (("", 256), ("0", 0), (" 64 ", 64)):
         monkeypatch.setenv("LONGCAT_TWO_STREAMS", text)
         assert env.two_streams() == value
+    for text, tokens in (("", None), ("Auto", None), ("0", 0), (" 4 ", 4)):
+        monkeypatch.setenv("LONGCAT_SPLIT_ATTENTION", text)
+        assert env.split_attention() == tokens
 
 
 @pytest.mark.parametrize("text", ["-1", "many", "1.5"])
 def test_what_is_no_number_of_tokens_is_refused(monkeypatch, text):
+    monkeypatch.setenv("LONGCAT_TWO_STREAMS", text)
+    with pytest.raises(ValueError, match=r"LONGCAT_TWO_STREAMS=.*expected a number of tokens"):
+        env.two_streams()
     monkeypatch.setenv("LONGCAT_SPLIT_ATTENTION", text)
-    with pytest.raises(ValueError, match=r"LONGCAT_SPLIT_ATTENTION=.*expected a number of tokens"):
+    with pytest.raises(ValueError, match=r"LONGCAT_SPLIT_ATTENTION=.*auto, a number of tokens"):
         env.split_attention()
 
 

@@ -34,6 +34,21 @@ def test_block_fp8_weights_want_quantised_inputs():
     assert kernel_sizes(config, torch.bfloat16, table, None) == Sizes(fp8_inputs=True)
 
 
+def test_which_steps_attend_with_the_split_kernel(monkeypatch):
+    """Red if a switch or the context does not reach the warm-up, which then misses variants."""
+    config, table = LongcatConfig.from_dict(LITE), make_rows(1, 128, "bf16", seed=0, device="cpu")
+
+    def found():
+        sizes = kernel_sizes(config, torch.bfloat16, table, draft_tokens=4, context=9000)
+        return sizes.split_tokens, sizes.context
+
+    assert found() == (None, 9000)
+    monkeypatch.setenv("LONGCAT_SPLIT_ATTENTION", "6")
+    assert found() == (6, 9000)
+    monkeypatch.setenv("LONGCAT_SGLANG_OPS", "mla_decode")
+    assert found() == (0, 9000)
+
+
 def test_ranks_split_the_projections_and_a_draft_adds_one():
     config, table = LongcatConfig.from_dict(LITE), make_rows(1, 128, "bf16", seed=0, device="cpu")
     found = kernel_sizes(config, torch.bfloat16, table, 4, mlp_ranks=2, attention_ranks=2)

@@ -15,6 +15,7 @@ def mla_decode(
     *,
     scale: float,
     width: int = 1,
+    w_vc: torch.Tensor | None = None,
 ) -> torch.Tensor:
     out = torch.empty_like(q_nope)
     rank = q_nope.shape[-1]
@@ -24,4 +25,6 @@ def mla_decode(
         query = torch.cat([q_nope[t], q_pe[t]], dim=-1).float()
         weights = torch.softmax(scale * query @ keys.t(), dim=-1)
         out[t] = weights @ keys[:, :rank]
-    return out
+    if w_vc is None:
+        return out
+    return torch.einsum("thc,hcv->thv", out.float(), w_vc.float()).to(out.dtype)

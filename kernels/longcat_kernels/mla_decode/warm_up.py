@@ -1,25 +1,36 @@
-"""The variants of MLA decode that serving uses: one a window width, and one a number of splits."""
+"""The variants of MLA decode that serving uses: one a window width, and a second launch with
+w_vc for few tokens, without for more."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 
-from longcat_kernels.mla_decode import mla_decode, workloads
+from longcat_kernels.mla_decode import FEW, fits, mla_decode, pays, workloads
 
 if TYPE_CHECKING:
     from longcat_kernels.warmup import Sizes
 
 
 def warm_up(device: torch.device | str, sizes: Sizes) -> None:
-    """Only bf16 models take it, and only on request; see `uses_split` in sglang_longcat."""
-    if sizes.dtype != torch.bfloat16:
+    """Only bf16 models take it; see `uses_split` in sglang_longcat."""
+    if sizes.dtype != torch.bfloat16 or not fits(sizes.kv_lora, sizes.rope):
         return
-    widths = {"heads": sizes.heads, "rank": sizes.kv_lora, "rope": sizes.rope}
+    shape = {"heads": sizes.heads, "rank": sizes.kv_lora}
+    w_vc = workloads.make_values(seed=0, device=device, values=sizes.values, **shape)
+    for requests, width in _steps(sizes):
+        inputs = workloads.make_inputs(
+            [width] * requests, seed=0, device=device, width=width, rope=sizes.rope, **shape
+        )
+        mla_decode(*inputs, scale=workloads.SCALE, width=width, w_vc=w_vc)
+
+
+def _steps(sizes: Sizes) -> Iterator[tuple[int, int]]:
     for width in sizes.windows:
-        for requests in range(1, sizes.split_tokens // width + 1):
-            inputs = workloads.make_inputs(
-                [width] * requests, seed=0, device=device, width=width, **widths
-            )
-            mla_decode(*inputs, scale=workloads.SCALE, width=width)
+        if sizes.split_tokens is None:
+            most = max((n for n in range(1, FEW + 1) if pays(n, width, sizes.context)), default=0)
+        else:
+            most = sizes.split_tokens // width
+        yield from ((requests, width) for requests in range(1, most + 1))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-HEADS, RANK, ROPE = 32, 512, 64
+HEADS, RANK, ROPE, VALUES = 32, 512, 64, 128
 SCALE = 192**-0.5
 
 
@@ -52,8 +52,22 @@ def make_inputs(
     return Inputs(q_nope, q_pe, latents, pages, slots, positions.flatten())
 
 
+def make_values(
+    *,
+    seed: int,
+    device: torch.device | str,
+    heads: int = HEADS,
+    rank: int = RANK,
+    values: int = VALUES,
+) -> torch.Tensor:
+    """w_vc [H, C, V], transposed as SGLang keeps it: neighbours in memory are of the rank."""
+    random = torch.Generator(device=device).manual_seed(seed)
+    weight = torch.randn(heads, values, rank, generator=random, device=device)
+    return (weight / rank**0.5).bfloat16().transpose(1, 2)
+
+
 def bytes_moved(lengths: list[int], width: int = 1) -> int:
-    """Every latent once, queries in, outputs back."""
+    """Every latent once, queries in, outputs back. Without w_vc, 4 MB more where it is used."""
     rows = len(lengths) * width * HEADS
     return 2 * (sum(lengths) * (RANK + ROPE) + rows * (2 * RANK + ROPE))
 
