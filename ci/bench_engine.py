@@ -74,7 +74,7 @@ def main() -> None:
         measure(args)
         return
     report: dict[str, Any] = {
-        "command": " ".join(sys.argv),
+        "command": " ".join(["ci/bench_engine.py", *sys.argv[1:]]),
         "engine": json.loads(args.engine),
         "versions": versions(),
         "results": {},
@@ -260,10 +260,12 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Of this checkout, with a `+` if it has changes; a copy without git says it in COMMIT."""
+    """COMMIT, for copies whose git knows another one; or this checkout's, with a `+` if it has
+    changes."""
+    if given := os.environ.get("COMMIT"):
+        return given
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
-    done = subprocess.run(git, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or os.environ.get("COMMIT", "")
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def print_table(results: dict[str, list[dict[str, Any]]]) -> None:

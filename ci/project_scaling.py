@@ -1,6 +1,6 @@
 """PROJECTION of decode steps on more GPUs than were at hand; measured are only its inputs.
 
-    python ci/project_scaling.py --measured ci/results/h200-tp1.json --arm longcat \
+    python ci/project_scaling.py --measured ci/results/h200-tp1.json --arm host \
         --all-reduce allreduce.csv --gpu H200 --ranks 2,8
 
 Inputs: a result of `ci/bench_engine.py` on one GPU, the CSV of `ci/allreduce_time.py`. The formula
@@ -39,7 +39,7 @@ def parse() -> argparse.Namespace:
     raw = argparse.RawTextHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--measured", type=Path, required=True, help="bench_engine.py, one GPU")
-    parser.add_argument("--arm", default="longcat")
+    parser.add_argument("--arm", default="host")
     parser.add_argument("--all-reduce", type=Path, required=True, help="allreduce_time.py's CSV")
     parser.add_argument("--gpu", choices=roofline.GPUS, default="H200")
     parser.add_argument("--ranks", default="2,4,8")

@@ -58,11 +58,7 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("arg_groups.overrides:declare_resolution", ("server_args", "source")),
     Needs("utils:get_device_memory_capacity", ("device",)),
     Needs("environ:envs.SGLANG_MAX_KV_CHUNK_CAPACITY"),
-    Needs("arg_groups.model_hook:handle_model_specific_adjustments", ("server_args",)),
     Needs("server_args:ServerArgs.flashinfer_allreduce_fusion_backend"),
-    Needs("server_args:ServerArgs.enforce_disable_flashinfer_allreduce_fusion"),
-    Needs("runtime_context:attn_dp_enabled_of", ("cfg",)),
-    Needs("runtime_context:get_platform"),
     # hooks
     Needs("model_executor.forward_batch_info:ForwardBatch.init_new", ("batch", "model_runner")),
     Needs(

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sglang_longcat import allreduce_fusion, hf_config
+from sglang_longcat import hf_config
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -34,10 +34,19 @@ _MB_PER_RANK = 256  # custom all-reduce and NCCL buffers
 # Rows gathered from the replicas and their exchange. Without it, 0.4 GiB were left on two H200s
 # after prompts of 4,096, and a request for 2 GiB had been refused first.
 _MB_ATTENTION_DP = 2048
+# flashinfer's fused all-reduce, which SGLang gives memory after the KV cache: four buffers of
+# [ranks, 2048, 3072] in bf16 (one to exchange, three to take turns), once for attention's ranks and
+# once for the experts'.
+_MB_FUSED_SUMS_PER_RANK = 2 * 4 * 2048 * 3072 * 2 / 2**20
 
 
 def reserve_mb(
-    prefill_tokens: int, graph_rows: int, ranks: int, *, attention_dp: bool = False
+    prefill_tokens: int,
+    graph_rows: int,
+    ranks: int,
+    *,
+    attention_dp: bool = False,
+    fused_sums: bool = False,
 ) -> float:
     """Memory to leave outside of the static share, in MiB."""
     return (
@@ -47,6 +56,7 @@ def reserve_mb(
         + _MB_PER_GRAPH_ROW * graph_rows
         + (_MB_PER_RANK * ranks if ranks > 1 else 0)
         + (_MB_ATTENTION_DP if attention_dp else 0)
+        + (_MB_FUSED_SUMS_PER_RANK * ranks if fused_sums and ranks > 1 else 0)
     )
 
 
@@ -71,9 +81,13 @@ def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> N
     memory = get_device_memory_capacity(cfg.device)
     prefill = cfg.chunked_prefill_size
     prefill = prefill if prefill > 0 else cfg.max_prefill_tokens
-    rows, dp = cfg.cuda_graph_config.decode.max_bs or 0, cfg.enable_dp_attention
-    reserve = reserve_mb(prefill, rows, cfg.tp_size, attention_dp=dp)
-    reserve += allreduce_fusion.workspace_mb(cfg)
+    reserve = reserve_mb(
+        prefill,
+        cfg.cuda_graph_config.decode.max_bs or 0,
+        cfg.tp_size,
+        attention_dp=cfg.enable_dp_attention,
+        fused_sums=cfg.flashinfer_allreduce_fusion_backend is not None,
+    )
     fraction = round(1 - reserve / memory, 3)
     if fraction > cfg.mem_fraction_static:
         logger.info("mem_fraction_static %s -> %s", cfg.mem_fraction_static, fraction)

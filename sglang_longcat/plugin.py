@@ -36,13 +36,12 @@ def _register() -> None:
     from sglang.srt.models.registry import ModelRegistry
     from sglang.srt.utils import is_cpu
 
-    from sglang_longcat import allreduce_fusion, hf_config, hooks, memory, ray_actors, tool_parser
+    from sglang_longcat import hf_config, hooks, memory, ray_actors, tool_parser
 
     hf_config.register()
     ModelRegistry.register("sglang_longcat.models", overwrite=True, strict=True)
     hooks.register_all()
     memory.register()
-    allreduce_fusion.register()
     ray_actors.register()
     tool_parser.register()
     _implementations[:] = cpu.install() if is_cpu() else [_ON_A_GPU]

@@ -223,13 +223,15 @@ def gpu_name() -> str:
 
 
 def _commit() -> str:
-    """Of this checkout, with a `+` if it has changes; a copy without git says it in COMMIT."""
+    """COMMIT, for copies whose git knows another one; or this checkout's, with a `+` if it has
+    changes."""
+    if given := os.environ.get("COMMIT"):
+        return given
     git = ["git", "-C", str(HERE), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
-        found = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+        return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     except FileNotFoundError:
-        found = ""
-    return found or os.environ.get("COMMIT", "")
+        return ""
 
 
 def _version(distribution: str) -> str:

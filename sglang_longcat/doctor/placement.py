@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from sglang_longcat import allreduce_fusion, env, memory, sizing
+from sglang_longcat import env, memory, sizing
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.doctor.finding import Finding
 from sglang_longcat.doctor.machine import GIB, UNLIMITED, Device, Machine
@@ -87,8 +87,7 @@ def _reserve(gpu: Device, plan: Plan) -> int:
     """What lies outside of weights and KV cache, in bytes, with SGLang's default chunks."""
     if plan.mem_fraction is not None:
         return int(gpu.total * (1 - plan.mem_fraction))
-    fused = allreduce_fusion.MB_PER_RANK * plan.tp if plan.tp in allreduce_fusion.RANKS else 0
-    return int(memory.reserve_mb(_CHUNK, _GRAPH_ROWS, plan.tp) + fused) << 20
+    return int(memory.reserve_mb(_CHUNK, _GRAPH_ROWS, plan.tp)) << 20
 
 
 def _kv_cache(room: placement.Room, plan: Plan, *, on_device: bool) -> Finding:

@@ -2,9 +2,12 @@
 
     residual' = residual + sum_r x_r;    y = norm(residual')
 
-The kernel is flashinfer's, behind SGLang's norm; whether an engine has it, `allreduce_fusion`
-decides. Between two stages SGLang's layer boundaries leave a sum to the norm that reads it. Owns
-what they lack: the sums at both ends of the stack, and up to how many rows the kernel is taken.
+The kernel is flashinfer's, behind SGLang's norm; an engine has it with
+--flashinfer-allreduce-fusion-backend trtllm (other backends may create NVLink multicast objects;
+this one maps the memory of the other GPUs of a machine). Not by default: it compiles for minutes at
+the first start and is not timed yet. Between two stages SGLang's layer boundaries leave a sum to
+the norm that reads it. Owns what they lack: the sums at both ends of the stack, and up to how many
+rows the kernel is taken.
 """
 
 from __future__ import annotations

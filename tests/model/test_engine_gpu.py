@@ -163,13 +163,13 @@ def test_many_gpus(
 def test_fused_sums(
     checkpoint: Path, prompts: list[list[int]], on_one_gpu: list[dict[str, Any]], ep: int
 ) -> None:
-    """Red if the kernel that sums, adds and norms is not what two GPUs get by default, if it comes
-    with NVLink multicast, if it cannot be switched off, or if its answers are others."""
+    """Red if the kernel that sums, adds and norms is not what the flag gives, if it comes with
+    NVLink multicast, if it runs without the flag, or if its answers are others."""
     flags = {"attention_backend": "flashinfer", "tp_size": 2, "ep_size": ep}
     logs: list[str] = []
-    results = generate(checkpoint, prompts, logs=logs, **flags)
-    off = {"enforce_disable_flashinfer_allreduce_fusion": True}
-    alone = generate(checkpoint, prompts, logs=logs, **flags, **off)
+    on = {"flashinfer_allreduce_fusion_backend": "trtllm"}
+    results = generate(checkpoint, prompts, logs=logs, **flags, **on)
+    alone = generate(checkpoint, prompts, logs=logs, **flags)
     assert FUSED in logs[0]
     assert "workspace initialized: backend=trtllm" in logs[0]
     assert "Disabling flashinfer allreduce fusion" not in logs[0]

@@ -73,6 +73,17 @@ def test_registered_once() -> None:
     assert resolution_hooks._HOOKS[memory.STEP].count(memory.settle) == 1
 
 
+def test_the_fused_all_reduce_has_its_memory(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red if it is left out: SGLang allocates it behind the KV cache, 96 MiB a rank twice."""
+    plain = settle(checkpoint, monkeypatch, H200, tp_size=8)
+    fused = {"flashinfer_allreduce_fusion_backend": "trtllm"}
+    assert (plain - settle(checkpoint, monkeypatch, H200, tp_size=8, **fused)) * H200 > 700
+    one = settle(checkpoint, monkeypatch, H200)
+    assert settle(checkpoint, monkeypatch, H200, **fused) == one
+
+
 def test_data_parallel_attention_keeps_more_free(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,7 +92,7 @@ def test_bound_is_below_every_measured_step():
     """A bound that a real run undercuts is none; one H200 and two, from ci/results."""
     root = Path(__file__).resolve().parents[2] / "ci" / "results"
     for file, ranks in (("h200-tp1.json", 1), ("h200-tp2-ep2.json", 2)):
-        for row in json.loads((root / file).read_text())["results"]["longcat"]:
+        for row in json.loads((root / file).read_text())["results"]["host"]:
             bound = roofline.step_seconds(
                 roofline.GPUS["H200"], LITE, batch=row["batch"], context=4096, ranks=ranks
             )
@@ -109,20 +109,21 @@ def test_busiest_rank():
 
 
 def test_projection_meets_the_measured_step_of_two_gpus():
-    """From one H200 to two within 12 %, with any all-reduce time that is possible at 6 to 184 KB on
-    NVLink; on one GPU it is the measurement."""
+    """From one H200 to two within 8 %, with any all-reduce time that is possible at 48 to 384 KB on
+    NVLink; on one GPU it is the measurement. Not at batch 1, which split attention had made faster
+    on one GPU before it was measured, and not on two."""
     root, gpu = Path(__file__).resolve().parents[2] / "ci" / "results", roofline.GPUS["H200"]
     one, two = (
-        {row["batch"]: row["tpot_ms"] for row in json.loads(file.read_text())["results"]["longcat"]}
-        for file in (root / "h200-tp1.json", root / "h200-tp2-ep2.json")
+        {row["batch"]: row["tpot_ms"] for row in json.loads(file.read_text())["results"][arm]}
+        for file, arm in ((root / "h200-tp1.json", "host"), (root / "h200-tp2-ep2.json", "device"))
     )
-    for batch in one:
+    for batch in (8, 64):
         size = {"batch": batch, "context": 4096, "one_gpu": one[batch] / 1e3}
         same = roofline.projected_seconds(gpu, LITE, **size, ranks=1, all_reduce=0.0)
         assert 1e3 * same == pytest.approx(one[batch])
         for us in (3, 10):
             step = roofline.projected_seconds(gpu, LITE, **size, ranks=2, all_reduce=us / 1e6)
-            assert 1e3 * step == pytest.approx(two[batch], rel=0.12)
+            assert 1e3 * step == pytest.approx(two[batch], rel=0.08)
 
 
 def test_arithmetic_bounds_the_gpu_without_much():
