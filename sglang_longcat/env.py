@@ -55,8 +55,8 @@ def prefill_graph() -> bool:
 
 
 def two_streams() -> int:
-    """LONGCAT_TWO_STREAMS=N: captured steps of at most N tokens (256) run the expert mixture on a
-    second stream beside the dense branch; 0 never does."""
+    """LONGCAT_TWO_STREAMS=N: captured steps of at most N tokens (256) run the expert mixture beside
+    the dense branch, on streams of their own; 0 never does."""
     return _count("LONGCAT_TWO_STREAMS", default=256)
 
 

@@ -36,7 +36,7 @@ from sglang_longcat import env
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.layers.linear import LongcatMLP, prefer_kernels
 from sglang_longcat.layers.norm import StageNorm
-from sglang_longcat.models.longcat_flash import mla_attention
+from sglang_longcat.models.decoder_layer import mla_attention
 from sglang_longcat.weights import DraftReader
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ class LongcatDraftLayer(upstream_nextn.LongcatFlashDenseDecoderLayer):
 
     def __init__(self, config: LongcatFlashConfig, quant_config: QuantizationConfig | None) -> None:
         nn.Module.__init__(self)
-        self.self_attn = mla_attention(config, quant_config, 0, f"{_LAYER}.self_attn")
+        sizes = LongcatConfig.from_dict(config.to_dict())
+        self.self_attn = mla_attention(config, sizes, quant_config, 0, f"{_LAYER}.self_attn")
         self.self_attn.drafts = True
         self.mlp = LongcatMLP(
             hidden_size=config.hidden_size,
