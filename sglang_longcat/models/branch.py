@@ -16,7 +16,7 @@ from sglang.srt.model_executor.runner_backend_utils.breakable_cuda_graph import 
     is_in_breakable_cuda_graph,
 )
 from sglang.srt.model_executor.runner_utils.capture_mode import get_is_capture_mode
-from sglang.srt.runtime_context import get_stream, set_stream
+from sglang.srt.runtime_context import get_parallel, get_stream, set_stream
 
 from sglang_longcat import env
 
@@ -24,7 +24,7 @@ Urgent = TypeVar("Urgent")
 Wide = TypeVar("Wide")
 Chain = TypeVar("Chain")
 # CUDA's numbering: 0 is the lowest, and what other streams have.
-PRIORITIES = {"longcat_urgent": -2, "longcat_chain": -1}
+PRIORITIES = {"longcat_urgent": -2, "longcat_chain": -1, "longcat_wide": 0}
 
 
 def beside(
@@ -42,13 +42,15 @@ def beside(
     experts: at batch 30 on an H200 it stood still for 630 us, until they were done, and its 146 us
     came after them.
 
-    What the chain frees of the first stream's memory is written over only after the streams have
-    met again, because `wide` has made its own allocations by then.
+    What the chain frees of the captured stream's memory is written over only after the streams have
+    met again, because `wide` has made its own allocations by then. x is held until then.
     """
     if not runs_beside(x):
         return wide(urgent()), chain()
     own = torch.cuda.current_stream()
-    first, second = prepare_streams()
+    first, second, third = prepare_streams()
+    if get_parallel().tp_size > 1:
+        return _on_equal_terms(third, lambda: wide(urgent()), chain)
     first.wait_stream(own)
     second.wait_stream(own)
     with torch.cuda.stream(first):
@@ -58,6 +60,20 @@ def beside(
     with torch.cuda.stream(second):
         other = chain()
     own.wait_stream(second)
+    return one, other
+
+
+def _on_equal_terms(
+    stream: torch.cuda.Stream, wide: Callable[[], Wide], chain: Callable[[], Chain]
+) -> tuple[Wide, Chain]:
+    """With sums over ranks in the chain: all-reduces on another stream than the captured one have
+    not run on GPUs yet, this has. To be replaced when they have."""
+    own = torch.cuda.current_stream()
+    stream.wait_stream(own)
+    with torch.cuda.stream(stream):
+        one = wide()
+    other = chain()
+    own.wait_stream(stream)
     return one, other
 
 

@@ -50,6 +50,7 @@ def test_the_chain_goes_first_where_both_want_the_gpu(capturing, monkeypatch):
     kernels, each of which has more blocks than the GPU holds, and ends after them."""
     streams = [torch.cuda.Stream(priority=value) for value in branch.PRIORITIES.values()]
     monkeypatch.setattr(branch, "prepare_streams", lambda: streams)
+    monkeypatch.setattr(branch, "get_parallel", lambda: SimpleNamespace(tp_size=1))
     large, small = torch.ones(1 << 28, device="cuda"), torch.ones(1, 1 << 10, device="cuda")
     begin, routed, wide, chain = (
         torch.cuda.Event(enable_timing=True, external=True) for _ in range(4)
