@@ -15,7 +15,6 @@ import argparse
 import datetime
 import functools
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from acceptance_modes import MODES, Mode, nextn  # noqa: E402
+from bench_engine import commit  # noqa: E402
 from harness import engine  # noqa: E402
 from sglang_longcat.assets import nano  # noqa: E402
 
@@ -100,14 +100,12 @@ def acceptance(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def origin(args: argparse.Namespace) -> dict[str, Any]:
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(git, capture_output=True, text=True, check=False)
     return {
         "command": f"ci/acceptance.py --prompts {args.prompts} --tokens {args.tokens}"
         f" --modes {args.modes}",
         "checkpoint": "LongCat-nano, fp32, CPU, greedy",
         "date": datetime.date.today().isoformat(),
-        "commit": done.stdout.strip(),
+        "commit": commit(),
     }
 
 

@@ -87,6 +87,7 @@ def main() -> None:
 
 def trace_arm(args: argparse.Namespace) -> None:
     batches = bench_engine.parse_batches(args.batch, args.input)
+    flags = bench_engine.ARMS[args.arm].engine | json.loads(args.engine)
     engine = bench_engine.start_engine(args, batches, output=32)
     for size, length in batches:
         prompts = bench_engine.random_prompts(size, length, random.Random(size))
@@ -100,7 +101,7 @@ def trace_arm(args: argparse.Namespace) -> None:
             step = median_step(read_trace(Path(directory)))
         name = f"{args.arm}-{size}x{length}"
         print_step(name, step, args.rows)
-        if "speculative" in args.engine + str(bench_engine.ARMS[args.arm].engine):
+        if "speculative_algorithm" in flags:
             print(profile_phases.table(profile_phases.summary(step.kernels, step.end)), flush=True)
         if args.out:
             args.out.mkdir(parents=True, exist_ok=True)

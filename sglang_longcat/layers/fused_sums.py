@@ -17,7 +17,13 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sglang.srt.layers.layer_boundary import PLAIN_ADD, ReadoutFusion, SumGroup, UnreducedOutput
+from sglang.srt.layers.layer_boundary import (
+    FUSE_ALLREDUCE_MAX_BATCH_SIZE,
+    PLAIN_ADD,
+    ReadoutFusion,
+    SumGroup,
+    UnreducedOutput,
+)
 from sglang.srt.layers.layer_boundary.residual import PendingUpdateRead
 from sglang.srt.layers.layer_boundary.residual import batch as residual_batch
 from sglang.srt.layers.layer_boundary.residual.add_norm import (
@@ -36,8 +42,8 @@ logger = logging.getLogger(__name__)
 
 # SGLang's own limit, for which it allocates; not measured yet. To be set where the separate kernels
 # are faster: fused_us against unfused_us of ci/allreduce_time.py. Above a smaller one SGLang sums
-# with flashinfer's plain kernel (flashinfer_us) up to 2,048 rows, and with its own beyond.
-FUSED_ROWS = 2048
+# with flashinfer's plain kernel (flashinfer_us) up to its limit, and with its own beyond.
+FUSED_ROWS = FUSE_ALLREDUCE_MAX_BATCH_SIZE
 
 
 class SumNorm(RMSNorm):
@@ -52,9 +58,8 @@ class SumNorm(RMSNorm):
     ) -> Any:
         """x: [T, hidden], this rank's share -> (y, residual'), both new where the kernel ran."""
         if residual is not None and x.shape[0] > FUSED_ROWS:
-            parallel = get_parallel()
-            of_moe = post_experts_reduction_group
-            group = parallel.attn_tp_group if use_attn_tp_group else of_moe()
+            attention = get_parallel().attn_tp_group
+            group = attention if use_attn_tp_group else post_experts_reduction_group()
             return self(group.all_reduce(x), residual, post_residual_addition)
         _say_once()
         return super().forward_with_allreduce_fusion(

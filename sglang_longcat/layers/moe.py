@@ -84,8 +84,9 @@ class LongcatMoE(LongcatFlashMoE):
         chosen = StandardTopKOutput(routing.weights, routing.expert_ids, routing.weights)
         runner = self.experts.moe_runner_config
         runner.no_combine = self._finalizes(hidden_states)
-        pair = pair_of(hidden_states) if accepts_pair(self.experts) else None
-        prepared = {} if pair is None else {"pre_quant_input": pair}
+        pair = pair_of(hidden_states)
+        takes = pair is not None and accepts_pair(self.experts)
+        prepared = {"pre_quant_input": pair} if takes else {}
         output = self.experts(hidden_states, chosen, **prepared)
         identity = (hidden_states, routing.identity_weight) if adds_identity else (None, None)
         return Mixture(output, routing.expert_ids, *identity)

@@ -27,18 +27,16 @@ from sglang_longcat.plugin import register as register_longcat
 def register():
     register_longcat()  # whichever of the two plugins SGLang loads first
     attention.uses_prologue = lambda *args: True
-    store = attention.norm_and_store
-    def stored(*args, **kwargs):
-        attention.norm_and_store = store
-        print("the prologue ran")
-        return store(*args, **kwargs)
-    attention.norm_and_store = stored
-    decode = attention.mla_decode
-    def decoded(*args, **kwargs):
-        attention.mla_decode = decode
-        print("the split attention ran")
-        return decode(*args, **kwargs)
-    attention.mla_decode = decoded
+    say_once("norm_and_store", "the prologue ran")
+    say_once("mla_decode", "the split attention ran")
+
+def say_once(name, text):
+    original = getattr(attention, name)
+    def said(*args, **kwargs):
+        setattr(attention, name, original)
+        print(text)
+        return original(*args, **kwargs)
+    setattr(attention, name, said)
 """
 
 

@@ -8,6 +8,8 @@ them (programmatic dependent launch): nothing on the way to a forward writes wei
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -227,40 +229,20 @@ def _absorb_query_kernel(
         tl.store(out_row + LATENT + tail, turned, mask=live[:, None])
 
 
-def norm_and_store(
-    qkv: torch.Tensor,
-    q_weight: torch.Tensor,
-    kv_weight: torch.Tensor,
-    eps: float,
-    positions: torch.Tensor,
-    cos_sin: torch.Tensor,
-    slots: torch.Tensor,
-    kv_buffer: torch.Tensor,
-    neox: bool,
-) -> torch.Tensor:
-    tokens, q = qkv.shape[0], q_weight.shape[0]
-    out = torch.empty((tokens, q), dtype=qkv.dtype, device=qkv.device)
-    weights = q_weight, kv_weight, eps
-    _store(out, None, qkv, *weights, positions, cos_sin, slots, kv_buffer, neox)
+def norm_and_store(*inputs: Any) -> torch.Tensor:
+    """`inputs` as `_store` takes them, behind the output."""
+    qkv, q_weight = inputs[:2]
+    out = torch.empty((qkv.shape[0], q_weight.shape[0]), dtype=qkv.dtype, device=qkv.device)
+    _store(out, None, *inputs)
     return out
 
 
-def norm_quantise_and_store(
-    qkv: torch.Tensor,
-    q_weight: torch.Tensor,
-    kv_weight: torch.Tensor,
-    eps: float,
-    positions: torch.Tensor,
-    cos_sin: torch.Tensor,
-    slots: torch.Tensor,
-    kv_buffer: torch.Tensor,
-    neox: bool,
-) -> Pair:
+def norm_quantise_and_store(*inputs: Any) -> Pair:
+    qkv, q_weight = inputs[:2]
     tokens, q = qkv.shape[0], q_weight.shape[0]
     out = torch.empty((tokens, q), dtype=torch.float8_e4m3fn, device=qkv.device)
     rows = scale_rows(tokens, q, qkv.device)
-    weights = q_weight, kv_weight, eps
-    _store(out, rows, qkv, *weights, positions, cos_sin, slots, kv_buffer, neox)
+    _store(out, rows, *inputs)
     return out, scales_of(rows, tokens)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from longcat_kernels.fp8_inputs import Pair
@@ -28,19 +30,8 @@ def norm_and_store(
     return _norm(q, q_weight, eps)
 
 
-def norm_quantise_and_store(
-    qkv: torch.Tensor,
-    q_weight: torch.Tensor,
-    kv_weight: torch.Tensor,
-    eps: float,
-    positions: torch.Tensor,
-    cos_sin: torch.Tensor,
-    slots: torch.Tensor,
-    kv_buffer: torch.Tensor,
-    neox: bool,
-) -> Pair:
-    weights = q_weight, kv_weight, eps
-    return quantise(norm_and_store(qkv, *weights, positions, cos_sin, slots, kv_buffer, neox))
+def norm_quantise_and_store(*inputs: Any) -> Pair:
+    return quantise(norm_and_store(*inputs))
 
 
 def absorb_query(
