@@ -70,6 +70,7 @@ def _count(name: str, default: int) -> int:
 # Kernels of ours that SGLang has an equal of.
 OPTIONAL_OPS = (
     "expert_finalize",
+    "finalize_norm",
     "fp8_norm",
     "fp8_query",
     "fp8_swiglu",

@@ -1,7 +1,9 @@
 """The final sum of a mixture of experts: expert outputs, identity part, dense branch.
 
 The `sglang` column is what it replaces: SGLang's sum over slots, our identity kernel, torch's add.
-SGLang reads all 12 rows of a token, of which a third are zeros; `bytes` counts the other 8.
+SGLang reads all 12 rows of a token, of which a third are zeros; `bytes` counts the other 8. The
+residual add and RMSNorm that follow are in `ours+norm`, and a launch of flashinfer's behind ours in
+`ours, norm`.
 """
 
 from __future__ import annotations
@@ -11,10 +13,11 @@ from collections.abc import Sequence
 import torch
 from timing import Call, Case, Implementation, Row, parse, run
 
-from longcat_kernels.expert_finalize import finalize, reference
+from longcat_kernels.expert_finalize import finalize, finalize_norm, reference
 from longcat_kernels.expert_finalize import workloads as lite
 from longcat_kernels.identity_experts import add_identity_
 
+EPS = 1e-5
 TRITON_SUM = 32  # tokens up to which SGLang takes its Triton kernel for the sum, on Hopper
 
 
@@ -33,6 +36,21 @@ def ours(device: str, *, plain: bool) -> Implementation:
         return lambda: op(given.routed, given.ids, given.x, given.weight, given.addend)
 
     return Implementation("reference" if plain else "ours", prepare, cuda_only=not plain)
+
+
+def with_norm(device: str, *, fused: bool) -> Implementation:
+    def prepare(case: Case, copy: int) -> Call:
+        given = lite.make_inputs(case.tokens, seed=copy, device=device)
+        residual, weight = torch.zeros_like(given.x), torch.ones_like(given.x[0])
+        inputs = given.routed, given.ids, given.x, given.weight, given.addend
+        if fused:
+            options = {"residual": residual, "norm_weight": weight, "eps": EPS}
+            return lambda: finalize_norm(*inputs, **options)
+        from flashinfer.norm import fused_add_rmsnorm
+
+        return lambda: fused_add_rmsnorm(finalize(*inputs), residual, weight, EPS, enable_pdl=True)
+
+    return Implementation("ours+norm" if fused else "ours, norm", prepare)
 
 
 def in_tree(device: str) -> Implementation:
@@ -57,9 +75,10 @@ def in_tree(device: str) -> Implementation:
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
     options = parse(__doc__, argv)
-    implementations = [ours(options.device, plain=False), ours(options.device, plain=True)]
+    implementations = [ours(options.device, plain=plain) for plain in (False, True)]
+    implementations.append(with_norm(options.device, fused=True))
     if not options.no_sglang:
-        implementations.append(in_tree(options.device))
+        implementations += [with_norm(options.device, fused=False), in_tree(options.device)]
     return run("expert_finalize", cases(), implementations, options)
 
 

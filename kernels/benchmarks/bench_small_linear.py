@@ -1,4 +1,4 @@
-"""Dense projections of 1 to 16 tokens, the model's on one rank and on one of two.
+"""Dense projections of 1 to 32 tokens, the model's on one rank and on one of two.
 
 `library` is torch's linear (cuBLAS), with SGLang's silu_and_mul for SwiGLU; `sglang` its own
 kernel for one token (`--bf16-gemm-backend gemv`), which it compiles at first use. Shapes that the

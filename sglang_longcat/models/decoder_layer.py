@@ -24,6 +24,7 @@ from sglang_longcat.layers.fp8 import prefer_pairs
 from sglang_longcat.layers.linear import LongcatMLP, prefer_kernels
 from sglang_longcat.layers.moe import LongcatMoE, Mixture
 from sglang_longcat.layers.norm import StageNorm
+from sglang_longcat.layers.owed import leave, leaves_sum, must_be_paid, still_owed
 from sglang_longcat.models.branch import beside
 from sglang_longcat.models.reduction import adds_once, sums_together
 
@@ -164,7 +165,8 @@ class LongcatDecoderLayer(nn.Module):
         prev_topk_indices: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, None]:
         def attend(index: int, boundary: StageBoundary, hidden: torch.Tensor) -> torch.Tensor:
-            hidden = boundary.prepare(hidden, forward_batch)
+            read, hidden = hidden, boundary.prepare(hidden, forward_batch)
+            must_be_paid(read)
             if hidden.shape[0]:
                 hidden = self.self_attn[index](
                     positions=positions,
@@ -191,9 +193,12 @@ class LongcatDecoderLayer(nn.Module):
             chain=lambda: dense(x),
         )
         together = sums_together(self.moe_boundary, self.second_ffn_boundary, forward_batch)
+        left = together and leaves_sum(mixture, forward_batch)
         if together:
-            hidden_states = mixture.sum(hidden_states)
+            hidden_states = (leave if left else Mixture.sum)(mixture, hidden_states)
         hidden_states = self.second_ffn_boundary.finish(hidden_states, forward_batch)
+        if left:
+            still_owed(hidden_states)
         if not together:
             contribution = self.moe_boundary.branch_output(mixture.sum(), forward_batch)
             hidden_states = self.moe_boundary.merge_branch(

@@ -21,16 +21,19 @@ from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
 from sglang.srt.models import longcat_flash as upstream
 from sglang.srt.runtime_context import get_parallel, get_server_args, get_spec
-from sglang.srt.utils import BumpAllocator, add_prefix
+from sglang.srt.utils import add_prefix
 from torch import nn
 
 from sglang_longcat import hooks, metrics, plugin
 from sglang_longcat.config import LongcatConfig
-from sglang_longcat.layers.fused_sums import SumNorm, final_norm
+from sglang_longcat.layers.fused_sums import final_norm
 from sglang_longcat.layers.ngram_embedding import NgramEmbedding
+from sglang_longcat.layers.norm import FinalNorm
+from sglang_longcat.layers.owed import must_be_paid
 from sglang_longcat.models.branch import prepare_streams
 from sglang_longcat.models.decoder_layer import LongcatDecoderLayer
 from sglang_longcat.models.unsupported import refuse_unsupported
+from sglang_longcat.models.zeros import LateZeros
 from sglang_longcat.weights import CheckpointReader, DraftReader
 
 if TYPE_CHECKING:
@@ -73,7 +76,7 @@ class LongcatModel(upstream.LongcatFlashModel):
             )
         # After the layers: where the tables go depends on what these leave free.
         self.embed_tokens = NgramEmbedding(sizes)
-        self.norm = SumNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = FinalNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
         self,
@@ -87,11 +90,13 @@ class LongcatModel(upstream.LongcatFlashModel):
         hidden = input_embeds
         if hidden is None:
             hidden = self.embed_tokens(input_ids, forward_batch)
-        zeros = BumpAllocator(2 * len(self.layers), torch.float32, positions.device)
+        zeros = LateZeros(2 * len(self.layers), positions.device)
         for index, layer in enumerate(self.layers):
             with get_global_expert_distribution_recorder().with_current_layer(index):
                 hidden, _ = layer(positions, hidden, forward_batch, zeros)
-        return final_norm(hidden, forward_batch, self.norm)
+        normed = final_norm(hidden, forward_batch, self.norm)
+        must_be_paid(hidden)
+        return normed
 
 
 class LongcatFlashForCausalLM(upstream.LongcatFlashForCausalLM):

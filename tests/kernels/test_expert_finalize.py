@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from longcat_kernels.expert_finalize import finalize
+from longcat_kernels.expert_finalize import finalize, finalize_norm
 from longcat_kernels.expert_finalize import workloads as lite
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -94,6 +94,43 @@ def test_half_an_identity_part_is_refused(device: str) -> None:
 def test_no_tokens(device: str) -> None:
     given = lite.make_inputs(0, seed=4, device=device)
     assert finalize(given.routed, given.ids, given.x, given.weight).shape == (0, lite.HIDDEN)
+
+
+EPS = 1e-5
+
+
+def normed(given: lite.Inputs, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A residual, a norm's weights, and the exact new residual (float64)."""
+    random = torch.Generator().manual_seed(seed)
+    residual = torch.randn(given.x.shape, generator=random).to(given.x)
+    weight = (torch.rand(given.x.shape[1], generator=random) + 0.5).to(given.x)
+    routed = given.routed.double().masked_fill((given.ids < 0)[:, :, None], 0.0).sum(dim=1)
+    exact = residual.double() + routed + given.weight.double()[:, None] * given.x.double()
+    return residual, weight, exact + given.addend.double()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("width", [7, 1024, 3072])
+def test_with_a_norm(device: str, width: int, tokens: int, dtype: torch.dtype) -> None:
+    """Red if the residual is not read, not written, or rounded before the norm reads it."""
+    given = lite.make_inputs(tokens, seed=width, device=device, dtype=dtype, width=width)
+    residual, weight, exact = normed(given, seed=1)
+    options = {"residual": residual, "norm_weight": weight, "eps": EPS}
+    got = finalize_norm(given.routed, given.ids, *parts(given, True, True), **options)
+    scale = torch.rsqrt(exact.square().mean(dim=1, keepdim=True) + EPS)
+    # One rounding each, and the fp32 sums' before it, where terms may cancel.
+    tolerance = {"rtol": torch.finfo(dtype).eps * (1.01 if dtype in CUTS_OFF else 0.51)}
+    for found, wanted in ((residual, exact), (got, exact * scale * weight.double())):
+        torch.testing.assert_close(found.double(), wanted, **tolerance, atol=1e-5)
+
+
+def test_a_norm_needs_its_residual(device: str) -> None:
+    given = lite.make_inputs(2, seed=3, device=device, width=8)
+    with pytest.raises(ValueError, match="one per token"):
+        finalize_norm(
+            given.routed, given.ids, residual=given.x[:1], norm_weight=given.x[0], eps=EPS
+        )
 
 
 @pytest.mark.gpu

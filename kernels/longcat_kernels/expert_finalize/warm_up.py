@@ -1,4 +1,5 @@
-"""The variants of the final sum that a model uses: with and without identity part and addend."""
+"""The variants of the final sum that a model uses: with and without identity part and addend, and
+with both before a norm."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from longcat_kernels.expert_finalize import finalize
+from longcat_kernels.expert_finalize import finalize, finalize_norm
 
 if TYPE_CHECKING:
     from longcat_kernels.warmup import Sizes
@@ -25,3 +26,5 @@ def warm_up(device: torch.device | str, sizes: Sizes) -> None:
             weight=weight if identity else None,
             addend=row if addend else None,
         )
+    residual, norm = row.clone(), row[0].clone()
+    finalize_norm(routed, ids, row, weight, row, residual=residual, norm_weight=norm, eps=1e-5)

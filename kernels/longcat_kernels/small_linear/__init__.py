@@ -1,4 +1,4 @@
-"""Dense projections of at most 16 tokens, where reading the weights is all the time there is.
+"""Dense projections of at most 32 tokens, where reading the weights is all the time there is.
 
     linear(x, W)        = x W^T
     swiglu_linear(x, W) = silu(x Wg^T) * (x Wu^T)      W = [Wg; Wu]: gate rows, then up rows

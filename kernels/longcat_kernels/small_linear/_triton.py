@@ -2,7 +2,8 @@
 
 Two programs, both with a few output rows each and all of K:
   gemv   one token: products and sums in fp32 registers, one reduction at the end;
-  mma    2 to 16 tokens: `tl.dot` with the tokens padded to 16, weights through a deep pipeline.
+  mma    2 to 32 tokens: `tl.dot` with the tokens padded to 16 or 32, weights through a deep
+         pipeline.
 With SWIGLU a program reads a gate row and the up row that goes with it.
 
 The first AHEAD tiles of weights are asked for before `gdc_wait`, under the tail of the kernel
@@ -100,8 +101,10 @@ def _gemv_kernel(
 
 
 @triton.jit
-def _tokens(x_ptr, tokens, stride, first, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    t = tl.arange(0, 16)
+def _tokens(
+    x_ptr, tokens, stride, first, K: tl.constexpr, BLOCK_K: tl.constexpr, TOKENS: tl.constexpr
+):
+    t = tl.arange(0, TOKENS)
     k = first + tl.arange(0, BLOCK_K)
     live = (t < tokens)[:, None]
     if K % BLOCK_K != 0:
@@ -124,6 +127,7 @@ def _mma_kernel(
     BLOCK_K: tl.constexpr,
     AHEAD: tl.constexpr,
     STAGES: tl.constexpr,
+    TOKENS: tl.constexpr,  # 16 or 32, of which the first `tokens` are real
     PDL: tl.constexpr,
 ):
     rows, read = _rows(n, BLOCK_N, PDL)
@@ -131,22 +135,22 @@ def _mma_kernel(
     ups = _ahead(w_ptr, read + n, K, BLOCK_K, AHEAD if SWIGLU else 0)
     if PDL:
         tl.extra.cuda.gdc_wait()
-    total = tl.zeros([16, BLOCK_N], dtype=tl.float32)
-    up_total = tl.zeros([16, BLOCK_N], dtype=tl.float32)
+    total = tl.zeros([TOKENS, BLOCK_N], dtype=tl.float32)
+    up_total = tl.zeros([TOKENS, BLOCK_N], dtype=tl.float32)
     for first in tl.range(AHEAD * BLOCK_K, K, BLOCK_K, num_stages=STAGES):
-        x = _tokens(x_ptr, tokens, stride, first, K, BLOCK_K)
+        x = _tokens(x_ptr, tokens, stride, first, K, BLOCK_K, TOKENS)
         total = tl.dot(x, _weights(w_ptr, read, first, K, BLOCK_K).T, total)
         if SWIGLU:
             up_total = tl.dot(x, _weights(w_ptr, read + n, first, K, BLOCK_K).T, up_total)
     for i in tl.static_range(AHEAD):  # last, so that the pipeline fills at once
         if i * BLOCK_K < K:
-            x = _tokens(x_ptr, tokens, stride, i * BLOCK_K, K, BLOCK_K)
+            x = _tokens(x_ptr, tokens, stride, i * BLOCK_K, K, BLOCK_K, TOKENS)
             total = tl.dot(x, tiles[i].T, total)
             if SWIGLU:
                 up_total = tl.dot(x, ups[i].T, up_total)
     if SWIGLU:
         total = _gate(total, up_total)
-    t = tl.arange(0, 16)
+    t = tl.arange(0, TOKENS)
     live = (t < tokens)[:, None] & (rows < n)[None, :]
     cells = out_ptr + t[:, None] * n + rows[None, :]
     tl.store(cells, total.to(out_ptr.dtype.element_ty), mask=live)
@@ -177,8 +181,8 @@ def launch(
     if config.program == "gemv":
         _gemv_kernel[grid](x, weight, out, n, **constants)
     else:
-        stages = {"STAGES": config.stages}
-        _mma_kernel[grid](x, weight, out, tokens, x.stride(0), n, **constants, **stages)
+        constants |= {"STAGES": config.stages, "TOKENS": 16 if tokens <= 16 else 32}
+        _mma_kernel[grid](x, weight, out, tokens, x.stride(0), n, **constants)
     return out
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 TABLE = Path(__file__).with_name("configs.json")
-TOKENS = (1, 2, 4, 8, 16)  # a batch takes the entry of the next one up
-MOST_TOKENS = TOKENS[-1]  # tl.dot's smallest tile; from there on cuBLAS has tiles to choose from
+TOKENS = (1, 2, 4, 8, 16, 32)  # a batch takes the entry of the next one up
+MOST_TOKENS = TOKENS[-1]  # from there on cuBLAS has tiles to choose from
 
 Op = Literal["linear", "swiglu_linear"]
 
