@@ -66,6 +66,7 @@ def _projections(
         hidden=config.hidden_size,
         ffn=config.ffn_hidden_size,
         q_rank=config.q_lora_rank,
+        latents=config.kv_lora_rank + config.qk_rope_head_dim,
         queries=heads * query,
         values=heads * config.v_head_dim,
         mlp_ranks=mlp_ranks,

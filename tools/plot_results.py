@@ -31,7 +31,7 @@ LINES = (
         "o-",
     ),
     (["h200-speculation.json"], "spec", "the same, 3 drafts a step, 3.15 tokens accepted", "d-"),
-    (["h100-host.json"], "host", "ours, one H100-80GB, before the fused kernels", "^-"),
+    (["h100-host.json"], "host", "ours, one H100-80GB", "^-"),
 )
 
 

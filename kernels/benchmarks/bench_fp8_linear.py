@@ -16,8 +16,7 @@ from longcat_kernels.fp8_inputs import GROUP, reference, scale_rows, scales_of
 from longcat_kernels.small_linear import workloads as lite
 
 # q_a and kv_a together are SGLang's own kernel in bf16, so `small_linear` leaves them out.
-LATENT = lite.Shape("qkv_a", "linear", 2112, 3072)
-SHAPES = {f"{s.name} {s.rows}x{s.columns}": s for s in (LATENT, *lite.LITE)}
+SHAPES = {f"{s.name} {s.rows}x{s.columns}": s for s in lite.LITE}
 BATCHES = (1, 2, 4, 8, 16, 31, 32, 64)
 
 

@@ -5,9 +5,9 @@
 The kernel is flashinfer's, behind SGLang's norm; an engine has it with
 --flashinfer-allreduce-fusion-backend trtllm (other backends may create NVLink multicast objects;
 this one maps the memory of the other GPUs of a machine). Not by default: it compiles for minutes at
-the first start and is not timed yet. Between two stages SGLang's layer boundaries leave a sum to
-the norm that reads it. Owns what they lack: the sums at both ends of the stack, and up to how many
-rows the kernel is taken.
+the first start, and on two GPUs it only gains between some 64 and 256 rows, 1 us of a sum. Between
+two stages SGLang's layer boundaries leave a sum to the norm that reads it. Owns what they lack: the
+sums at both ends of the stack, and up to how many rows the kernel is taken.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.layers.layer_boundary import (
-    FUSE_ALLREDUCE_MAX_BATCH_SIZE,
     PLAIN_ADD,
     ReadoutFusion,
     SumGroup,
@@ -40,10 +39,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# SGLang's own limit, for which it allocates; not measured yet. To be set where the separate kernels
-# are faster: fused_us against unfused_us of ci/allreduce_time.py. Above a smaller one SGLang sums
-# with flashinfer's plain kernel (flashinfer_us) up to its limit, and with its own beyond.
-FUSED_ROWS = FUSE_ALLREDUCE_MAX_BATCH_SIZE
+# Where the separate kernels are faster from there on. 2 x H200, fused against separate, us: 4.5 and
+# 3.7 at 1 row, 5.0 and 4.0 at 8, 6.0 and 6.8 at 64, 9.3 and 10.1 at 256, 33 and 27 at 1,024
+# (ci/results/h200-allreduce.csv). Above, SGLang sums with flashinfer's plain kernel up to its own
+# limit of 2,048, and with its own beyond.
+FUSED_ROWS = 256
 
 
 class SumNorm(RMSNorm):

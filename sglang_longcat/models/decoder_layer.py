@@ -64,9 +64,9 @@ def mla_attention(
         prefix=prefix,
         alt_stream=get_stream("alt"),
     )
-    # Not the fused q_a and kv_a projection, for which SGLang has a kernel of its own.
-    prefer_kernels(attention.q_b_proj, attention.o_proj)
-    prefer_pairs(attention.fused_qkv_a_proj_with_mqa, attention.q_b_proj)
+    latents = attention.fused_qkv_a_proj_with_mqa  # of at most 16 tokens SGLang's kernel's
+    prefer_kernels(latents, attention.q_b_proj, attention.o_proj)
+    prefer_pairs(latents, attention.q_b_proj)
     return attention
 
 

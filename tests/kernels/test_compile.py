@@ -13,6 +13,11 @@ import pytest
 
 pytestmark = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="nothing to compile")
 
+FINALIZE = {
+    **dict.fromkeys(("out", "routed", "x", "addend"), "*bf16"),
+    "ids": "*i32",
+    "weight": "*fp32",
+}
 POINTERS = {
     "_ngram_kernel": {
         **dict.fromkeys(("tokens", "positions", "slots", "powers", "moduli", "offsets"), "*i64"),
@@ -49,11 +54,8 @@ POINTERS = {
         "positions": "*i64",
         "cos_sin": "*fp32",
     },
-    "_finalize_kernel": {
-        **dict.fromkeys(("out", "routed", "x", "addend"), "*bf16"),
-        "ids": "*i32",
-        "weight": "*fp32",
-    },
+    "_finalize_kernel": FINALIZE,
+    "_finalize_norm_kernel": {**FINALIZE, "residual": "*bf16", "norm": "*bf16", "eps": "fp32"},
 }
 BF16 = {"rows": "*bf16", "out": "*bf16"}
 FP8 = {"rows": "*fp8e4nv", "out": "*bf16"}
@@ -72,6 +74,7 @@ VALUES = {**MEAN, "VALUES": 128, "CHUNK": 16, "COLUMNS": 64}
 ROUTE = {"K": 12, "BLOCK": 512, "PDL": True}
 LOGITS = {"BLOCK_E": 64, "BLOCK_K": 128, "PDL": True}
 LINEAR = {"K": 1600, "BLOCK_N": 16, "BLOCK_K": 256, "PDL": True}
+MMA = {**LINEAR, "AHEAD": 1, "STAGES": 4}
 CASES = [
     ("ngram_ids", "_ngram_kernel", {}, {**IDS, "WIDTH": 0}, 1),
     ("ngram_ids", "_ngram_kernel", {}, {**IDS, "WIDTH": 4}, 1),
@@ -110,9 +113,19 @@ CASES = [
         {"K": 12, "IDENTITY": True, "ADDEND": True, "BLOCK": 1024, "PDL": True},
         4,
     ),
+    (
+        "expert_finalize",
+        "_finalize_norm_kernel",
+        {},
+        {"K": 12, "IDENTITY": True, "ADDEND": True, "BLOCK": 4096, "PDL": True},
+        16,
+    ),
     ("small_linear", "_gemv_kernel", {}, {**LINEAR, "SWIGLU": False, "AHEAD": 2}, 4),
     ("small_linear", "_gemv_kernel", {}, {**LINEAR, "SWIGLU": True, "AHEAD": 9}, 4),
-    ("small_linear", "_mma_kernel", {}, {**LINEAR, "SWIGLU": True, "AHEAD": 1, "STAGES": 4}, 4),
+    *(
+        ("small_linear", "_mma_kernel", {}, {**MMA, "SWIGLU": swiglu, "TOKENS": tokens}, 4)
+        for swiglu, tokens in ((True, 16), (False, 32))
+    ),
 ]
 
 

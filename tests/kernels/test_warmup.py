@@ -88,11 +88,11 @@ def serve(device: str, sizes: Sizes) -> None:
 
 def project(device: str, shape: linear_lite.Shape) -> None:
     """Of each number of tokens that takes the kernel, whole tensors and rows of wider ones."""
-    x, weight = linear_lite.make_inputs(18, shape.rows, 64, seed=0, device=device)
+    x, weight = linear_lite.make_inputs(34, shape.rows, 64, seed=0, device=device)
     x, weight = x.repeat(1, shape.columns // 64), weight.repeat(1, shape.columns // 64)
     wide = torch.cat((x, x), dim=1)[:, shape.columns :]
     op = {"linear": small_linear.linear, "swiglu_linear": small_linear.swiglu_linear}[shape.op]
-    for tokens in range(1, 17):
+    for tokens in range(1, 33):
         if small_linear.pays(shape.op, weight, tokens):
             for rows in (x[:tokens], x[2 : 2 + tokens], wide[:tokens]):
                 op(rows, weight)

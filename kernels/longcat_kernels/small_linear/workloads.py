@@ -25,15 +25,19 @@ def model_shapes(
     hidden: int = 3072,
     ffn: int = 6144,
     q_rank: int = 1536,
+    latents: int = 512 + 64,
     queries: int = 32 * 192,
     values: int = 32 * 128,
     mlp_ranks: int = 1,
     attention_ranks: int = 1,
 ) -> tuple[Shape, ...]:
-    """The projections that the kernels serve; queries and values: heads times their width."""
+    """The projections that the kernels serve. queries and values: heads times their width; latents:
+    what the KV pool keeps of a token, which comes out of the first projection beside the query's.
+    That one is whole on every rank, and of at most 16 tokens SGLang's own kernel's."""
     return (
         Shape("gate_up", "swiglu_linear", 2 * ffn // mlp_ranks, hidden),
         Shape("down", "linear", hidden, ffn // mlp_ranks),
+        Shape("qkv_a", "linear", q_rank + latents, hidden),
         Shape("q_b", "linear", queries // attention_ranks, q_rank),
         Shape("o", "linear", hidden, values // attention_ranks),
     )
