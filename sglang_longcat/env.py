@@ -54,6 +54,12 @@ def prefill_graph() -> bool:
     return _flag("LONGCAT_PREFILL_GRAPH")
 
 
+def pdl() -> bool:
+    """LONGCAT_PDL=1|0: whether our kernels start under the tail of the one before (programmatic
+    dependent launch). SGLang's and flashinfer's kernels have it in either case."""
+    return _choice("LONGCAT_PDL", "1", "0") == "1"
+
+
 def two_streams() -> int:
     """LONGCAT_TWO_STREAMS=N: captured steps of at most N tokens (256) run the expert mixture beside
     the dense branch, on streams of their own; 0 never does."""

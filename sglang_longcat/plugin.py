@@ -36,8 +36,10 @@ def _register() -> None:
     from sglang.srt.models.registry import ModelRegistry
     from sglang.srt.utils import is_cpu
 
+    from longcat_kernels import dispatch
     from sglang_longcat import hf_config, hooks, memory, ray_actors, tool_parser
 
+    dispatch.allow_pdl(env.pdl())
     hf_config.register()
     ModelRegistry.register("sglang_longcat.models", overwrite=True, strict=True)
     hooks.register_all()

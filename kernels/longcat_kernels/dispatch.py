@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 
 _everywhere = False
+_pdl = True
 
 
 def use_triton(tensor: torch.Tensor) -> bool:
@@ -22,7 +23,15 @@ def use_triton(tensor: torch.Tensor) -> bool:
 def supports_pdl(tensor: torch.Tensor) -> bool:
     """Programmatic dependent launch: a kernel starts under the tail of the one before. From Hopper
     on, which is also what `compile_only` compiles for."""
-    return _capability(tensor.device) >= (9, 0) if tensor.is_cuda else _everywhere
+    able = _capability(tensor.device) >= (9, 0) if tensor.is_cuda else _everywhere
+    return _pdl and able
+
+
+def allow_pdl(allowed: bool) -> None:
+    """For this process, before its first launch. False, to debug or to see what it is worth: each of
+    our kernels begins when the one before has ended."""
+    global _pdl  # noqa: PLW0603 - one switch for the process
+    _pdl = allowed
 
 
 def pdl_options(tensor: torch.Tensor) -> dict[str, bool]:

@@ -1,8 +1,10 @@
 """Environment switches: what they accept, what they do unset, and that a typo is not ignored."""
 
 import pytest
+import torch
 
-from sglang_longcat import env
+from longcat_kernels import dispatch
+from sglang_longcat import env, plugin
 
 
 def test_a_number_of_tokens(monkeypatch):
@@ -33,6 +35,19 @@ def test_kernels_of_ours_are_switched_off_by_name(monkeypatch):
     assert off == {"moe_router", "small_linear"}
     monkeypatch.setenv("LONGCAT_SGLANG_OPS", "all")
     assert not any(map(env.takes_ours, env.OPTIONAL_OPS))
+
+
+def test_early_starts_are_switched_off(monkeypatch):
+    """Red if the switch is read but not handed to the kernels, or does not come back."""
+    tensor = torch.empty(0)
+    with dispatch.triton_everywhere():
+        for text, early in (("0", False), ("1", True), ("", True)):
+            monkeypatch.setenv("LONGCAT_PDL", text)
+            plugin.register()
+            assert dispatch.pdl_options(tensor)["PDL"] is early
+    monkeypatch.setenv("LONGCAT_PDL", "maybe")
+    with pytest.raises(SystemExit, match="LONGCAT_PDL='maybe': expected one of 1, 0"):
+        plugin.register()
 
 
 def test_an_unknown_kernel_is_refused(monkeypatch):
