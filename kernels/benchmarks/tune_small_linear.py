@@ -62,7 +62,7 @@ def _gemv(op: Op, columns: int) -> Iterator[Config]:
 def _mma(op: Op, columns: int) -> Iterator[Config]:
     weights = 2 if op == "swiglu_linear" else 1
     for rows, block, ahead, stages, warps in itertools.product(
-        (16, 32), (64, 128, 256, 512), (0, 1, 2), (3, 4, 6), (2, 4)
+        (8, 16, 32), (64, 128, 256, 512), (0, 1, 2), (3, 4, 6), (2, 4)
     ):
         shared = 2 * block * (16 + weights * rows) * stages
         held = ahead * weights * rows * block // 2 // (32 * warps)  # registers a thread

@@ -28,8 +28,8 @@ def supports_pdl(tensor: torch.Tensor) -> bool:
 
 
 def allow_pdl(allowed: bool) -> None:
-    """For this process, before its first launch. False, to debug or to see what it is worth: each of
-    our kernels begins when the one before has ended."""
+    """For this process, before its first launch. False, to debug or to see what it is worth: our
+    kernels begin when the one before has ended."""
     global _pdl  # noqa: PLW0603 - one switch for the process
     _pdl = allowed
 

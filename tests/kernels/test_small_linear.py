@@ -20,6 +20,7 @@ OTHERS = [
     Config("gemv", 1, 32, 1, 1, 1),
     Config("gemv", 8, 64, 9, 1, 2),  # ahead of more tiles than there are
     Config("mma", 16, 32, 0, 2, 1),
+    Config("mma", 8, 64, 1, 3, 2),
     Config("mma", 32, 64, 3, 3, 4),
 ]
 # Triton's interpreter cuts fp32 off to bf16 where the GPU rounds to nearest.
