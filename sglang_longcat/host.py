@@ -115,6 +115,7 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("models.longcat_flash:LongcatFlashForCausalLM.post_load_weights", ("weight_names",)),
     Needs("models.longcat_flash:LongcatFlashModel"),
     Needs("utils:BumpAllocator", ("buffer_size", "dtype", "device")),
+    Needs("utils:BumpAllocator.allocate", ("size",)),
     Needs("eplb.expert_distribution:get_global_expert_distribution_recorder"),
     Needs("models.longcat_flash:LongcatFlashMLP", ("hidden_size", "intermediate_size")),
     Needs("models.longcat_flash:LongcatFlashMLP.forward", ("x",)),
