@@ -30,7 +30,7 @@ from expert_timing import Bench
 
 ROOT = Path(__file__).resolve().parents[1]
 _COMPILING = 0.6  # of the time, at most
-_ALIKE = 0.02  # relative; tiles differ in the order of fp32 sums, and bf16 rounds after each GEMM
+ALIKE = 0.02  # relative; tiles differ in the order of fp32 sums, and bf16 rounds after each GEMM
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -114,7 +114,7 @@ def _checked(bench: Bench, tokens: int, search: Search) -> Pair:
     """The best pair whose output is that of SGLang's choice."""
     best, default = search.best(tokens), search.defaults[tokens]
     distance = bench.differs(tokens, best, default)
-    if distance <= _ALIKE:
+    if distance <= ALIKE:
         return best
     print(f"  {tokens} {best}: off by {distance:.3g} of the default's output; keeping the default")
     return default
@@ -125,7 +125,7 @@ def _write(
 ) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for index in (0, 1):
-        path = options.out / _file_name(bench.shape, options.fp8, down=bool(index))
+        path = options.out / file_name(bench.shape, options.fp8, down=bool(index))
         configs = {str(m): _config(pair[index]) for m, pair in chosen.items()}
         path.write_text(json.dumps(configs, indent=4) + "\n")
         print(f"wrote {path}")
@@ -134,15 +134,15 @@ def _write(
     folder = options.csv
     if folder == ROOT / "kernels" / "benchmarks" / "results":
         folder /= torch.cuda.get_device_name().lower().split()[1]
-    _table(folder / f"{name}.csv", rows)
-    _table(folder / f"{name}_all.csv", [_measured(job, us) for job, us in search.times.items()])
+    table(folder / f"{name}.csv", rows)
+    table(folder / f"{name}_all.csv", [_measured(job, us) for job, us in search.times.items()])
 
 
 def _config(variant: Variant) -> dict[str, Any]:
     return {**variant.tile.config(), **({"USE_TMA": True} if variant.tma else {})}
 
 
-def _file_name(shape: Shape, fp8: bool, *, down: bool) -> str:
+def file_name(shape: Shape, fp8: bool, *, down: bool) -> str:
     from sglang.srt.layers.moe.moe_runner.triton_utils import get_config_file_name
 
     block = [FP8_BLOCK, FP8_BLOCK] if fp8 else None
@@ -179,7 +179,7 @@ def _short(variant: Variant) -> str:
     return sizes + (" tma" if variant.tma else "") + (" sorted" if variant.by_expert else "")
 
 
-def _table(path: Path, rows: Sequence[dict[str, object]]) -> None:
+def table(path: Path, rows: Sequence[dict[str, object]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))

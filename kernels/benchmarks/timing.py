@@ -207,7 +207,7 @@ def _context() -> dict[str, str]:
     """What a number depends on besides the code."""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "commit": _commit(),
+        "commit": commit(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "cuda": str(torch.version.cuda),
         **{name: _version(name) for name in ("torch", "triton", "sglang")},
@@ -222,7 +222,7 @@ def gpu_name() -> str:
     return re.sub(r"nvidia\s+|\s.*", "", name)
 
 
-def _commit() -> str:
+def commit() -> str:
     """COMMIT, for copies whose git knows another one; or this checkout's, with a `+` if it has
     changes."""
     if given := os.environ.get("COMMIT"):
