@@ -13,18 +13,14 @@ from dataclasses import dataclass
 
 from expert_space import Tile, Variant
 from longcat_kernels.small_linear.configs import MOST_TOKENS, Config
-from longcat_kernels.small_linear.workloads import LITE, Shape
+from longcat_kernels.small_linear.workloads import LITE
 
 Choice = Tile | Config | str | None  # an expert tile, a projection (None: the library), attention
 Choices = dict[str, Choice]  # by axis
 
 EXPERTS = {"expert_up": "up", "expert_down": "down"}  # axis and GEMM
 ATTENTION = "attention"
-PROJECTIONS = {
-    # SGLang's fused one, should the workloads not have it.
-    "qkv_a": Shape("qkv_a", "linear", 1536 + 512 + 64, 3072),
-    **{shape.name: shape for shape in LITE},
-}
+PROJECTIONS = {shape.name: shape for shape in LITE}
 ROWS = 16  # of an expert tile, enough for any of these sizes
 FUSED_A_TOKENS = 16  # up to here qkv_a is SGLang's own kernel's, which asks no table
 SPLIT_TOKENS = 16  # what our attention reads grows with the tokens
@@ -79,10 +75,13 @@ TILES = tuple(
         *((128, 64, 4, 5), (128, 64, 4, 3)),
     )
 )
+# 192 blocks of 16 of a weight's 3,072 rows fill 132 SMs unevenly; not measured yet.
+_NARROW = ((8, 256, 0, 6, 2), (8, 512, 0, 4, 2), (8, 512, 1, 4, 4))
 _MMA = {  # block_n, block_k, ahead, stages, warps
     "down": (
         *((16, 256, 2, 6, 2), (16, 256, 1, 4, 2), (16, 512, 0, 3, 2), (16, 256, 0, 6, 2)),
         *((16, 128, 1, 6, 2), (16, 128, 0, 6, 2), (32, 128, 1, 4, 4)),
+        *_NARROW,
     ),
     "q_b": (
         *((16, 256, 0, 6, 2), (16, 256, 2, 3, 2), (16, 128, 1, 6, 2), (32, 128, 1, 4, 4)),
@@ -91,12 +90,16 @@ _MMA = {  # block_n, block_k, ahead, stages, warps
     "o": (
         *((16, 256, 0, 6, 2), (16, 256, 2, 3, 2), (16, 128, 1, 6, 2), (16, 256, 1, 4, 2)),
         (16, 512, 0, 3, 2),
+        *_NARROW,
     ),
     "gate_up": (
         *((16, 128, 1, 6, 2), (16, 128, 1, 4, 2), (16, 128, 0, 4, 2), (16, 64, 2, 6, 2)),
         *((16, 256, 0, 3, 4), (32, 64, 1, 4, 4)),
     ),
-    "qkv_a": ((16, 256, 1, 4, 2), (16, 128, 1, 6, 2), (16, 256, 2, 6, 2), (16, 512, 0, 3, 2)),
+    "qkv_a": (
+        *((16, 256, 1, 4, 2), (16, 128, 1, 6, 2), (16, 256, 2, 6, 2), (16, 512, 0, 3, 2)),
+        *_NARROW,
+    ),
 }
 CONFIGS = {name: tuple(Config("mma", *mma) for mma in all_) for name, all_ in _MMA.items()}
 
