@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import subprocess
 import time
 from collections.abc import Sequence
@@ -24,8 +23,8 @@ import torch
 from sglang_longcat.checkpoint.tiny import TinyOptions, write_tiny
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.ngram.tables import NgramTables
+from sglang_longcat.weights import NGRAM
 
-TABLE = re.compile(r"model\.ngram_embeddings\.embedders\.(\d+)\.weight$")
 WRITTEN = TinyOptions(
     layers=1, hidden=3072, heads=8, vocab=32768, ratio=20, shard_mb=1024, mtp=False
 )
@@ -84,8 +83,9 @@ def load(checkpoint: Path, files: Sequence[Path]) -> float:
     )
     begin = time.perf_counter()
     for name, tensor in safetensors_weights_iterator([str(file) for file in files]):
-        if match := TABLE.match(name):
-            tables.load(int(match[1]), tensor)
+        match = NGRAM.match(name)
+        if match and match[1] == "embedders":
+            tables.load(int(match[2]), tensor)
         else:
             tensor.clone()
     return time.perf_counter() - begin

@@ -181,7 +181,6 @@ ATTRIBUTES: tuple[Needs, ...] = (
     ),
     Needs("layers.layer_boundary:UnreducedOutput", ("partial", "group")),
     Needs("layers.layer_boundary:PLAIN_ADD"),
-    Needs("layers.layer_boundary:FUSE_ALLREDUCE_MAX_BATCH_SIZE"),
     Needs("layers.layer_boundary:SumGroup.MOE_OUTPUT"),
     Needs("layers.moe.utils:post_experts_reduction_group"),
     Needs("layers.layer_boundary.layout:SumGroup.ATTN_TP"),

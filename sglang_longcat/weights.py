@@ -31,7 +31,7 @@ from sglang_longcat.config import LongcatConfig
 if TYPE_CHECKING:
     from sglang_longcat.layers.ngram_embedding import NgramEmbedding
 
-_NGRAM = re.compile(r"model\.ngram_embeddings\.(embedders|post_projs)\.(\d+)\.weight$")
+NGRAM = re.compile(r"model\.ngram_embeddings\.(embedders|post_projs)\.(\d+)\.weight$")
 _WORD = "model.embed_tokens.weight"
 _DRAFT_WORD = MTP_PREFIX + "embed_tokens.weight"
 _LISTED = 20
@@ -103,7 +103,7 @@ class CheckpointReader(_Reader):
                 continue
             self._check(name, tensor)
             seen.add(name)
-            if match := _NGRAM.match(name):
+            if match := NGRAM.match(name):
                 _load_ngram(embedding, match[1], int(match[2]), tensor)
             elif name == _WORD:
                 yield "model.embed_tokens.word_embed.weight", tensor

@@ -31,6 +31,10 @@ class Tile:
     warps: int
     stages: int
 
+    def __str__(self) -> str:
+        """As the CSVs have it."""
+        return f"{self.m}x{self.n}x{self.k} g{self.group} w{self.warps} s{self.stages}"
+
     def config(self) -> dict[str, int]:
         """As SGLang's files have it."""
         return {

@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from bench_mla_decode import plan
 
 from layer_inputs import Inputs
 from layer_space import Choice
 from longcat_kernels.mla_decode import mla_decode, project_values
-from longcat_kernels.mla_decode.workloads import HEADS, RANK, ROPE, SCALE
+from longcat_kernels.mla_decode.workloads import RANK, SCALE
 from longcat_kernels.mla_decode.workloads import Inputs as Cache
 
 _WORKSPACE = 128 << 20  # bytes; no two attentions run at a time
@@ -28,13 +29,12 @@ class Attention:
         device = step.x.device
         context = step.caches[0][0].pages.shape[1]
         self.lengths = torch.full((requests,), context, dtype=torch.int32, device=device)
-        self.ends = torch.arange(requests + 1, dtype=torch.int32, device=device)
-        self.queries = self.ends * width
+        self.queries = torch.arange(requests + 1, dtype=torch.int32, device=device) * width
         self.pages = [[one.pages[one.requests] for one in both] for both in step.caches]
         self.wrappers: list[list[Any]] = []
         if width == 1:  # a window's would be planned as a prefill
             workspace = torch.empty(_WORKSPACE, dtype=torch.uint8, device=device)
-            self.wrappers = [[self._plan(workspace, p) for p in both] for both in self.pages]
+            self.wrappers = [[plan(workspace, one, width) for one in both] for both in step.caches]
 
     def __call__(
         self, choice: Choice, i: int, j: int, query: torch.Tensor, w_vc: torch.Tensor
@@ -51,15 +51,6 @@ class Attention:
         else:
             out = self._fa3(self.pages[i][j], cache, q_nope, q_pe)
         return project_values(out.view(q_nope.shape), w_vc)
-
-    def _plan(self, workspace: torch.Tensor, pages: torch.Tensor) -> Any:
-        from flashinfer.mla import BatchMLAPagedAttentionWrapper
-
-        wrapper = BatchMLAPagedAttentionWrapper(workspace, backend="auto")
-        rows = self.ends, self.ends * pages.shape[1], pages.flatten(), self.lengths
-        bf16 = torch.bfloat16
-        wrapper.plan(*rows, HEADS, RANK, ROPE, 1, False, SCALE, bf16, bf16)
-        return wrapper
 
     def _fa3(
         self, pages: torch.Tensor, cache: Cache, q_nope: torch.Tensor, q_pe: torch.Tensor

@@ -130,11 +130,9 @@ def asks_table(projection: str, tokens: int) -> bool:
 
 def text(choice: Choice) -> str:
     """As the CSV has it."""
-    if isinstance(choice, Tile):
-        return f"{choice.m}x{choice.n}x{choice.k} g{choice.group} w{choice.warps} s{choice.stages}"
     if isinstance(choice, Config):
         return "-".join(map(str, choice))
-    return choice or "library"
+    return str(choice or "library")
 
 
 def jobs(sizes: Sequence[Size]) -> list[tuple[int, Variant]]:

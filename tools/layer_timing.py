@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Sequence
 
 import torch
+from timing import replay_us
 
 from layer_inputs import LAYERS, Weights, make_step
 from layer_space import Choices, Size
@@ -17,7 +18,6 @@ from layer_step import Step, Streams
 from longcat_kernels.moe_router import Routing
 
 _QUICK, _CAREFUL = 8, 20  # replays
-URGENT, CHAIN, CAPTURED = "longcat_urgent", "longcat_chain", "longcat_wide"  # branch.py's names
 
 
 class Timer:
@@ -26,16 +26,16 @@ class Timer:
     def __init__(self, size: Size, weights: Sequence[Weights]) -> None:
         from sglang_longcat.models.branch import PRIORITIES
 
-        names = URGENT, CHAIN, CAPTURED
-        first, second, third = (torch.cuda.Stream(priority=PRIORITIES[name]) for name in names)
-        streams: Streams = (first, second)
-        self.captured = third
+        # The router's, the dense branch's and the experts', in this order there too.
+        urgent, chain, wide = (torch.cuda.Stream(priority=p) for p in PRIORITIES.values())
+        streams: Streams = (urgent, chain)
+        self.captured = wide
         self.step = Step(make_step(size), weights, streams)
 
     def measure(self, choices: Choices, careful: bool) -> float:
         self._eager(choices)  # loads the kernels
         graph = self._capture(choices)
-        times = [_replay(graph) for _ in range(1 + (_CAREFUL if careful else _QUICK))]
+        times = [replay_us(graph) for _ in range(1 + (_CAREFUL if careful else _QUICK))]
         return statistics.median(times[1:]) / LAYERS  # the first warms up
 
     def experts_read(self, choices: Choices) -> list[int]:
@@ -59,13 +59,3 @@ class Timer:
             finally:
                 graph.capture_end()
         return graph
-
-
-def _replay(graph: torch.cuda.CUDAGraph) -> float:
-    """Microseconds."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) * 1e3

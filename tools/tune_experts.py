@@ -174,9 +174,8 @@ def _measured(job: Job, us: float) -> dict[str, object]:
 
 
 def _short(variant: Variant) -> str:
-    tile = variant.tile
-    sizes = f"{tile.m}x{tile.n}x{tile.k} g{tile.group} w{tile.warps} s{tile.stages}"
-    return sizes + (" tma" if variant.tma else "") + (" sorted" if variant.by_expert else "")
+    kinds = (" tma" if variant.tma else "") + (" sorted" if variant.by_expert else "")
+    return f"{variant.tile}{kinds}"
 
 
 def table(path: Path, rows: Sequence[dict[str, object]]) -> None:

@@ -15,7 +15,6 @@ from timing import Call, Case, Implementation, Row, parse, run
 from longcat_kernels.fp8_inputs import GROUP, reference, scale_rows, scales_of
 from longcat_kernels.small_linear import workloads as lite
 
-# q_a and kv_a together are SGLang's own kernel in bf16, so `small_linear` leaves them out.
 SHAPES = {f"{s.name} {s.rows}x{s.columns}": s for s in lite.LITE}
 BATCHES = (1, 2, 4, 8, 16, 31, 32, 64)
 

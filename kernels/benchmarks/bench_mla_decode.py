@@ -63,22 +63,27 @@ def ours(device: str, name: str) -> Implementation:
     return Implementation(name, prepare, cuda_only=name != "reference")
 
 
+def plan(workspace: torch.Tensor, inputs: lite.Inputs, width: int) -> Any:
+    """flashinfer's wrapper, planned for requests that fill the page table."""
+    from flashinfer.mla import BatchMLAPagedAttentionWrapper
+
+    pages = inputs.pages[inputs.requests]
+    requests, context = pages.shape
+    step = torch.arange(requests + 1, dtype=torch.int32, device=pages.device)
+    lengths = torch.full((requests,), context, dtype=torch.int32, device=pages.device)
+    wrapper = BatchMLAPagedAttentionWrapper(workspace, backend="auto")
+    sizes = (lite.HEADS, lite.RANK, lite.ROPE, 1, width > 1, lite.SCALE)
+    dtype = torch.bfloat16
+    wrapper.plan(step * width, step * context, pages.flatten(), lengths, *sizes, dtype, dtype)
+    return wrapper
+
+
 def flashinfer(device: str, *, values: bool) -> Implementation:
     workspace = torch.empty(128 << 20, dtype=torch.uint8, device=device)
 
     def prepare(case: Case, copy: int) -> Call:
-        from flashinfer.mla import BatchMLAPagedAttentionWrapper
-
         inputs, width = make(case, copy, device)
-        requests = inputs.requests.shape[0]
-        step = torch.arange(requests + 1, dtype=torch.int32, device=device)
-        context = inputs.pages.shape[1]
-        lengths = torch.full((requests,), context, dtype=torch.int32, device=device)
-        wrapper = BatchMLAPagedAttentionWrapper(workspace, backend="auto")
-        rows = inputs.pages[inputs.requests].flatten()
-        sizes = (lite.HEADS, lite.RANK, lite.ROPE, 1, width > 1, lite.SCALE)
-        dtype = torch.bfloat16
-        wrapper.plan(step * width, step * context, rows, lengths, *sizes, dtype, dtype)
+        wrapper = plan(workspace, inputs, width)
         c, r = inputs.latents[:, None, : lite.RANK], inputs.latents[:, None, lite.RANK :]
         out = torch.empty_like(inputs.q_nope)
         if not values:

@@ -162,15 +162,17 @@ def graph_us(calls: Sequence[Call], quick: bool) -> float:
         for i in range(count):
             calls[i % len(calls)]()
     graph.replay()
-    times = []
-    for _ in range(3 if quick else REPLAYS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3 / count)
+    times = [replay_us(graph) / count for _ in range(3 if quick else REPLAYS)]
     return statistics.median(times)
+
+
+def replay_us(graph: torch.cuda.CUDAGraph) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) * 1e3
 
 
 def _wall_us(calls: Sequence[Call], quick: bool) -> float:

@@ -3,6 +3,8 @@ per token where a norm follows."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -109,24 +111,13 @@ def finalize(
     weight: torch.Tensor | None,
     addend: torch.Tensor | None,
 ) -> torch.Tensor:
-    tokens, k, width = routed.shape
+    tokens, _, width = routed.shape
     out = torch.empty((tokens, width), dtype=routed.dtype, device=routed.device)
     if tokens:
         block = min(triton.next_power_of_2(width), BLOCK)
+        inputs, options = _inputs(out, routed, ids, x, weight, addend)
         _finalize_kernel[(tokens, triton.cdiv(width, block))](
-            out,
-            routed.contiguous(),
-            ids.contiguous(),
-            _dense(x, out),
-            _dense(weight, out),
-            _dense(addend, out),
-            width,
-            K=k,
-            IDENTITY=x is not None,
-            ADDEND=addend is not None,
-            BLOCK=block,
-            num_warps=4,
-            **pdl_options(routed),
+            out, *inputs, BLOCK=block, num_warps=4, **options
         )
     return out
 
@@ -141,30 +132,33 @@ def finalize_norm(
     norm_weight: torch.Tensor,
     eps: float,
 ) -> torch.Tensor:
-    tokens, k, width = routed.shape
+    tokens, _, width = routed.shape
     out = torch.empty((tokens, width), dtype=routed.dtype, device=routed.device)
-    block = triton.next_power_of_2(width)
     if tokens:
+        block = triton.next_power_of_2(width)
+        # 8 columns a thread: of 12 rows to add up, as many loads as can be are in flight.
+        warps = min(16, max(1, block // 256))
+        inputs, options = _inputs(out, routed, ids, x, weight, addend)
         _finalize_norm_kernel[(tokens,)](
-            out,
-            residual,
-            norm_weight,
-            eps,
-            routed.contiguous(),
-            ids.contiguous(),
-            _dense(x, out),
-            _dense(weight, out),
-            _dense(addend, out),
-            width,
-            K=k,
-            IDENTITY=x is not None,
-            ADDEND=addend is not None,
-            BLOCK=block,
-            # 8 columns a thread: of 12 rows to add up, as many loads as can be are in flight.
-            num_warps=min(16, max(1, block // 256)),
-            **pdl_options(routed),
+            out, residual, norm_weight, eps, *inputs, BLOCK=block, num_warps=warps, **options
         )
     return out
+
+
+def _inputs(
+    out: torch.Tensor,
+    routed: torch.Tensor,
+    ids: torch.Tensor,
+    x: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    addend: torch.Tensor | None,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What both kernels take of a mixture: arguments up to the width, and constants. `out` stands
+    in for what there is not."""
+    optional = (_dense(tensor, out) for tensor in (x, weight, addend))
+    parts = {"K": routed.shape[1], "IDENTITY": x is not None, "ADDEND": addend is not None}
+    arguments = routed.contiguous(), ids.contiguous(), *optional, routed.shape[2]
+    return arguments, parts | pdl_options(routed)
 
 
 def _dense(tensor: torch.Tensor | None, unused: torch.Tensor) -> torch.Tensor:
