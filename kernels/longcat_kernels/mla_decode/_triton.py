@@ -1,12 +1,16 @@
-"""MLA decode in Triton: one program per query token and split of its keys, then a combination.
+"""MLA decode in Triton: one program per query token, split of its keys and share of its heads, then
+a combination.
 
-A program keeps all heads of one token and walks its split in blocks of keys, so that a latent is
-loaded once for both products. Keys, then rank, are their rows and heads (32) the columns: Hopper's
-wgmma takes 64 rows or more, and reads the latents where they were loaded to. Splits are as many as
-fill the GPU; their length follows the token's position, which a captured graph does not know, so
-short contexts leave some empty. A second launch adds up those in use, in their order, and may
-multiply with the value projection: its weights are asked for before `gdc_wait`, under the tail of
-the first.
+A program keeps its heads of one token and walks its split in blocks of keys, so that a latent is
+loaded once for both products. Keys, then rank, are their rows and heads (32, or 16 of a single
+token) the columns: Hopper's wgmma takes 64 rows or more, and reads the latents where they were
+loaded to. Splits are as many as fill the GPU; their length follows the token's position, which a
+captured graph does not know, so short contexts leave some empty. A second launch adds up those in
+use, in their order, and may multiply with the value projection: its weights are asked for before
+`gdc_wait`, under the tail of the first.
+
+Between the two a split's latent is bf16: an average over splits rounds less than the result's own
+rounding does, and what the second launch reads, 64 of them a head at 4,096 keys, is half as much.
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ from longcat_kernels.dispatch import pdl_options
 LOG2_E = 1.4426950408889634
 BLOCK_KEYS = 64  # 64 x 576 bf16: 72 KiB
 PROGRAMS = 132  # one per SM of a Hopper GPU; 264 programs took 1.3 times as long at batch 1
+# Of a program. 4,096 keys are 64 blocks, which would leave half of the GPU to one token's 32 heads;
+# two programs read a block twice, but write and wait half as much each.
+ONE_TOKENS_HEADS, MOST_HEADS = 16, 64
 STAGES, WARPS = 3, 8  # two blocks of 64 fit; of 32 keys, 5 loads two ahead
 CHUNK, COLUMNS, COMBINE_WARPS = 32, 128, 4  # splits at a time and columns of a program
 # With the value projection a program needs all columns of its head's latent: 2 KB a split. Half of
@@ -55,7 +62,8 @@ def _mean(
         live = some < used
         weight = tl.exp2(tl.load(lse_ptr + first + some, mask=live, other=-float("inf")) - top)
         cells = partial_ptr + (first + some)[:, None] * RANK + column[None, :]
-        out += tl.load(cells, mask=live[:, None], other=0.0) * weight[:, None]
+        latent = tl.load(cells, mask=live[:, None], other=0.0)
+        out += latent.to(tl.float32) * weight[:, None]
     return tl.sum(out, axis=0) / total
 
 
@@ -70,7 +78,7 @@ def _split_kernel(
     pages_ptr,
     requests_ptr,
     positions_ptr,
-    partial_ptr,  # [T, H, splits, RANK] fp32
+    partial_ptr,  # [T, H, splits, RANK]
     lse_ptr,  # [T, H, splits] fp32, base 2; -inf: no keys in this split, nor a partial result
     scale,
     heads,
@@ -82,7 +90,7 @@ def _split_kernel(
     latent_stride,
     page_stride,
     WIDTH: tl.constexpr,
-    HEADS: tl.constexpr,  # rounded up to a power of two
+    HEADS: tl.constexpr,  # of a program, a power of two
     RANK: tl.constexpr,
     ROPE: tl.constexpr,
     KEYS: tl.constexpr,
@@ -93,7 +101,7 @@ def _split_kernel(
         tl.extra.cuda.gdc_wait()
     t = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
-    head = tl.arange(0, HEADS)
+    head = tl.program_id(2) * HEADS + tl.arange(0, HEADS)
     real = head < heads
     length = tl.load(positions_ptr + t).to(tl.int32) + 1
     request = tl.load(requests_ptr + t // WIDTH).to(tl.int64)  # asked for while length is awaited
@@ -130,7 +138,8 @@ def _split_kernel(
         out = out * shrink[None, :] + tl.dot(tl.trans(c), weight.to(c.dtype))
         top = highest
     target = partial_ptr + at[None, :] * RANK + rank[:, None]
-    tl.store(target, out / total[None, :], mask=real[None, :])
+    out = (out / total[None, :]).to(partial_ptr.dtype.element_ty)
+    tl.store(target, out, mask=real[None, :])
     tl.store(lse_ptr + at, top + tl.log2(total), mask=real)
 
 
@@ -248,8 +257,14 @@ def decode_values(
     return out
 
 
-def splits_for(tokens: int) -> int:
-    return max(1, PROGRAMS // tokens)
+def splits_for(tokens: int, heads: int) -> int:
+    return max(1, PROGRAMS // (tokens * triton.cdiv(heads, heads_for(tokens, heads))))
+
+
+def heads_for(tokens: int, heads: int) -> int:
+    """Of a program; a product has 16 columns at least."""
+    most = ONE_TOKENS_HEADS if tokens == 1 else MOST_HEADS
+    return min(max(16, triton.next_power_of_2(heads)), most)
 
 
 def _attend(
@@ -264,11 +279,11 @@ def _attend(
     width: int,
 ) -> Partial:
     tokens, heads, rank = q_nope.shape
-    splits = splits_for(tokens)
-    partial = q_nope.new_empty((tokens, heads, splits, rank), dtype=torch.float32)
+    splits, block = splits_for(tokens, heads), heads_for(tokens, heads)
+    partial = q_nope.new_empty((tokens, heads, splits, rank))
     lse = q_nope.new_empty((tokens, heads, splits), dtype=torch.float32)
     launch = {"RANK": rank, **pdl_options(q_nope)}
-    _split_kernel[(tokens, splits)](
+    _split_kernel[(tokens, splits, triton.cdiv(heads, block))](
         q_nope,
         q_pe,
         latents,
@@ -287,12 +302,12 @@ def _attend(
         latents.stride(0),
         pages.stride(0),
         WIDTH=width,
-        HEADS=max(16, triton.next_power_of_2(heads)),
+        HEADS=block,
         ROPE=q_pe.shape[-1],
         KEYS=BLOCK_KEYS,
         num_warps=WARPS,
         num_stages=STAGES,
         **launch,
     )
-    most = triton.next_power_of_2(splits_for(1))
+    most = triton.next_power_of_2(PROGRAMS)
     return Partial(partial, lse, {**launch, "SPLITS": most, "AHEAD": AHEAD})
