@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from expert_space import Tile, Variant
-from longcat_kernels.small_linear.configs import MOST_TOKENS, Config
+from longcat_kernels.small_linear.configs import Config
 from longcat_kernels.small_linear.workloads import LITE
 
 Choice = Tile | Config | str | None  # an expert tile, a projection (None: the library), attention
@@ -22,7 +22,6 @@ EXPERTS = {"expert_up": "up", "expert_down": "down"}  # axis and GEMM
 ATTENTION = "attention"
 PROJECTIONS = {shape.name: shape for shape in LITE}
 ROWS = 16  # of an expert tile, enough for any of these sizes
-FUSED_A_TOKENS = 16  # up to here qkv_a is SGLang's own kernel's, which asks no table
 SPLIT_TOKENS = 16  # what our attention reads grows with the tokens
 
 
@@ -111,21 +110,13 @@ def axes(size: Size, ready: Callable[[Variant], bool] = lambda variant: True) ->
         for name, op in EXPERTS.items()
     ]
     if size.projections:
-        found += [
-            Axis(name, (None, *configs), taken=asks_table(name, size.tokens))
-            for name, configs in CONFIGS.items()
-        ]
+        found += [Axis(name, (None, *configs)) for name, configs in CONFIGS.items()]
     return [*found, Axis(ATTENTION, attentions(size), taken=False)]
 
 
 def attentions(size: Size) -> tuple[str, ...]:
     flashinfer = ("flashinfer",) if size.width == 1 else ()
     return (*flashinfer, *(("split",) if size.tokens <= SPLIT_TOKENS else ()), "fa3")
-
-
-def asks_table(projection: str, tokens: int) -> bool:
-    """Whether the engine looks for a configuration of ours at all."""
-    return tokens <= MOST_TOKENS and (projection != "qkv_a" or tokens > FUSED_A_TOKENS)
 
 
 def text(choice: Choice) -> str:

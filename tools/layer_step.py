@@ -18,7 +18,7 @@ from expert_launch import TOP_K, Routing, align, launch
 from expert_space import Tile, Variant
 from layer_attention import Attention
 from layer_inputs import SHAPE, Inputs, Weights
-from layer_space import ATTENTION, EXPERTS, PROJECTIONS, ROWS, Choice, Choices, asks_table
+from layer_space import ATTENTION, EXPERTS, PROJECTIONS, ROWS, Choice, Choices
 from longcat_kernels import moe_router
 from longcat_kernels.expert_finalize import finalize_norm
 from longcat_kernels.mla_decode.workloads import HEADS
@@ -26,6 +26,7 @@ from longcat_kernels.mla_prologue import absorb_query, norm_and_store
 from longcat_kernels.mla_prologue.workloads import EPS, KV_LORA, NOPE, Q_LORA, ROPE
 from longcat_kernels.moe_router import workloads as router
 from longcat_kernels.small_linear.configs import Config
+from longcat_kernels.small_linear.workloads import FUSED_A_TOKENS
 
 Streams = tuple[torch.cuda.Stream, torch.cuda.Stream]  # the router's and the dense branch's
 
@@ -127,7 +128,7 @@ def project(name: str, choice: Choice, x: torch.Tensor, weight: torch.Tensor) ->
     op = PROJECTIONS[name].op
     if isinstance(choice, Config):
         return _triton.launch(op, x, weight, choice)
-    if name == "qkv_a" and not asks_table(name, x.shape[0]):
+    if name == "qkv_a" and x.shape[0] <= FUSED_A_TOKENS:
         from sglang.kernels.ops.gemm.fused_a_gemm import dsv3_fused_a_gemm
 
         return dsv3_fused_a_gemm(x, weight.t())

@@ -18,7 +18,6 @@ from layer_space import (
     ROWS,
     Choices,
     Size,
-    asks_table,
     axes,
     text,
 )
@@ -38,8 +37,6 @@ def shipped(size: Size, experts: Mapping[str, Table], attention: str) -> Choices
     tiles = {axis: _nearest(experts[axis], size.tokens) for axis in EXPERTS}
     projections = {
         name: find(shape.op, shape.rows, shape.columns, size.tokens)
-        if asks_table(name, size.tokens)
-        else None
         for name, shape in PROJECTIONS.items()
     }
     ours = pays(size.requests, size.width, CONTEXT)

@@ -1,8 +1,9 @@
 """Dense projections of 1 to 32 tokens, the model's on one rank and on one of two.
 
-`library` is torch's linear (cuBLAS), with SGLang's silu_and_mul for SwiGLU; `sglang` its own
-kernel for one token (`--bf16-gemm-backend gemv`), which it compiles at first use. Shapes that the
-table leaves to the library run here all the same. `of_peak` is the share of the roofline.
+`library` is torch's linear (cuBLAS), with SGLang's silu_and_mul for SwiGLU, and for `qkv_a` of up
+to 16 tokens the kernel that SGLang has for it; `sglang` its own kernel for one token
+(`--bf16-gemm-backend gemv`), which it compiles at first use. Shapes that the table leaves to the
+library run here all the same. `of_peak` is the share of the roofline.
 """
 
 from __future__ import annotations
@@ -58,6 +59,10 @@ def library(device: str) -> Implementation:
 
 
 def library_call(shape: lite.Shape, x: torch.Tensor, weight: torch.Tensor) -> Call:
+    if shape.name == "qkv_a" and x.shape[0] <= lite.FUSED_A_TOKENS and x.is_cuda:
+        from sglang.kernels.ops.gemm.fused_a_gemm import dsv3_fused_a_gemm
+
+        return lambda: dsv3_fused_a_gemm(x, weight.t())
     if shape.op == "linear":
         return lambda: torch.nn.functional.linear(x, weight)
     from sgl_kernel import silu_and_mul

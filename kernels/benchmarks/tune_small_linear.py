@@ -5,8 +5,8 @@
 
 Candidates compile in parallel into Triton's cache, then run in CUDA graphs, launched back to back
 with programmatic dependent launch over weights that are twice the L2 cache. The three fastest run
-longer. An entry becomes null, which is "call the library", unless it beats cuBLAS (for SwiGLU with
-SGLang's silu_and_mul) by 2 %; entries of shapes that are not tuned stay.
+longer. An entry becomes null, which is "call the library", unless it beats the library
+(`bench_small_linear.py` says which) by 2 %; entries of shapes that are not tuned stay.
 """
 
 from __future__ import annotations

@@ -24,8 +24,10 @@ from sglang.srt.runtime_context import get_exec, process_model_config
 
 from longcat_kernels.mla_decode import fits, mla_decode, pays, project_values
 from longcat_kernels.mla_prologue import absorb_query, norm_and_store, norm_quantise_and_store
+from longcat_kernels.small_linear import linear
 from sglang_longcat import env
 from sglang_longcat.layers.fp8 import accepts_pair
+from sglang_longcat.layers.linear import takes_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +53,18 @@ class LongcatAttention(DeepseekV2AttentionMLA):
     """Weights, arguments and results are those of SGLang's class."""
 
     drafts = False  # set on the MTP layer's
+
+    def prepare_qkv_latent(
+        self, hidden_states: torch.Tensor, forward_batch: ForwardBatch
+    ) -> torch.Tensor:
+        """The first projection. SGLang's own kernel for up to 16 tokens fills each SM's shared
+        memory, for which it waits beside experts."""
+        projection = self.fused_qkv_a_proj_with_mqa
+        if isinstance(hidden_states, torch.Tensor) and takes_kernel(
+            "linear", projection, hidden_states
+        ):
+            return linear(hidden_states, projection.weight)
+        return cast(torch.Tensor, super().prepare_qkv_latent(hidden_states, forward_batch))
 
     def forward_absorb_prepare(
         self,

@@ -64,7 +64,7 @@ def mla_attention(
         prefix=prefix,
         alt_stream=get_stream("alt"),
     )
-    latents = attention.fused_qkv_a_proj_with_mqa  # of at most 16 tokens SGLang's kernel's
+    latents = attention.fused_qkv_a_proj_with_mqa
     prefer_kernels(latents, attention.q_b_proj, attention.o_proj)
     prefer_pairs(latents, attention.q_b_proj)
     return attention

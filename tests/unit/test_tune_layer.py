@@ -17,7 +17,6 @@ from layer_space import (
     SIZES,
     TILES,
     Axis,
-    asks_table,
     axes,
     text,
 )
@@ -136,14 +135,11 @@ def test_attention_is_measured_but_not_taken():
 
 
 def test_only_choices_that_the_engine_asks_for_are_taken():
-    """One token has another program; more than 32 are the library's; at most 16 tokens of qkv_a
-    are SGLang's."""
+    """One token has another program; more than 32 are the library's; attention is not a table's."""
     taken = {name: {a.name for a in axes(size) if a.taken} for name, size in SIZES.items()}
-    dense = {"gate_up", "down", "q_b", "o"}
     assert taken["1x1"] == taken["64x1"] == set(EXPERTS)
-    assert taken["1x4"] == taken["8x1"] == taken["16x1"] == {*EXPERTS, *dense}
-    assert taken["30x1"] == {*EXPERTS, *dense, "qkv_a"}
-    assert "qkv_a" in {axis.name for axis in axes(SIZES["8x1"])}
+    for name in ("1x4", "8x1", "16x1", "30x1"):
+        assert taken[name] == {*EXPERTS, *PROJECTIONS}
 
 
 def test_tiles_that_do_not_compile_are_left_out():
@@ -168,9 +164,8 @@ def test_starts_from_what_is_shipped(name):
     for axis, table in TABLES.items():
         assert choices[axis].config() == table[nearest]
     for projection, shape in PROJECTIONS.items():
-        asked = asks_table(projection, size.tokens)
         config = find(shape.op, shape.rows, shape.columns, size.tokens)
-        assert choices[projection] == (config if asked else None)
+        assert choices[projection] == config
     assert choices[ATTENTION] == ("split" if size.requests == 1 else "flashinfer")
 
 
@@ -196,15 +191,13 @@ def test_other_tiles_stay():
 
 
 def test_other_projections_and_tokens_stay(tmp_path):
-    """In the file that the kernels read. One token's projections are not this tool's, and of four
-    tokens the first projection is SGLang's."""
+    """In the file that the kernels read. One token's projections are not this tool's."""
     config = CONFIGS["gate_up"][0]
-    four = {**START, "gate_up": config, "qkv_a": CONFIGS["qkv_a"][0]}
+    four = {**START, "gate_up": config}
     found = {SIZES["1x4"]: four, SIZES["1x1"]: {**START, "gate_up": config}}
     old = json.loads(configs.TABLE.read_text())
     write(tmp_path / "configs.json", with_configs(old, found))
-    shapes = [PROJECTIONS[name] for name in ("gate_up", "down", "q_b", "o")]
-    for shape in shapes:
+    for shape in PROJECTIONS.values():
         value = list(config) if shape.name == "gate_up" else None
         old[configs.shape_key(shape.op, shape.rows, shape.columns)] |= {"2": value, "4": value}
     assert json.loads((tmp_path / "configs.json").read_text()) == old
@@ -252,7 +245,7 @@ def test_texts_tell_choices_apart():
 
 def test_the_projections_are_the_kernels():
     """Red if a projection is renamed, or another one added that nobody tunes here."""
-    assert set(PROJECTIONS) == set(CONFIGS) == {shape.name for shape in LITE} | {"qkv_a"}
+    assert set(PROJECTIONS) == set(CONFIGS) == {shape.name for shape in LITE}
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):

@@ -14,8 +14,10 @@ q_nope [T, H, C], q_pe [T, H, R]: bf16, last dimension contiguous, C and R as `f
 [N, C + R] bf16; pages [slots, context] int32; requests [B] and positions [T] int64; w_vc [H, C, V]
 bf16 of any strides. Returns bf16 [T, H, C], with w_vc [T, H, V]. Within 1e-2 of the reference
 relative to the largest value: the weights of keys are rounded to bf16 before the second product, as
-in every flash kernel. The same inputs give the same bits. With programmatic dependent launch w_vc
-is read before the kernel before has finished: that kernel must not be the one that writes it.
+in every flash kernel. The same inputs give the same bits. With programmatic dependent launch all
+but the queries are read before the kernel before has finished: that kernel must not be the one that
+writes them, and must have waited for those ahead of it before it lets this one start, as
+`absorb_query` does.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ token) the columns: Hopper's wgmma takes 64 rows or more, and reads the latents 
 loaded to. Splits are as many as fill the GPU; their length follows the token's position, which a
 captured graph does not know, so short contexts leave some empty. A second launch adds up those in
 use, in their order, and may multiply with the value projection: its weights are asked for before
-`gdc_wait`, under the tail of the first.
+`gdc_wait`, under the tail of the first. The first asks for its first block of keys there, under the
+kernel that makes the queries, and for each other one while it works on the one before.
 
 Between the two a split's latent is bf16: an average over splits rounds less than the result's own
 rounding does, and what the second launch reads, 64 of them a head at 4,096 keys, is half as much.
@@ -29,10 +30,10 @@ PROGRAMS = 132  # one per SM of a Hopper GPU; 264 programs took 1.3 times as lon
 # Of a program. 4,096 keys are 64 blocks, which would leave half of the GPU to one token's 32 heads;
 # two programs read a block twice, but write and wait half as much each.
 ONE_TOKENS_HEADS, MOST_HEADS = 16, 64
-STAGES, WARPS = 3, 8  # two blocks of 64 fit; of 32 keys, 5 loads two ahead
+WARPS = 8
 CHUNK, COLUMNS, COMBINE_WARPS = 32, 128, 4  # splits at a time and columns of a program
-# With the value projection a program needs all columns of its head's latent: 2 KB a split. Half of
-# a head's value columns each read the 4 MB of 64 splits twice, quarters would four times.
+# With the value projection a program needs all columns of its head's latent: 1 KB a split. Half of
+# a head's value columns each read the 2 MB of 64 splits twice, quarters would four times.
 VALUE_CHUNK, VALUE_COLUMNS, VALUE_WARPS = 16, 64, 8
 AHEAD = 3  # chunks in flight
 
@@ -67,6 +68,40 @@ def _mean(
     return tl.sum(out, axis=0) / total
 
 
+@triton.jit
+def _block(
+    page,
+    start,
+    end,
+    latents_ptr,
+    latent_stride,
+    KEYS: tl.constexpr,
+    RANK: tl.constexpr,
+    ROPE: tl.constexpr,
+):
+    """Latents and rope parts of KEYS keys from `start` on, zeros from `end` on."""
+    key = start + tl.arange(0, KEYS)
+    live = key < end
+    row = tl.load(page + key, mask=live, other=0).to(tl.int64) * latent_stride
+    cells = latents_ptr + row[:, None]
+    c = tl.load(cells + tl.arange(0, RANK)[None, :], mask=live[:, None], other=0.0)
+    r = tl.load(cells + RANK + tl.arange(0, ROPE)[None, :], mask=live[:, None], other=0.0)
+    return c, r
+
+
+@triton.jit
+def _add(c, r, live, q_nope, q_pe, scale, top, total, out):
+    """What the keys of a block change: their highest score, sum of weights and weighted latents."""
+    score = tl.dot(c, tl.trans(q_nope)) + tl.dot(r, tl.trans(q_pe))
+    score = tl.where(live[:, None], score * scale, -float("inf"))
+    highest = tl.maximum(top, tl.max(score, axis=0))
+    shrink = tl.exp2(top - highest)
+    weight = tl.exp2(score - highest[None, :])
+    total = total * shrink + tl.sum(weight, axis=0)
+    out = out * shrink[None, :] + tl.dot(tl.trans(c), weight.to(c.dtype))
+    return highest, total, out
+
+
 @triton.jit(
     do_not_specialize=["heads", "splits"],
     do_not_specialize_on_alignment=["requests_ptr", "positions_ptr", "page_stride"],
@@ -98,7 +133,6 @@ def _split_kernel(
 ):
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     t = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
     head = tl.program_id(2) * HEADS + tl.arange(0, HEADS)
@@ -108,36 +142,28 @@ def _split_kernel(
     share = tl.cdiv(tl.cdiv(length, KEYS), splits) * KEYS
     begin = split * share
     end = min(length, begin + share)
+    page = pages_ptr + request * page_stride
+    c, r = _block(page, begin, end, latents_ptr, latent_stride, KEYS, RANK, ROPE)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     at = (t * heads + head) * splits + split
     if begin >= length:
         tl.store(lse_ptr + at, tl.full([HEADS], -float("inf"), tl.float32), mask=real)
         return
-    rank = tl.arange(0, RANK)
-    rope = tl.arange(0, ROPE)
-    nope = q_nope_ptr + t * nope_token + head[:, None] * nope_head + rank[None, :]
-    pe = q_pe_ptr + t * pe_token + head[:, None] * pe_head + rope[None, :]
+    nope = q_nope_ptr + t * nope_token + head[:, None] * nope_head + tl.arange(0, RANK)[None, :]
+    pe = q_pe_ptr + t * pe_token + head[:, None] * pe_head + tl.arange(0, ROPE)[None, :]
     q_nope = tl.load(nope, mask=real[:, None], other=0.0)
     q_pe = tl.load(pe, mask=real[:, None], other=0.0)
-    page = pages_ptr + request * page_stride
     top = tl.full([HEADS], -float("inf"), tl.float32)
     total = tl.zeros([HEADS], tl.float32)
     out = tl.zeros([RANK, HEADS], tl.float32)
     for start in range(begin, end, KEYS):
-        key = start + tl.arange(0, KEYS)
-        live = key < end
-        row = tl.load(page + key, mask=live, other=0).to(tl.int64) * latent_stride
-        latent = latents_ptr + row[:, None]
-        c = tl.load(latent + rank[None, :], mask=live[:, None], other=0.0)
-        r = tl.load(latent + RANK + rope[None, :], mask=live[:, None], other=0.0)
-        score = tl.dot(c, tl.trans(q_nope)) + tl.dot(r, tl.trans(q_pe))
-        score = tl.where(live[:, None], score * scale, -float("inf"))
-        highest = tl.maximum(top, tl.max(score, axis=0))
-        shrink = tl.exp2(top - highest)
-        weight = tl.exp2(score - highest[None, :])
-        total = total * shrink + tl.sum(weight, axis=0)
-        out = out * shrink[None, :] + tl.dot(tl.trans(c), weight.to(c.dtype))
-        top = highest
-    target = partial_ptr + at[None, :] * RANK + rank[:, None]
+        following = start + KEYS
+        c_next, r_next = _block(page, following, end, latents_ptr, latent_stride, KEYS, RANK, ROPE)
+        live = start + tl.arange(0, KEYS) < end
+        top, total, out = _add(c, r, live, q_nope, q_pe, scale, top, total, out)
+        c, r = c_next, r_next
+    target = partial_ptr + at[None, :] * RANK + tl.arange(0, RANK)[:, None]
     out = (out / total[None, :]).to(partial_ptr.dtype.element_ty)
     tl.store(target, out, mask=real[None, :])
     tl.store(lse_ptr + at, top + tl.log2(total), mask=real)
@@ -306,7 +332,7 @@ def _attend(
         ROPE=q_pe.shape[-1],
         KEYS=BLOCK_KEYS,
         num_warps=WARPS,
-        num_stages=STAGES,
+        num_stages=1,  # `_split_kernel` looks ahead by itself
         **launch,
     )
     most = triton.next_power_of_2(PROGRAMS)

@@ -9,6 +9,7 @@ import torch
 from longcat_kernels.small_linear.configs import TOKENS, Op
 
 BATCHES = TOKENS
+FUSED_A_TOKENS = 16  # up to here SGLang has a kernel of its own for `qkv_a`
 
 
 class Shape(NamedTuple):
@@ -33,7 +34,7 @@ def model_shapes(
 ) -> tuple[Shape, ...]:
     """The projections that the kernels serve. queries and values: heads times their width; latents:
     what the KV pool keeps of a token, which comes out of the first projection beside the query's.
-    That one is whole on every rank, and of at most 16 tokens SGLang's own kernel's."""
+    That one is whole on every rank."""
     return (
         Shape("gate_up", "swiglu_linear", 2 * ffn // mlp_ranks, hidden),
         Shape("down", "linear", hidden, ffn // mlp_ranks),
