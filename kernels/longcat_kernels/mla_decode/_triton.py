@@ -1,14 +1,13 @@
-"""MLA decode in Triton: one program per query token, split of its keys and share of its heads, then
-a combination.
+"""MLA decode in Triton: one program per query token and split of its keys, then a combination.
 
-A program keeps its heads of one token and walks its split in blocks of keys, so that a latent is
-loaded once for both products. Keys, then rank, are their rows and heads (32, or 16 of a single
-token) the columns: Hopper's wgmma takes 64 rows or more, and reads the latents where they were
-loaded to. Splits are as many as fill the GPU; their length follows the token's position, which a
-captured graph does not know, so short contexts leave some empty. A second launch adds up those in
-use, in their order, and may multiply with the value projection: its weights are asked for before
-`gdc_wait`, under the tail of the first. The first asks for its first block of keys there, under the
-kernel that makes the queries, and for each other one while it works on the one before.
+A program keeps all heads of one token and walks its split in blocks of keys, so that a latent is
+loaded once for both products. Keys, then rank, are their rows and heads (32) the columns: Hopper's
+wgmma takes 64 rows or more, and reads the latents where they were loaded to. Splits are as many as
+fill the GPU; their length follows the token's position, which a captured graph does not know, so
+short contexts leave some empty. A second launch adds up those in use, in their order, and may
+multiply with the value projection: its weights are asked for before `gdc_wait`, under the tail of
+the first. The first asks for its first block of keys there, under the kernel that makes the
+queries: 3 us of 15 at 4,096 keys.
 
 Between the two a split's latent is bf16: an average over splits rounds less than the result's own
 rounding does, and what the second launch reads, 64 of them a head at 4,096 keys, is half as much.
@@ -27,10 +26,7 @@ from longcat_kernels.dispatch import pdl_options
 LOG2_E = 1.4426950408889634
 BLOCK_KEYS = 64  # 64 x 576 bf16: 72 KiB
 PROGRAMS = 132  # one per SM of a Hopper GPU; 264 programs took 1.3 times as long at batch 1
-# Of a program. 4,096 keys are 64 blocks, which would leave half of the GPU to one token's 32 heads;
-# two programs read a block twice, but write and wait half as much each.
-ONE_TOKENS_HEADS, MOST_HEADS = 16, 64
-WARPS = 8
+STAGES, WARPS = 3, 8  # two blocks of 64 fit behind the first
 CHUNK, COLUMNS, COMBINE_WARPS = 32, 128, 4  # splits at a time and columns of a program
 # With the value projection a program needs all columns of its head's latent: 1 KB a split. Half of
 # a head's value columns each read the 2 MB of 64 splits twice, quarters would four times.
@@ -125,17 +121,18 @@ def _split_kernel(
     latent_stride,
     page_stride,
     WIDTH: tl.constexpr,
-    HEADS: tl.constexpr,  # of a program, a power of two
+    HEADS: tl.constexpr,  # rounded up to a power of two
     RANK: tl.constexpr,
     ROPE: tl.constexpr,
     KEYS: tl.constexpr,
+    STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     t = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
-    head = tl.program_id(2) * HEADS + tl.arange(0, HEADS)
+    head = tl.arange(0, HEADS)
     real = head < heads
     length = tl.load(positions_ptr + t).to(tl.int32) + 1
     request = tl.load(requests_ptr + t // WIDTH).to(tl.int64)  # asked for while length is awaited
@@ -157,12 +154,12 @@ def _split_kernel(
     top = tl.full([HEADS], -float("inf"), tl.float32)
     total = tl.zeros([HEADS], tl.float32)
     out = tl.zeros([RANK, HEADS], tl.float32)
-    for start in range(begin, end, KEYS):
-        following = start + KEYS
-        c_next, r_next = _block(page, following, end, latents_ptr, latent_stride, KEYS, RANK, ROPE)
+    live = begin + tl.arange(0, KEYS) < end
+    top, total, out = _add(c, r, live, q_nope, q_pe, scale, top, total, out)
+    for start in tl.range(begin + KEYS, end, KEYS, num_stages=STAGES):
+        c, r = _block(page, start, end, latents_ptr, latent_stride, KEYS, RANK, ROPE)
         live = start + tl.arange(0, KEYS) < end
         top, total, out = _add(c, r, live, q_nope, q_pe, scale, top, total, out)
-        c, r = c_next, r_next
     target = partial_ptr + at[None, :] * RANK + tl.arange(0, RANK)[:, None]
     out = (out / total[None, :]).to(partial_ptr.dtype.element_ty)
     tl.store(target, out, mask=real[None, :])
@@ -283,14 +280,8 @@ def decode_values(
     return out
 
 
-def splits_for(tokens: int, heads: int) -> int:
-    return max(1, PROGRAMS // (tokens * triton.cdiv(heads, heads_for(tokens, heads))))
-
-
-def heads_for(tokens: int, heads: int) -> int:
-    """Of a program; a product has 16 columns at least."""
-    most = ONE_TOKENS_HEADS if tokens == 1 else MOST_HEADS
-    return min(max(16, triton.next_power_of_2(heads)), most)
+def splits_for(tokens: int) -> int:
+    return max(1, PROGRAMS // tokens)
 
 
 def _attend(
@@ -305,11 +296,11 @@ def _attend(
     width: int,
 ) -> Partial:
     tokens, heads, rank = q_nope.shape
-    splits, block = splits_for(tokens, heads), heads_for(tokens, heads)
+    splits = splits_for(tokens)
     partial = q_nope.new_empty((tokens, heads, splits, rank))
     lse = q_nope.new_empty((tokens, heads, splits), dtype=torch.float32)
     launch = {"RANK": rank, **pdl_options(q_nope)}
-    _split_kernel[(tokens, splits, triton.cdiv(heads, block))](
+    _split_kernel[(tokens, splits)](
         q_nope,
         q_pe,
         latents,
@@ -328,12 +319,12 @@ def _attend(
         latents.stride(0),
         pages.stride(0),
         WIDTH=width,
-        HEADS=block,
+        HEADS=max(16, triton.next_power_of_2(heads)),
         ROPE=q_pe.shape[-1],
         KEYS=BLOCK_KEYS,
+        STAGES=STAGES,
         num_warps=WARPS,
-        num_stages=1,  # `_split_kernel` looks ahead by itself
         **launch,
     )
-    most = triton.next_power_of_2(PROGRAMS)
+    most = triton.next_power_of_2(splits_for(1))
     return Partial(partial, lse, {**launch, "SPLITS": most, "AHEAD": AHEAD})
