@@ -71,7 +71,7 @@ DECODE = {**MLA, "WIDTH": 1, "HEADS": 32, "KEYS": 64}
 MEAN = {"RANK": 512, "SPLITS": 256, "AHEAD": 3, "PDL": True}
 COMBINE = {**MEAN, "CHUNK": 32, "COLUMNS": 128}
 VALUES = {**MEAN, "VALUES": 128, "CHUNK": 16, "COLUMNS": 64}
-ROUTE = {"K": 12, "BLOCK": 512, "PDL": True}
+ROUTE = {"SLOTS": 16, "PDL": True}
 LOGITS = {"BLOCK_E": 64, "BLOCK_K": 128, "PDL": True}
 LINEAR = {"K": 1600, "BLOCK_N": 16, "BLOCK_K": 256, "PDL": True}
 MMA = {**LINEAR, "AHEAD": 1, "STAGES": 4}
@@ -80,8 +80,8 @@ CASES = [
     ("ngram_ids", "_ngram_kernel", {}, {**IDS, "WIDTH": 4}, 1),
     ("ngram_ids", "_ngram_kernel", BF16, {**ROWS, "WIDTH": 0, "SCALED": False}, 4),
     ("ngram_ids", "_ngram_kernel", FP8, {**ROWS, "WIDTH": 1, "SCALED": True}, 4),
-    ("moe_router", "_route_kernel", {}, {**ROUTE, "SPLITS": 1}, 2),
-    ("moe_router", "_route_kernel", {}, {**ROUTE, "SPLITS": 24}, 4),
+    ("moe_router", "_route_kernel", {}, {**ROUTE, "SPLITS": 1, "GROUPS": 1, "WIDTH": 512}, 1),
+    ("moe_router", "_route_kernel", {}, {**ROUTE, "SPLITS": 24, "GROUPS": 4, "WIDTH": 128}, 4),
     ("moe_router", "_logits_kernel", {}, {**LOGITS, "BLOCK_T": 8}, 4),
     ("moe_router", "_logits_kernel", {}, {**LOGITS, "BLOCK_T": 64}, 4),
     ("identity_experts", "_add_identity_kernel", {}, {"BLOCK": 1024}, 4),

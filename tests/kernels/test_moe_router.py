@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -55,7 +56,23 @@ def run(logits: torch.Tensor, bias: torch.Tensor, device: str) -> Routing:
     )
 
 
-def test_random_logits_and_bias(device: str) -> None:
+def run_hidden(logits: torch.Tensor, bias: torch.Tensor, device: str) -> Routing:
+    """The same through a GEMM that only copies: one warp for each 128 experts chooses, not one."""
+    tokens, hidden = len(logits), 200  # two tiles
+    at = torch.arange(tokens) * (hidden // tokens)
+    x, weight = torch.zeros(tokens, hidden), torch.zeros(logits.shape[1], hidden)
+    x[range(tokens), at], weight[:, at] = 1.0, logits.t()
+    inputs = (x.bfloat16(), weight, bias)
+    options = {"top_k": lite.TOP_K, "routed": lite.ROUTED, "scale": lite.SCALE}
+    return route_tokens(*(values.to(device) for values in inputs), **options)
+
+
+both_paths = pytest.mark.parametrize("run", [run, run_hidden], ids=["logits", "hidden states"])
+Run = Callable[[torch.Tensor, torch.Tensor, str], Routing]
+
+
+@both_paths
+def test_random_logits_and_bias(device: str, run: Run) -> None:
     logits, bias = lite.make_inputs(48, seed=0, device="cpu")
     scores = logits.double().softmax(-1) + bias
     ranked = scores.sort(descending=True).values[:, : lite.TOP_K + 1]
@@ -64,15 +81,33 @@ def test_random_logits_and_bias(device: str) -> None:
     check(run(logits[clear], bias, device), logits[clear], best(scores[clear]))
 
 
-def test_ties_go_to_the_lowest_expert(device: str) -> None:
+@both_paths
+def test_ties_go_to_the_lowest_expert(device: str, run: Run) -> None:
     random = torch.Generator().manual_seed(1)
     logits = torch.randint(0, 4, (32, lite.EXPERTS), generator=random).float()
     logits[0] = 0.0  # all 384 equal
     logits[1, : lite.ROUTED] = -1.0  # the identity experts tie
+    logits[2, 60::24] = 5.0  # 14 tie, in three warps: no warp's own best may pass another's
+    logits[3, 383], logits[3, :127] = 6.0, -1.0
     check(run(logits, torch.zeros(lite.EXPERTS), device), logits, best(logits))
 
 
-def test_the_bias_chooses_but_does_not_weigh(device: str) -> None:
+@both_paths
+def test_scores_around_zero(device: str, run: Run) -> None:
+    """Negative scores, zeros of both signs (they tie), numbers that are not normal, infinity: the
+    order of their bits as integers is another."""
+    logits = torch.full((2, lite.EXPERTS), -200.0)
+    logits[0, 200], logits[1, 130:140] = 1.0, torch.arange(10).float() * 8
+    bias = torch.linspace(-0.25, -0.5, lite.EXPERTS)
+    places = [383, 1, 127, 128, 129, 255, 256, 3, 300, 301, 2]
+    bias[places] = torch.tensor(
+        [-0.0, 1e-40, -1e-40, 0.0, 2e-40, -1e-38, -0.0, 1e-38, -2e-40, math.inf, -1e-45]
+    )
+    check(run(logits, bias, device), logits, best(logits.double().softmax(-1) + bias))
+
+
+@both_paths
+def test_the_bias_chooses_but_does_not_weigh(device: str, run: Run) -> None:
     logits = torch.zeros(3, lite.EXPERTS)
     bias = torch.arange(lite.EXPERTS) % 16 / 16
     got = run(logits, bias, device)
@@ -91,8 +126,9 @@ def test_experts_without_probability_fill_up_in_order(device: str, fill: float) 
     check(run(logits, torch.zeros(lite.EXPERTS), device), logits, chosen)
 
 
+@both_paths
 @pytest.mark.parametrize("sign", [1, -1], ids=["all identity", "no identity"])
-def test_all_slots_or_none_are_identity(device: str, sign: int) -> None:
+def test_all_slots_or_none_are_identity(device: str, sign: int, run: Run) -> None:
     logits, _ = lite.make_inputs(8, seed=2, device="cpu")
     bias = torch.zeros(lite.EXPERTS)
     bias[lite.ROUTED :] = 2.0 * sign
@@ -137,7 +173,8 @@ def test_an_accident_takes_the_first_experts_and_shows(device: str, row: list[fl
         assert torch.equal(values[::2], same[::2])
 
 
-def test_a_bias_that_is_no_number_counts_as_the_lowest(device: str) -> None:
+@both_paths
+def test_a_bias_that_is_no_number_counts_as_the_lowest(device: str, run: Run) -> None:
     """With four experts left, the others follow in order: those of -inf and of NaN alike."""
     bias = torch.full((lite.EXPERTS,), -math.inf)
     bias[100:200] = math.nan
@@ -228,8 +265,11 @@ def test_tails_of_a_batch(device: str, tokens: int, monkeypatch: pytest.MonkeyPa
     check_tokens(route_inputs(inputs, device, **SMALL_OPTIONS), inputs, SMALL_OPTIONS)
 
 
-@pytest.mark.parametrize(("experts", "hidden"), [(12, 64), (65, 129), (128, 1)])
+@pytest.mark.parametrize(
+    ("experts", "hidden"), [(12, 64), (65, 129), (128, 1), (130, 129), (896, 64)]
+)
 def test_tails_of_a_tile(device: str, experts: int, hidden: int) -> None:
+    """130 experts leave two of them, less than top_k, to the second warp."""
     inputs = lite.make_tokens(9, seed=0, device="cpu", experts=experts, hidden=hidden)
     options = {"top_k": 4, "routed": experts - 3, "scale": 6.0}
     check_tokens(route_inputs(inputs, device, **options), inputs, options)

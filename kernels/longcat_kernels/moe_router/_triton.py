@@ -4,7 +4,8 @@
                   the kernel ahead has ended: products with up to 64 tokens, summed over the tile's
                   columns. 144 programs at LongCat-Flash-Lite's sizes.
 `_route_kernel`   one program per token: adds the tiles' sums in their order (no atomics: every run
-                  has the same bits), then k rounds of argmax over the scores in registers.
+                  has the same bits). Each warp then finds the best k of a group of experts without
+                  waiting for the others, and the groups' lists are merged by counting.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ from longcat_kernels.dispatch import pdl_options
 BLOCK_E, BLOCK_K = 64, 128
 # Tokens of a program: wgmma's least, and those beyond which the weight is read again, from L2.
 LEAST_ROWS, MOST_ROWS = 8, 64
+# Experts of a warp where latency counts: 16 bytes a lane and load.
+GROUP = 128
+# Where ptxas chooses it keeps 6 of 24 loads in flight, that is, waits for L2 four times.
+REGISTERS = 128
 LOWEST = tl.constexpr(-3.4028234663852886e38)
+TAKEN = tl.constexpr(-(2**31))  # below the key of every score
 
 
 @triton.jit
@@ -72,6 +78,48 @@ def _logits_kernel(
     tl.store(cells, _exact_dot(weight, x), mask=live[:, None] & exists[None, :])
 
 
+@triton.jit
+def _key(score):
+    """int32 in the order of fp32 scores: a warp finds the largest integer in one instruction, the
+    largest fp32 number in ten. -0.0 has a key of its own, but no score is: 0.0 + -0.0 is 0.0."""
+    bits = tl.where(score >= LOWEST, score, LOWEST).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _best(key, column, value, top_k, SLOTS: tl.constexpr):
+    """The best of each group (row of key) in order, the lowest column first among equal keys: their
+    keys, columns and values, [groups, SLOTS]. A group too small for top_k ends in TAKEN keys."""
+    slot = tl.arange(0, SLOTS)[None, :]
+    keys = tl.full([key.shape[0], SLOTS], TAKEN, tl.int32)
+    columns, values = tl.zeros_like(keys), tl.zeros_like(keys)
+    bits = value.to(tl.int32, bitcast=True)  # their sum with zeros is exact, for NaN too
+    # top_k is no constant, so that the loop stays one: unrolled it is 5 KB of instructions more to
+    # fetch (21 KB from logits), which behind GEMMs may be in no cache of the SM.
+    for k in range(top_k):
+        top = tl.max(key, axis=1)[:, None]
+        first = tl.min(tl.where(key == top, column, 2**30), axis=1)[:, None]
+        here = column == first
+        keys, columns = tl.where(slot == k, top, keys), tl.where(slot == k, first, columns)
+        values = tl.where(slot == k, tl.sum(tl.where(here, bits, 0), axis=1)[:, None], values)
+        key = tl.where(here, TAKEN, key)
+    return keys, columns, values.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _place(keys):
+    """Place of each group's best among all groups': its slot, and those of other groups before it.
+    Columns rise with the group, so the lower group comes first among equal keys. What is TAKEN
+    comes behind the top_k live ones."""
+    groups: tl.constexpr = keys.shape[0]
+    slots: tl.constexpr = keys.shape[1]
+    group = tl.arange(0, groups)[None, :, None]
+    other = (tl.arange(0, groups * slots) // slots)[:, None, None]
+    least = keys[None, :, :] + (other > group).to(tl.int32)
+    before = (keys.reshape(groups * slots)[:, None, None] >= least) & (other != group)
+    return tl.arange(0, slots)[None, :] + tl.sum(before.to(tl.int32), axis=0)
+
+
 @triton.jit(do_not_specialize=["tokens"])
 def _route_kernel(
     parts_ptr,  # [SPLITS, tokens, experts]: logits are their sum
@@ -82,14 +130,16 @@ def _route_kernel(
     tokens,
     experts,
     routed,
+    top_k,
     scale,
     SPLITS: tl.constexpr,
-    K: tl.constexpr,
-    BLOCK: tl.constexpr,
+    GROUPS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SLOTS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     t = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
+    column = tl.arange(0, GROUPS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     live = column < experts
     bias = tl.load(bias_ptr + column, mask=live, other=0.0)
     if PDL:
@@ -97,25 +147,21 @@ def _route_kernel(
         tl.extra.cuda.gdc_launch_dependents()
     cells = parts_ptr + t * experts + column
     logits = tl.load(cells, mask=live, other=-float("inf"))
-    for split in tl.static_range(1, SPLITS):
-        logits += tl.load(cells + split * tokens * experts, mask=live, other=0.0)
-    exponent = tl.exp(logits - tl.max(logits, axis=0))
-    probability = exponent / tl.sum(exponent, axis=0)
-    score = probability + bias
+    for _ in tl.static_range(1, SPLITS):
+        cells += tokens * experts
+        logits += tl.load(cells, mask=live, other=0.0)
+    exponent = tl.exp(logits - tl.max(tl.max(logits, axis=1), axis=0))
+    probability = exponent / tl.sum(tl.sum(exponent, axis=1), axis=0)
     # NaN counts as the lowest score, above what is chosen already and what is no expert, so that k
     # different experts are found whatever the logits.
-    score = tl.where(score >= LOWEST, score, LOWEST)
-    score = tl.where(live, score, -float("inf"))
-    identity = 0.0
-    for k in tl.static_range(K):
-        expert = tl.argmax(score, axis=0, tie_break_left=True)
-        weight = tl.sum(tl.where(column == expert, probability, 0.0), axis=0) * scale
-        score = tl.where(column == expert, -float("inf"), score)
-        is_identity = expert >= routed
-        identity += tl.where(is_identity, weight, 0.0)
-        tl.store(weights_ptr + t * K + k, tl.where(is_identity, 0.0, weight))
-        tl.store(ids_ptr + t * K + k, tl.where(is_identity, -1, expert).to(tl.int32))
-    tl.store(identity_ptr + t, identity)
+    key = tl.where(live, _key(probability + bias), TAKEN)
+    keys, expert, weight = _best(key, column, probability * scale, top_k, SLOTS)
+    place = _place(keys)
+    chosen, is_identity = place < top_k, expert >= routed
+    tl.store(ids_ptr + t * top_k + place, tl.where(is_identity, -1, expert), mask=chosen)
+    tl.store(weights_ptr + t * top_k + place, tl.where(is_identity, 0.0, weight), mask=chosen)
+    identity = tl.where(chosen & is_identity, weight, 0.0)
+    tl.store(identity_ptr + t, tl.sum(tl.sum(identity, axis=1), axis=0))
 
 
 def route(
@@ -165,6 +211,8 @@ def _route_sum(
     weights = torch.empty((tokens, top_k), dtype=torch.float32, device=parts.device)
     ids = torch.empty((tokens, top_k), dtype=torch.int32, device=parts.device)
     identity = torch.empty(tokens, dtype=torch.float32, device=parts.device)
+    # From logits, thousands of tokens count more than one: one warp has no lists to merge.
+    groups = triton.next_power_of_2(triton.cdiv(experts, GROUP)) if splits > 1 else 1
     if tokens:
         _route_kernel[(tokens,)](
             parts,
@@ -175,11 +223,14 @@ def _route_sum(
             tokens,
             experts,
             routed,
+            top_k,
             scale,
             SPLITS=splits,
-            K=top_k,
-            BLOCK=triton.next_power_of_2(experts),
-            num_warps=2 if splits == 1 else 4,  # a 16-byte load a split and thread
+            GROUPS=groups,
+            WIDTH=triton.next_power_of_2(triton.cdiv(experts, groups)),
+            SLOTS=triton.next_power_of_2(top_k),
+            num_warps=groups,
+            maxnreg=REGISTERS if splits > 1 else None,
             **pdl_options(parts),
         )
     return weights, ids, identity
