@@ -1,9 +1,9 @@
 """The kernels of a step's layers, launched as the engine does while it captures a CUDA graph.
 
 The router on a stream of the highest priority, the dense branch on one above the experts', which
-have the captured one or some multiprocessors (sglang_longcat/models/{branch,partition}.py); sums and norms between layers in one launch
-(sglang_longcat/layers/owed.py). Owns order and streams for tools/tune_layer.py; what they read is
-layer_inputs.py's.
+have the captured one or some multiprocessors (sglang_longcat/models/{branch,partition}.py); sums
+and norms between layers in one launch (sglang_longcat/layers/owed.py). Owns order and streams for
+tools/tune_layer.py; what they read is layer_inputs.py's.
 """
 
 from __future__ import annotations
