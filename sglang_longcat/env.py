@@ -66,25 +66,11 @@ def two_streams() -> int:
     return _count("LONGCAT_TWO_STREAMS", default=256)
 
 
-def reserved_sms() -> int | None:
-    """LONGCAT_RESERVED_SMS=auto|N: multiprocessors on which captured steps of 5 tokens or more run
-    no experts, for the dense branch beside them; none with 0. None stands for auto, the default: 12
-    of the 132 of an H100 or H200, none elsewhere."""
-    return _auto_count("LONGCAT_RESERVED_SMS", "multiprocessors")
-
-
 def _count(name: str, default: int) -> int:
     value = os.environ.get(name, "").strip() or str(default)
     if not value.isdecimal():
         raise ValueError(f"{name}={value!r}: expected a number of tokens, or 0 for never.")
     return int(value)
-
-
-def _auto_count(name: str, what: str) -> int | None:
-    value = os.environ.get(name, "").strip().lower() or "auto"
-    if value != "auto" and not value.isdecimal():
-        raise ValueError(f"{name}={value!r}: expected auto, a number of {what}, or 0 for none.")
-    return None if value == "auto" else int(value)
 
 
 # Kernels of ours that SGLang has an equal of.
@@ -105,7 +91,11 @@ def split_attention() -> int | None:
     """LONGCAT_SPLIT_ATTENTION=auto|N: the decode and verify steps that attend with our split
     kernel: those of at most N tokens, none with 0. None stands for auto, the default: where
     `longcat_kernels.mla_decode.pays`."""
-    return _auto_count("LONGCAT_SPLIT_ATTENTION", "tokens")
+    name = "LONGCAT_SPLIT_ATTENTION"
+    value = os.environ.get(name, "").strip().lower() or "auto"
+    if value != "auto" and not value.isdecimal():
+        raise ValueError(f"{name}={value!r}: expected auto, a number of tokens, or 0 for never.")
+    return None if value == "auto" else int(value)
 
 
 def takes_ours(op: str) -> bool:

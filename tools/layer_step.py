@@ -1,9 +1,9 @@
 """The kernels of a step's layers, launched as the engine does while it captures a CUDA graph.
 
 The router on a stream of the highest priority, the dense branch on one above the experts', which
-have the captured one or some multiprocessors (sglang_longcat/models/{branch,partition}.py); sums
-and norms between layers in one launch (sglang_longcat/layers/owed.py). Owns order and streams for
-tools/tune_layer.py; what they read is layer_inputs.py's.
+have the captured one (sglang_longcat/models/branch.py); sums and norms between layers in one launch
+(sglang_longcat/layers/owed.py). Owns order and streams for tools/tune_layer.py; what they read is
+layer_inputs.py's.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from longcat_kernels.moe_router import workloads as router
 from longcat_kernels.small_linear.configs import Config
 from longcat_kernels.small_linear.workloads import FUSED_A_TOKENS
 
-# The router's, the dense branch's, and the experts' where they leave the captured one.
-Streams = tuple[torch.cuda.Stream, torch.cuda.Stream, torch.cuda.Stream | None]
+Streams = tuple[torch.cuda.Stream, torch.cuda.Stream]  # the router's and the dense branch's
 
 
 class Step:
@@ -51,8 +50,7 @@ class Step:
     def _layer(
         self, i: int, x: torch.Tensor, residual: torch.Tensor, choices: Choices
     ) -> tuple[torch.Tensor, moe_router.Routing]:
-        weights, own = self.weights[i], torch.cuda.current_stream()
-        urgent, chain, apart = self.streams
+        weights, own, (urgent, chain) = self.weights[i], torch.cuda.current_stream(), self.streams
         x = self._norm(self._attend(i, 0, x, choices), residual)
         urgent.wait_stream(own)
         chain.wait_stream(own)
@@ -61,15 +59,11 @@ class Step:
             routing = moe_router.route_tokens(
                 x, weights.router, weights.bias, scale=router.SCALE, **sizes
             )
-        wide = apart or own
-        wide.wait_stream(urgent)
-        with torch.cuda.stream(wide):
-            experts = self._experts(i, x, routing, choices)
+        own.wait_stream(urgent)
+        experts = self._experts(i, x, routing, choices)
         with torch.cuda.stream(chain):
             dense = self._dense(i, x, residual, choices)
         own.wait_stream(chain)
-        if apart is not None:
-            own.wait_stream(apart)
         mixture = experts, routing.expert_ids, x, routing.identity_weight, dense
         norm = self.inputs.norms[x.shape[1]]
         return finalize_norm(*mixture, residual=residual, norm_weight=norm, eps=EPS), routing

@@ -25,11 +25,10 @@ class Timer:
 
     def __init__(self, size: Size, weights: Sequence[Weights]) -> None:
         from sglang_longcat.models.branch import PRIORITIES
-        from sglang_longcat.models.partition import experts_stream
 
         # The router's, the dense branch's and the experts', in this order there too.
         urgent, chain, wide = (torch.cuda.Stream(priority=p) for p in PRIORITIES.values())
-        streams: Streams = (urgent, chain, experts_stream(size.tokens))
+        streams: Streams = (urgent, chain)
         self.captured = wide
         self.step = Step(make_step(size), weights, streams)
 

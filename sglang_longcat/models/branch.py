@@ -19,7 +19,6 @@ from sglang.srt.model_executor.runner_utils.capture_mode import get_is_capture_m
 from sglang.srt.runtime_context import get_parallel, get_stream, set_stream
 
 from sglang_longcat import env
-from sglang_longcat.models.partition import experts_stream, prepare_partition
 
 Urgent = TypeVar("Urgent")
 Wide = TypeVar("Wide")
@@ -41,32 +40,26 @@ def beside(
     kernels that wait for each other (the dense branch). Each has a stream, and the GPU gives room
     to blocks in this order: urgent, chain, wide. On equal terms the chain queued behind the
     experts: at batch 30 on an H200 it stood still for 630 us, until they were done, and its 146 us
-    came after them. From a few tokens on `wide` leaves some multiprocessors alone (`partition`).
+    came after them.
 
     What the chain frees of the captured stream's memory is written over only after the streams have
-    met again, because `wide` has made its own allocations by then, or has a stream of its own. x is
-    held until then.
+    met again, because `wide` has made its own allocations by then. x is held until then.
     """
     if not runs_beside(x):
         return wide(urgent()), chain()
     own = torch.cuda.current_stream()
     first, second, third = prepare_streams()
-    apart = experts_stream(x.shape[0])
     if get_parallel().tp_size > 1:
-        return _on_equal_terms(apart or third, lambda: wide(urgent()), chain)
+        return _on_equal_terms(third, lambda: wide(urgent()), chain)
     first.wait_stream(own)
     second.wait_stream(own)
     with torch.cuda.stream(first):
         needed = urgent()
-    last = apart or own
-    last.wait_stream(first)
-    with torch.cuda.stream(last):
-        one = wide(needed)
+    own.wait_stream(first)
+    one = wide(needed)
     with torch.cuda.stream(second):
         other = chain()
     own.wait_stream(second)
-    if apart is not None:
-        own.wait_stream(apart)
     return one, other
 
 
@@ -92,7 +85,6 @@ def prepare_streams() -> list[Any]:
         if isinstance(stream, torch.cuda.Stream) and stream.priority != priority:
             stream = set_stream(name, torch.cuda.Stream(priority=priority))
         streams.append(stream)
-    prepare_partition()
     return streams
 
 

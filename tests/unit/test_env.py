@@ -15,8 +15,7 @@ def test_a_number_of_tokens(monkeypatch):
         assert env.two_streams() == value
     for text, tokens in (("", None), ("Auto", None), ("0", 0), (" 4 ", 4)):
         monkeypatch.setenv("LONGCAT_SPLIT_ATTENTION", text)
-        monkeypatch.setenv("LONGCAT_RESERVED_SMS", text)
-        assert env.split_attention() == env.reserved_sms() == tokens
+        assert env.split_attention() == tokens
 
 
 @pytest.mark.parametrize("text", ["-1", "many", "1.5"])
@@ -27,9 +26,6 @@ def test_what_is_no_number_of_tokens_is_refused(monkeypatch, text):
     monkeypatch.setenv("LONGCAT_SPLIT_ATTENTION", text)
     with pytest.raises(ValueError, match=r"LONGCAT_SPLIT_ATTENTION=.*auto, a number of tokens"):
         env.split_attention()
-    monkeypatch.setenv("LONGCAT_RESERVED_SMS", text)
-    with pytest.raises(ValueError, match=r"LONGCAT_RESERVED_SMS=.*a number of multiprocessors"):
-        env.reserved_sms()
 
 
 def test_kernels_of_ours_are_switched_off_by_name(monkeypatch):
