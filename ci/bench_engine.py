@@ -12,6 +12,8 @@ Weights are dummy with spread routing (sglang_longcat.dummy_weights), the size i
 sglang_longcat/checkpoint/lite_config.json. A batch is SIZE or SIZE@INPUT. Per batch:
   prefill tok/s = batch * input / time of prompts that are not cached
   TPOT          = (time of 1+N tokens - time of 1) / N with the prompts cached; median of --repeat
+  steady tok/s  = the scheduler's own figure for its last INTERVAL steps; median of --repeat. It
+                  leaves out start and end of a batch, which a busy host draws out
 The run stops unless each arm's log names the model class that it is meant to measure.
 """
 
@@ -63,6 +65,7 @@ ARMS = {
         {**HOST, "LONGCAT_PREFILL_GRAPH": "1"}, {"cuda_graph_max_bs_prefill": 2048}
     ),
 }
+INTERVAL = 16  # decode steps between two figures of the scheduler
 LARGE = 200_000  # input tokens of a batch, from which it is prefilled once only
 # The in-tree class needs a model_type that 0.5.23 knows and a layer count for the draft.
 IN_TREE_CONFIG = {"model_type": "longcat_flash", "num_nextn_predict_layers": 1}
@@ -162,6 +165,7 @@ def start_engine(args: argparse.Namespace, batches: list[tuple[int, int]], outpu
             "random_seed": 1,
             "skip_server_warmup": True,
             "log_level": "info",
+            "decode_log_interval": INTERVAL,
             **ARMS[args.arm].engine,
             **json.loads(args.engine),
         }
@@ -221,10 +225,11 @@ def measure_batch(engine: Any, size: int, length: int, args: argparse.Namespace)
         batch = random_prompts(size, length, rng)
         prefills.append(seconds(batch, 1))
     seconds(batch, 8)  # the same with a cached prefix takes other shapes
-    tpots = [
-        (seconds(batch, 1 + args.output) - seconds(batch, 1)) / args.output * 1e3
-        for _ in range(args.repeat)
-    ]
+    tpots, rates = [], []
+    for _ in range(args.repeat):
+        whole = seconds(batch, 1 + args.output)
+        rates.append(steady_rate(engine))
+        tpots.append((whole - seconds(batch, 1)) / args.output * 1e3)
     tpot = statistics.median(tpots)
     return {
         "batch": size,
@@ -233,9 +238,17 @@ def measure_batch(engine: Any, size: int, length: int, args: argparse.Namespace)
         "prefill_s": statistics.median(prefills),
         "tpot_ms": tpot,
         "tok_s": size / tpot * 1e3,
+        "steady_tok_s": statistics.median(rates),
         "tpot_all_ms": tpots,
+        "steady_all_tok_s": rates,
         "prefill_all_s": prefills,
     }
+
+
+def steady_rate(engine: Any) -> float:
+    """Tokens a second over the last INTERVAL decode steps, of all data-parallel ranks."""
+    states = engine.get_server_info()["internal_states"]
+    return float(sum(state["last_gen_throughput"] for state in states))
 
 
 def random_prompts(size: int, length: int, rng: random.Random) -> list[list[int]]:
@@ -271,18 +284,31 @@ def commit() -> str:
 def print_table(results: dict[str, list[dict[str, Any]]]) -> None:
     """Speed-ups over the first arm at the same batch: above 1 is faster."""
     base = {(row["batch"], row["input"]): row for row in next(iter(results.values()))}
-    print("| arm | batch | input | TPOT | speed-up | decode tok/s | prefill tok/s | speed-up |")
-    print("|---|---|---|---|---|---|---|---|")
+    columns = (
+        "TPOT",
+        "speed-up",
+        "decode tok/s",
+        "steady",
+        "speed-up",
+        "prefill tok/s",
+        "speed-up",
+    )
+    print("| " + " | ".join(("arm", "batch", "input", *columns)) + " |")
+    print("|---" * (3 + len(columns)) + "|")
     for arm, rows in results.items():
         for row in rows:
             first = base.get((row["batch"], row["input"]))
             faster = [
                 f"{first['tpot_ms'] / row['tpot_ms']:.3f}" if first else "-",
-                f"{row['prefill_tok_s'] / first['prefill_tok_s']:.3f}" if first else "-",
+                *(
+                    f"{row[rate] / first[rate]:.3f}" if first else "-"
+                    for rate in ("steady_tok_s", "prefill_tok_s")
+                ),
             ]
             print(
                 f"| {arm} | {row['batch']} | {row['input']} | {row['tpot_ms']:.3f} ms "
-                f"| {faster[0]} | {row['tok_s']:,.0f} | {row['prefill_tok_s']:,.0f} | {faster[1]} |"
+                f"| {faster[0]} | {row['tok_s']:,.0f} | {row['steady_tok_s']:,.0f} | {faster[1]} "
+                f"| {row['prefill_tok_s']:,.0f} | {faster[2]} |"
             )
 
 

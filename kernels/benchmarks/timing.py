@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import functools
 import importlib.metadata
 import os
 import re
@@ -93,12 +94,14 @@ def run(
     if options.quick:
         cases = [cases[0], cases[len(cases) // 2]]
     rows = []
+    where = options.out or (HERE / "results" / gpu_name() if options.device == "cuda" else None)
     for row in _rows(op, cases, implementations, options):
         print(_line(row), flush=True)
         rows.append(row)
-    where = options.out or (HERE / "results" / gpu_name() if options.device == "cuda" else None)
+        if where is not None:  # each time: a run that is cut off leaves what it has
+            _write(where / f"{op}.csv", rows)
     if where is not None:
-        _write(where / f"{op}.csv", rows)
+        print(f"wrote {where / op}.csv")
     return rows
 
 
@@ -202,9 +205,9 @@ def _write(path: Path, rows: Sequence[Row]) -> None:
         for row in rows:
             values = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in asdict(row).items()}
             writer.writerow({**values, **context})
-    print(f"wrote {path}")
 
 
+@functools.cache
 def _context() -> dict[str, str]:
     """What a number depends on besides the code."""
     return {

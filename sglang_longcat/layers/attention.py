@@ -166,10 +166,11 @@ def uses_split(
     takes a request's keys in the order of the request's page table, as many as its position says.
     In a draft step the two can differ, and only its backend knows.
 
-    One H200, us a layer without w_vc, ours and flashinfer's: 11.7 and 17.0, 11.9 and 19.0, 26.2 and
-    31.1 at batch 1 with 1K, 4K and 16K cached tokens; 15.0 and 19.0 at batch 2 with 4K. Batch 4
-    wins with 4K (20.0 and 20.8) and loses with 16K (48.0 and 38.2), which a captured graph cannot
-    tell apart. A window of 4 tokens at 4K takes 17.8 where flashinfer takes 20.4 and fa3 29.7.
+    One H200, us with w_vc, ours and flashinfer's with the product: 10.2 and 21.0, 11.5 and 23.3,
+    19.9 and 35.1, 30.4 and 52.5, 87.9 and 81.8 at batch 1 with 1K, 4K, 16K, 32K and 128K cached
+    tokens; 14.5 and 23.1 at batch 2 with 4K. Batch 4 wins with 4K (23.3 and 24.4) and loses with
+    16K (53.4 and 42.0), which a captured graph cannot tell apart. A window of 4 tokens at 4K takes
+    21.8 and 23.8.
     """
     mode, tokens = forward_batch.forward_mode, query.shape[0]
     if attention.drafts or not (mode.is_decode() or mode.is_target_verify()):

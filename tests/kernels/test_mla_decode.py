@@ -12,6 +12,9 @@ import torch
 
 from longcat_kernels.mla_decode import FUSED, mla_decode, pays, project_values, reference
 from longcat_kernels.mla_decode import workloads as lite
+from longcat_kernels.mla_prologue import absorb_query, norm_and_store
+from longcat_kernels.mla_prologue import workloads as prologue
+from longcat_kernels.small_linear import linear
 
 SMALL = {"heads": 4, "rank": 32, "rope": 16}
 
@@ -127,6 +130,47 @@ def test_a_width_that_does_not_fit_is_refused(device: str) -> None:
     inputs = lite.make_inputs([9, 9], seed=6, device=device, **SMALL)
     with pytest.raises(ValueError, match="expected 6"):
         mla_decode(*inputs, scale=1.0, width=3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize("length", [64, 4096])
+def test_a_captured_layer_sees_the_keys_it_stores(width: int, length: int) -> None:
+    """Red if a program asks for keys before the launch that stores them, three before it, is done:
+    `absorb_query` letting it start before its own wait would do. The rows hold NaN until then, and
+    the projection between the two is long enough to be overtaken."""
+    inputs = lite.make_inputs([length], seed=0, device="cuda", width=width)
+    one = prologue.make_inputs(width, seed=0, device="cuda")
+    w_qb = torch.randn(lite.HEADS * 192, prologue.Q_LORA, device="cuda").bfloat16() / 40
+    slots = inputs.pages[inputs.requests[0], length - width : length].long()
+    angles = {"positions": inputs.positions, "cos_sin": one.cos_sin}
+    queries: list[torch.Tensor] = []
+
+    def step() -> torch.Tensor:
+        q_lora = norm_and_store(
+            one.qkv,
+            one.q_weight,
+            one.kv_weight,
+            eps=prologue.EPS,
+            slots=slots,
+            kv_buffer=inputs.latents[:, None],
+            **angles,
+        )
+        query = absorb_query(linear(q_lora, w_qb).view(width, lite.HEADS, 192), one.w_kc, **angles)
+        queries[:] = query[..., : lite.RANK], query[..., lite.RANK :]
+        return mla_decode(*queries, *inputs[2:], scale=lite.SCALE, width=width)
+
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+    for seed in range(1, 50):
+        one.qkv.copy_(prologue.make_inputs(width, seed=seed, device="cuda").qkv)
+        inputs.latents[slots] = float("nan")
+        graph.replay()
+        assert inputs.latents[slots].isfinite().all()
+        wanted = reference.mla_decode(*queries, *inputs[2:], scale=lite.SCALE, width=width)
+        close(out, wanted)
 
 
 @pytest.mark.gpu
