@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,3 +36,24 @@ def test_the_benchmark_times_the_reference_on_a_cpu(
             rows = list(csv.DictReader(file))
         assert [(row["implementation"], row["note"]) for row in rows] == [("reference", "")] * 2
         assert all(float(row["us"]) > 0 and row["torch"] for row in rows)
+
+
+def test_a_run_that_is_cut_off_leaves_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red if rows are written at the end only: a time limit took the tables of five operations."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    timing = importlib.import_module("timing")
+
+    def prepare(case: Any, copy: int) -> Any:
+        if case.shape == "third":
+            raise KeyboardInterrupt
+        return lambda: None
+
+    cases = [timing.Case(shape, 1, bytes=1, flops=1) for shape in ("first", "second", "third")]
+    options = timing.parse("A table.", ["--device", "cpu", "--out", str(tmp_path)])
+    plain = timing.Implementation("reference", prepare, cuda_only=False)
+    with pytest.raises(KeyboardInterrupt):
+        timing.run("cut_off", cases, [plain], options)
+    with (tmp_path / "cut_off.csv").open() as file:
+        assert [row["shape"] for row in csv.DictReader(file)] == ["first", "second"]
