@@ -131,3 +131,21 @@ def test_the_mlp_gives_the_same_either_way(
     got = mlp(x).as_subclass(torch.Tensor)
     torch.testing.assert_close(got, wanted, rtol=3 * 2**-7, atol=2**-9)
     assert bool(calls) == fused
+
+
+def test_the_first_projection_asks_the_table_first(monkeypatch):
+    """Red if one token's first projection goes past our kernel, or other steps past SGLang's; FP8
+    inputs are a pair."""
+    from sglang.srt.models.deepseek_v2 import DeepseekV2AttentionMLA
+
+    from sglang_longcat.layers import attention
+
+    one = attention.LongcatAttention.__new__(attention.LongcatAttention)
+    torch.nn.Module.__init__(one)
+    one.fused_qkv_a_proj_with_mqa = SimpleNamespace(weight=2 * torch.eye(4).bfloat16())
+    monkeypatch.setattr(attention, "takes_kernel", lambda op, layer, x: x.shape[0] == 1)
+    monkeypatch.setattr(DeepseekV2AttentionMLA, "prepare_qkv_latent", lambda *_: "sglang")
+    x = torch.ones(2, 4).bfloat16()
+    assert torch.equal(one.prepare_qkv_latent(x[:1], None), 2 * x[:1])
+    assert one.prepare_qkv_latent(x, None) == "sglang"
+    assert one.prepare_qkv_latent((x[:1], x[:1]), None) == "sglang"
