@@ -298,13 +298,14 @@ def print_table(results: dict[str, list[dict[str, Any]]]) -> None:
     for arm, rows in results.items():
         for row in rows:
             first = base.get((row["batch"], row["input"]))
-            faster = [
-                f"{first['tpot_ms'] / row['tpot_ms']:.3f}" if first else "-",
-                *(
-                    f"{row[rate] / first[rate]:.3f}" if first else "-"
-                    for rate in ("steady_tok_s", "prefill_tok_s")
-                ),
-            ]
+            faster = ["-"] * 3
+            if first:
+                ratios = (
+                    first["tpot_ms"] / row["tpot_ms"],
+                    row["steady_tok_s"] / first["steady_tok_s"],
+                    row["prefill_tok_s"] / first["prefill_tok_s"],
+                )
+                faster = [f"{ratio:.3f}" for ratio in ratios]
             print(
                 f"| {arm} | {row['batch']} | {row['input']} | {row['tpot_ms']:.3f} ms "
                 f"| {faster[0]} | {row['tok_s']:,.0f} | {row['steady_tok_s']:,.0f} | {faster[1]} "

@@ -59,7 +59,7 @@ def library(device: str) -> Implementation:
 
 
 def library_call(shape: lite.Shape, x: torch.Tensor, weight: torch.Tensor) -> Call:
-    if shape.name == "qkv_a" and x.shape[0] <= lite.FUSED_A_TOKENS and x.is_cuda:
+    if shape.name == "qkv_a" and x.shape[0] <= lite.FUSED_A_TOKENS:
         from sglang.kernels.ops.gemm.fused_a_gemm import dsv3_fused_a_gemm
 
         return lambda: dsv3_fused_a_gemm(x, weight.t())

@@ -75,14 +75,14 @@ def _block(
     RANK: tl.constexpr,
     ROPE: tl.constexpr,
 ):
-    """Latents and rope parts of KEYS keys from `start` on, zeros from `end` on."""
+    """Latents and rope parts of KEYS keys from `start` on, zeros from `end` on; which are live."""
     key = start + tl.arange(0, KEYS)
     live = key < end
     row = tl.load(page + key, mask=live, other=0).to(tl.int64) * latent_stride
     cells = latents_ptr + row[:, None]
     c = tl.load(cells + tl.arange(0, RANK)[None, :], mask=live[:, None], other=0.0)
     r = tl.load(cells + RANK + tl.arange(0, ROPE)[None, :], mask=live[:, None], other=0.0)
-    return c, r
+    return c, r, live
 
 
 @triton.jit
@@ -140,7 +140,7 @@ def _split_kernel(
     begin = split * share
     end = min(length, begin + share)
     page = pages_ptr + request * page_stride
-    c, r = _block(page, begin, end, latents_ptr, latent_stride, KEYS, RANK, ROPE)
+    c, r, live = _block(page, begin, end, latents_ptr, latent_stride, KEYS, RANK, ROPE)
     if PDL:
         tl.extra.cuda.gdc_wait()
     at = (t * heads + head) * splits + split
@@ -154,11 +154,9 @@ def _split_kernel(
     top = tl.full([HEADS], -float("inf"), tl.float32)
     total = tl.zeros([HEADS], tl.float32)
     out = tl.zeros([RANK, HEADS], tl.float32)
-    live = begin + tl.arange(0, KEYS) < end
     top, total, out = _add(c, r, live, q_nope, q_pe, scale, top, total, out)
     for start in tl.range(begin + KEYS, end, KEYS, num_stages=STAGES):
-        c, r = _block(page, start, end, latents_ptr, latent_stride, KEYS, RANK, ROPE)
-        live = start + tl.arange(0, KEYS) < end
+        c, r, live = _block(page, start, end, latents_ptr, latent_stride, KEYS, RANK, ROPE)
         top, total, out = _add(c, r, live, q_nope, q_pe, scale, top, total, out)
     target = partial_ptr + at[None, :] * RANK + tl.arange(0, RANK)[:, None]
     out = (out / total[None, :]).to(partial_ptr.dtype.element_ty)
