@@ -27,6 +27,12 @@ def supports_pdl(tensor: torch.Tensor) -> bool:
     return _pdl and able
 
 
+def is_hopper(tensor: torch.Tensor) -> bool:
+    """Kernels with Hopper's own products run on these GPUs and on no later ones. `compile_only`
+    compiles for them."""
+    return _capability(tensor.device) == (9, 0) if tensor.is_cuda else _everywhere
+
+
 def allow_pdl(allowed: bool) -> None:
     """For this process, before its first launch. False, to debug or to see what it is worth: our
     kernels begin when the one before has ended."""

@@ -7,16 +7,32 @@ far below 1. Values are products of such a latent with columns of length 1: its 
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from longcat_kernels.mla_decode import FUSED, mla_decode, pays, project_values, reference
 from longcat_kernels.mla_decode import workloads as lite
+from longcat_kernels.mla_decode._triton import shares_of
 from longcat_kernels.mla_prologue import absorb_query, norm_and_store
 from longcat_kernels.mla_prologue import workloads as prologue
 from longcat_kernels.small_linear import linear
 
 SMALL = {"heads": 4, "rank": 32, "rope": 16}
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@triton.jit
+def shares_kernel(
+    lengths_ptr: Any, out_ptr: Any, tokens: Any, programs: Any, TOKENS: tl.constexpr
+) -> None:
+    token = tl.arange(0, TOKENS)
+    length = tl.load(lengths_ptr + token, mask=token < tokens, other=0)
+    tl.store(out_ptr + token, shares_of(length, programs, 64))
 
 
 def check(inputs: lite.Inputs, width: int = 1, w_vc: torch.Tensor | None = None) -> torch.Tensor:
@@ -98,12 +114,27 @@ def test_the_value_projection_of_batches_and_windows(
     close(check(inputs, width, w_vc), apart)
 
 
-def test_a_long_context_is_attended_to_by_as_many_programs_as_fit() -> None:
+@pytest.mark.parametrize(
+    "lengths", [[4096], [1], [64] * 30, [131_072, *[100] * 29], [5000 - 70 * i for i in range(64)]]
+)
+def test_programs_are_dealt_in_proportion_to_keys(device: str, lengths: list[int]) -> None:
+    """Red if more programs than there are would be needed, a token gets none, or one program of a
+    long context gets much more than its part."""
+    if device == "cpu" and not INTERPRETED:
+        pytest.skip("Triton only; the reference has no programs")
     from longcat_kernels.mla_decode import _triton
 
-    assert [_triton.splits_for(tokens) for tokens in (1, 2, 4, 8, 132, 500)] == [
-        132, 66, 33, 16, 1, 1,
-    ]  # fmt: skip
+    programs, blocks = _triton.programs_for(len(lengths)), [-(-n // 64) for n in lengths]
+    given = torch.tensor(lengths, dtype=torch.int32, device=device)
+    out = torch.empty(64, dtype=torch.int32, device=device)
+    shares_kernel[(1,)](given, out, len(lengths), programs, TOKENS=64)
+    shares = out[: len(lengths)].tolist()
+    assert sum(shares) <= programs
+    assert min(shares) >= 1
+    assert not out[len(lengths) :].any()
+    largest = max(-(-n // share) for n, share in zip(blocks, shares, strict=True))
+    fewest = next(n for n in range(1, 9999) if sum(-(-b // n) for b in blocks) <= programs)
+    assert largest <= 1.0625 * fewest + 1
 
 
 def test_where_it_pays() -> None:

@@ -1,16 +1,16 @@
-"""MLA decode in Triton: one program per query token and split of its keys, then a combination.
+"""MLA decode in Triton: shares of the keys, then a combination. Plans, launches and any GPU's kernel.
 
-A program keeps all heads of one token and walks its split in blocks of keys, so that a latent is
-loaded once for both products. Keys, then rank, are their rows and heads (32) the columns: Hopper's
-wgmma takes 64 rows or more, and reads the latents where they were loaded to. Splits are as many as
-fill the GPU; their length follows the token's position, which a captured graph does not know, so
-short contexts leave some empty. A second launch adds up those in use, in their order, and may
+The blocks of keys of all tokens are dealt to as many programs as the GPU has SMs: each token gets
+programs of its own, in proportion to its keys, so that a batch with one long context takes as long
+as one of the same sum. Every program finds its share from the positions, which a captured graph
+does not know. A program keeps all heads of one token and walks its share, so that a latent is
+loaded once for both products. A second launch adds up a token's shares in their order, and may
 multiply with the value projection: its weights are asked for before `gdc_wait`, under the tail of
-the first. The first asks for its first block of keys there, under the kernel that makes the
-queries: 1.5 us less, of 12.5 at batch 1 with 4,096 keys.
+the first. Between the two a share's latent is bf16: an average over shares rounds less than the
+result's own rounding does.
 
-Between the two a split's latent is bf16: an average over splits rounds less than the result's own
-rounding does, and what the second launch reads, 64 of them a head at 4,096 keys, is half as much.
+Hopper has a kernel of its own for the first launch (`_hopper.py`), which loads keys while it
+multiplies others; the one here waits for each block and takes 1.4 to 2.5 times as long there.
 """
 
 from __future__ import annotations
@@ -21,85 +21,79 @@ import torch
 import triton
 import triton.language as tl
 
-from longcat_kernels.dispatch import pdl_options
+from longcat_kernels.dispatch import is_hopper, pdl_options
 
 LOG2_E = 1.4426950408889634
 BLOCK_KEYS = 64  # 64 x 576 bf16: 72 KiB
-PROGRAMS = 132  # one per SM of a Hopper GPU; 264 programs took 1.3 times as long at batch 1
-STAGES, WARPS = 3, 8  # two blocks of 64 fit behind the first
-CHUNK, COLUMNS, COMBINE_WARPS = 32, 128, 4  # splits at a time and columns of a program
-# With the value projection a program needs all columns of its head's latent: 1 KB a split. Half of
-# a head's value columns each read the 2 MB of 64 splits twice, quarters would four times.
+PROGRAMS = 132  # one per SM of a Hopper GPU: two blocks and the queries fill its shared memory
+FEWEST = 64  # tokens that the kernels have room for; one variant for all batches up to it
+WARPS = 8
+CHUNK, COLUMNS, COMBINE_WARPS = 32, 128, 4  # shares at a time and columns of a program
+# With the value projection a program needs all columns of its head's latent: 1 KB a share. Half of
+# a head's value columns each read the 2 MB of 64 shares twice, quarters would four times.
 VALUE_CHUNK, VALUE_COLUMNS, VALUE_WARPS = 16, 64, 8
 AHEAD = 3  # chunks in flight
+
+
+@triton.jit
+def shares_of(length, programs, KEYS: tl.constexpr):
+    """How many programs each token of `length` keys gets, `programs` at most in all: at least one,
+    and otherwise in proportion. For the token vectors of Triton's kernels and of Gluon's."""
+    blocks = (length + KEYS - 1) // KEYS
+    each = tl.cdiv(tl.sum(blocks, axis=0), programs)
+    while tl.sum((blocks + each - 1) // each, axis=0) > programs:
+        each += each // 16 + 1
+    return (blocks + each - 1) // each
+
+
+@triton.jit
+def _token_shares(positions_ptr, tokens, programs, KEYS: tl.constexpr, TOKENS: tl.constexpr):
+    """Tokens' numbers, lengths and shares; of those beyond `tokens` 0."""
+    token = tl.arange(0, TOKENS)
+    length = tl.load(positions_ptr + token, mask=token < tokens, other=-1).to(tl.int32) + 1
+    return token, length, shares_of(length, programs, KEYS)
 
 
 @triton.jit
 def _mean(
     partial_ptr,
     lse_ptr,
-    row,  # token * heads + head
-    splits,
+    positions_ptr,
+    tokens,
+    heads,
+    programs,
+    t,
+    head,
     column,
+    KEYS: tl.constexpr,
+    TOKENS: tl.constexpr,
     RANK: tl.constexpr,
-    SPLITS: tl.constexpr,  # the most there are, rounded up to a power of two
+    MOST: tl.constexpr,  # shares of a token, rounded up to a power of two
     CHUNK: tl.constexpr,
     AHEAD: tl.constexpr,
 ):
-    """Columns of a head's latent: the mean of its splits' latents, weighted with 2 ** lse."""
-    first = row * splits
-    split = tl.arange(0, SPLITS)
-    lse = tl.load(lse_ptr + first + split, mask=split < splits, other=-float("inf"))
-    used = tl.sum((lse > -float("inf")).to(tl.int32), axis=0)  # the first ones
+    """Columns of a head's latent: the mean of its shares' latents, weighted with 2 ** lse."""
+    token, _, shares = _token_shares(positions_ptr, tokens, programs, KEYS, TOKENS)
+    first = tl.sum(tl.where(token < t, shares, 0), axis=0)
+    count = tl.sum(tl.where(token == t, shares, 0), axis=0)
+    share = tl.arange(0, MOST)
+    lse_ptr += head * programs + first
+    lse = tl.load(lse_ptr + share, mask=share < count, other=-float("inf"))
     top = tl.max(lse, axis=0)
     total = tl.sum(tl.exp2(lse - top), axis=0)
     out = tl.zeros([CHUNK, column.shape[0]], tl.float32)
-    for start in tl.range(0, used, CHUNK, num_stages=AHEAD):
+    for start in tl.range(0, count, CHUNK, num_stages=AHEAD):
         some = start + tl.arange(0, CHUNK)
-        live = some < used
-        weight = tl.exp2(tl.load(lse_ptr + first + some, mask=live, other=-float("inf")) - top)
-        cells = partial_ptr + (first + some)[:, None] * RANK + column[None, :]
-        latent = tl.load(cells, mask=live[:, None], other=0.0)
+        weight = tl.exp2(tl.load(lse_ptr + some, mask=some < count, other=-float("inf")) - top)
+        row = (first + some) * heads + head
+        cells = partial_ptr + row[:, None] * RANK + column[None, :]
+        latent = tl.load(cells, mask=(weight > 0.0)[:, None], other=0.0)  # an empty share has none
         out += latent.to(tl.float32) * weight[:, None]
     return tl.sum(out, axis=0) / total
 
 
-@triton.jit
-def _block(
-    page,
-    start,
-    end,
-    latents_ptr,
-    latent_stride,
-    KEYS: tl.constexpr,
-    RANK: tl.constexpr,
-    ROPE: tl.constexpr,
-):
-    """Latents and rope parts of KEYS keys from `start` on, zeros from `end` on; which are live."""
-    key = start + tl.arange(0, KEYS)
-    live = key < end
-    row = tl.load(page + key, mask=live, other=0).to(tl.int64) * latent_stride
-    cells = latents_ptr + row[:, None]
-    c = tl.load(cells + tl.arange(0, RANK)[None, :], mask=live[:, None], other=0.0)
-    r = tl.load(cells + RANK + tl.arange(0, ROPE)[None, :], mask=live[:, None], other=0.0)
-    return c, r, live
-
-
-@triton.jit
-def _add(c, r, live, q_nope, q_pe, scale, top, total, out):
-    """What the keys of a block change: their highest score, sum of weights and weighted latents."""
-    score = tl.dot(c, tl.trans(q_nope)) + tl.dot(r, tl.trans(q_pe))
-    score = tl.where(live[:, None], score * scale, -float("inf"))
-    highest = tl.maximum(top, tl.max(score, axis=0))
-    shrink = tl.exp2(top - highest)
-    weight = tl.exp2(score - highest[None, :])
-    total = total * shrink + tl.sum(weight, axis=0)
-    out = out * shrink[None, :] + tl.dot(tl.trans(c), weight.to(c.dtype))
-    return highest, total, out
-
-
 @triton.jit(
-    do_not_specialize=["heads", "splits"],
+    do_not_specialize=["tokens", "heads", "programs"],
     do_not_specialize_on_alignment=["requests_ptr", "positions_ptr", "page_stride"],
 )
 def _split_kernel(
@@ -109,11 +103,12 @@ def _split_kernel(
     pages_ptr,
     requests_ptr,
     positions_ptr,
-    partial_ptr,  # [T, H, splits, RANK]
-    lse_ptr,  # [T, H, splits] fp32, base 2; -inf: no keys in this split, nor a partial result
+    partial_ptr,  # [programs, H, RANK]
+    lse_ptr,  # [H, programs] fp32, base 2; -inf: no keys in this share, nor a partial result
     scale,
+    tokens,
     heads,
-    splits,
+    programs,
     nope_token,
     nope_head,
     pe_token,
@@ -121,32 +116,36 @@ def _split_kernel(
     latent_stride,
     page_stride,
     WIDTH: tl.constexpr,
+    TOKENS: tl.constexpr,
     HEADS: tl.constexpr,  # rounded up to a power of two
     RANK: tl.constexpr,
     ROPE: tl.constexpr,
     KEYS: tl.constexpr,
-    STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):
+    """Keys, then rank, are the rows of the products and heads (32) the columns: Hopper's wgmma takes
+    64 rows or more, and reads the latents where they were loaded to."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    t = tl.program_id(0).to(tl.int64)
-    split = tl.program_id(1)
+        tl.extra.cuda.gdc_wait()
+    p = tl.program_id(0)
+    token, lengths, shares = _token_shares(positions_ptr, tokens, programs, KEYS, TOKENS)
+    ends = tl.cumsum(shares, 0)
+    t = tl.sum(((ends <= p) & (token < tokens)).to(tl.int32), axis=0)
+    if t >= tokens:
+        return
+    mine = token == t
+    length = tl.sum(tl.where(mine, lengths, 0), axis=0)
+    own = tl.sum(tl.where(mine, shares, 0), axis=0)
+    first = tl.sum(tl.where(mine, ends, 0), axis=0) - own
+    share = tl.cdiv(tl.cdiv(length, KEYS), own) * KEYS
+    begin = (p - first) * share
+    end = min(length, begin + share)
     head = tl.arange(0, HEADS)
     real = head < heads
-    length = tl.load(positions_ptr + t).to(tl.int32) + 1
-    request = tl.load(requests_ptr + t // WIDTH).to(tl.int64)  # asked for while length is awaited
-    share = tl.cdiv(tl.cdiv(length, KEYS), splits) * KEYS
-    begin = split * share
-    end = min(length, begin + share)
+    request = tl.load(requests_ptr + t // WIDTH).to(tl.int64)
     page = pages_ptr + request * page_stride
-    c, r, live = _block(page, begin, end, latents_ptr, latent_stride, KEYS, RANK, ROPE)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-    at = (t * heads + head) * splits + split
-    if begin >= length:
-        tl.store(lse_ptr + at, tl.full([HEADS], -float("inf"), tl.float32), mask=real)
-        return
+    t = t.to(tl.int64)
     nope = q_nope_ptr + t * nope_token + head[:, None] * nope_head + tl.arange(0, RANK)[None, :]
     pe = q_pe_ptr + t * pe_token + head[:, None] * pe_head + tl.arange(0, ROPE)[None, :]
     q_nope = tl.load(nope, mask=real[:, None], other=0.0)
@@ -154,24 +153,43 @@ def _split_kernel(
     top = tl.full([HEADS], -float("inf"), tl.float32)
     total = tl.zeros([HEADS], tl.float32)
     out = tl.zeros([RANK, HEADS], tl.float32)
-    top, total, out = _add(c, r, live, q_nope, q_pe, scale, top, total, out)
-    for start in tl.range(begin + KEYS, end, KEYS, num_stages=STAGES):
-        c, r, live = _block(page, start, end, latents_ptr, latent_stride, KEYS, RANK, ROPE)
-        top, total, out = _add(c, r, live, q_nope, q_pe, scale, top, total, out)
-    target = partial_ptr + at[None, :] * RANK + tl.arange(0, RANK)[:, None]
+    for start in tl.range(begin, end, KEYS):
+        key = start + tl.arange(0, KEYS)
+        live = key < end
+        row = tl.load(page + key, mask=live, other=0).to(tl.int64) * latent_stride
+        cells = latents_ptr + row[:, None]
+        c = tl.load(cells + tl.arange(0, RANK)[None, :], mask=live[:, None], other=0.0)
+        r = tl.load(cells + RANK + tl.arange(0, ROPE)[None, :], mask=live[:, None], other=0.0)
+        score = tl.dot(c, tl.trans(q_nope)) + tl.dot(r, tl.trans(q_pe))
+        score = tl.where(live[:, None], score * scale, -float("inf"))
+        highest = tl.maximum(top, tl.max(score, axis=0))
+        shrink = tl.exp2(top - highest)
+        weight = tl.exp2(score - highest[None, :])
+        total = total * shrink + tl.sum(weight, axis=0)
+        out = out * shrink[None, :] + tl.dot(tl.trans(c), weight.to(c.dtype))
+        top = highest
+    tl.store(lse_ptr + head * programs + p, top + tl.log2(total), mask=real)
+    at = (p * heads + head)[None, :] * RANK + tl.arange(0, RANK)[:, None]
     out = (out / total[None, :]).to(partial_ptr.dtype.element_ty)
-    tl.store(target, out, mask=real[None, :])
-    tl.store(lse_ptr + at, top + tl.log2(total), mask=real)
+    tl.store(partial_ptr + at, out, mask=real[None, :])
 
 
-@triton.jit(do_not_specialize=["splits"])
+@triton.jit(
+    do_not_specialize=["tokens", "heads", "programs"],
+    do_not_specialize_on_alignment=["positions_ptr"],
+)
 def _combine_kernel(
     partial_ptr,
     lse_ptr,
+    positions_ptr,
     out_ptr,
-    splits,
+    tokens,
+    heads,
+    programs,
+    KEYS: tl.constexpr,
+    TOKENS: tl.constexpr,
     RANK: tl.constexpr,
-    SPLITS: tl.constexpr,
+    MOST: tl.constexpr,
     CHUNK: tl.constexpr,
     AHEAD: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -180,26 +198,36 @@ def _combine_kernel(
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    out = _mean(partial_ptr, lse_ptr, row, splits, column, RANK, SPLITS, CHUNK, AHEAD)
-    tl.store(out_ptr + row * RANK + column, out.to(out_ptr.dtype.element_ty))
+    out = _mean(
+        *(partial_ptr, lse_ptr, positions_ptr, tokens, heads, programs),
+        *(row // heads, row % heads, column, KEYS, TOKENS, RANK, MOST, CHUNK, AHEAD),
+    )
+    tl.store(out_ptr + row.to(tl.int64) * RANK + column, out.to(out_ptr.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=["heads", "splits"])
+@triton.jit(
+    do_not_specialize=["tokens", "heads", "programs"],
+    do_not_specialize_on_alignment=["positions_ptr"],
+)
 def _combine_values_kernel(
     partial_ptr,
     lse_ptr,
+    positions_ptr,
     weight_ptr,  # [H, RANK, VALUES] of any strides
     out_ptr,
+    tokens,
     heads,
-    splits,
+    programs,
     weight_head,
     weight_rank,
     weight_column,
     VALUES: tl.constexpr,
+    KEYS: tl.constexpr,
+    TOKENS: tl.constexpr,
     RANK: tl.constexpr,
-    SPLITS: tl.constexpr,
+    MOST: tl.constexpr,
     CHUNK: tl.constexpr,
     AHEAD: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -207,27 +235,31 @@ def _combine_values_kernel(
 ):
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0)
+    head = row % heads
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     rank = tl.arange(0, RANK)
-    cells = weight_ptr + (row % heads) * weight_head + rank[:, None] * weight_rank
+    cells = weight_ptr + head.to(tl.int64) * weight_head + rank[:, None] * weight_rank
     cells += column[None, :] * weight_column
     weight = tl.load(cells, mask=(column < VALUES)[None, :], other=0.0)
     if PDL:
         tl.extra.cuda.gdc_wait()
-    latent = _mean(partial_ptr, lse_ptr, row, splits, rank, RANK, SPLITS, CHUNK, AHEAD)
+    latent = _mean(
+        *(partial_ptr, lse_ptr, positions_ptr, tokens, heads, programs),
+        *(row // heads, head, rank, KEYS, TOKENS, RANK, MOST, CHUNK, AHEAD),
+    )
     # Rounded as the latent that a launch of its own stores.
     latent = latent.to(weight.dtype).to(tl.float32)
     out = tl.sum(latent[:, None] * weight.to(tl.float32), axis=0)
-    target = out_ptr + row * VALUES + column
+    target = out_ptr + row.to(tl.int64) * VALUES + column
     tl.store(target, out.to(out_ptr.dtype.element_ty), mask=column < VALUES)
 
 
 class Partial(NamedTuple):
-    """What the splits' programs leave behind, and how the next launch begins."""
+    """What the shares' programs leave behind, and the arguments of the next launch."""
 
-    latents: torch.Tensor
-    lse: torch.Tensor
+    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # latents, lse, positions
+    sizes: tuple[int, int, int]  # tokens, heads, programs
     options: dict[str, Any]
 
 
@@ -240,9 +272,9 @@ def mla_decode(*inputs: torch.Tensor, scale: float, width: int) -> torch.Tensor:
     partial = _attend(*inputs, scale=scale, width=width)
     columns = min(COLUMNS, rank)
     _combine_kernel[(tokens * heads, rank // columns)](
-        *partial[:2],
+        *partial.tensors,
         out,
-        partial.lse.shape[-1],
+        *partial.sizes,
         CHUNK=CHUNK,
         COLUMNS=columns,
         num_warps=COMBINE_WARPS,
@@ -263,11 +295,10 @@ def decode_values(
     partial = _attend(*inputs, scale=scale, width=width)
     columns = min(VALUE_COLUMNS, triton.next_power_of_2(values))
     _combine_values_kernel[(tokens * heads, triton.cdiv(values, columns))](
-        *partial[:2],
+        *partial.tensors,
         w_vc,
         out,
-        heads,
-        partial.lse.shape[-1],
+        *partial.sizes,
         *w_vc.stride(),
         VALUES=values,
         CHUNK=VALUE_CHUNK,
@@ -278,8 +309,9 @@ def decode_values(
     return out
 
 
-def splits_for(tokens: int) -> int:
-    return max(1, PROGRAMS // tokens)
+def programs_for(tokens: int) -> int:
+    """At least one for each token, and room to give long ones more."""
+    return max(PROGRAMS, 2 * tokens)
 
 
 def _attend(
@@ -294,11 +326,23 @@ def _attend(
     width: int,
 ) -> Partial:
     tokens, heads, rank = q_nope.shape
-    splits = splits_for(tokens)
-    partial = q_nope.new_empty((tokens, heads, splits, rank))
-    lse = q_nope.new_empty((tokens, heads, splits), dtype=torch.float32)
-    launch = {"RANK": rank, **pdl_options(q_nope)}
-    _split_kernel[(tokens, splits)](
+    programs = programs_for(tokens)
+    partial = q_nope.new_empty((programs, heads, rank))
+    lse = q_nope.new_empty((heads, programs), dtype=torch.float32)
+    sizes = tokens, heads, programs
+    launch = {
+        "TOKENS": max(FEWEST, triton.next_power_of_2(tokens)),
+        "KEYS": BLOCK_KEYS,
+        "RANK": rank,
+        **pdl_options(q_nope),
+    }
+    kernel: Any = _split_kernel
+    if is_hopper(q_nope):
+        from longcat_kernels.mla_decode import _hopper
+
+        if _hopper.fits(heads, rank, q_pe.shape[-1]):
+            kernel = _hopper.split_kernel
+    kernel[(programs,)](
         q_nope,
         q_pe,
         latents,
@@ -308,8 +352,7 @@ def _attend(
         partial,
         lse,
         scale * LOG2_E,
-        heads,
-        splits,
+        *sizes,
         q_nope.stride(0),
         q_nope.stride(1),
         q_pe.stride(0),
@@ -319,10 +362,8 @@ def _attend(
         WIDTH=width,
         HEADS=max(16, triton.next_power_of_2(heads)),
         ROPE=q_pe.shape[-1],
-        KEYS=BLOCK_KEYS,
-        STAGES=STAGES,
         num_warps=WARPS,
         **launch,
     )
-    most = triton.next_power_of_2(splits_for(1))
-    return Partial(partial, lse, {**launch, "SPLITS": most, "AHEAD": AHEAD})
+    most = triton.next_power_of_2(programs)
+    return Partial((partial, lse, positions), sizes, {**launch, "MOST": most, "AHEAD": AHEAD})

@@ -1,0 +1,199 @@
+"""The first launch of MLA decode on Hopper, in Gluon: keys are loaded while others are multiplied.
+
+Triton waits for a block of keys, multiplies, and only then asks for the next, because the rows'
+numbers are loaded too; and with eight warps it multiplies 64 keys with all heads four times over.
+Here two blocks of 64 keys lie in shared memory, each asked for as soon as the one before in its
+place is done with, and each of two warp groups scores half of the heads. The first two are asked
+for before `gdc_wait`, under the kernel that makes the queries. Owns this kernel; shares of keys,
+partial results and the launch are `_triton.py`'s, whose kernel does the same on other GPUs.
+"""
+
+from __future__ import annotations
+
+import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from longcat_kernels.mla_decode._triton import shares_of
+
+_MOST_HEADS = 32  # beside two blocks of keys: 36 KiB of queries
+
+
+def fits(heads: int, rank: int, rope: int) -> bool:
+    """Whether two blocks of keys and the queries fit into shared memory, and lines into loads."""
+    return heads <= _MOST_HEADS and rank in (256, 512) and rope == 64
+
+
+@gluon.jit
+def _ask(
+    latents_ptr,
+    latent_stride,
+    c_rows,
+    r_rows,
+    c_live,
+    r_live,
+    c_column,
+    r_column,
+    c_block,
+    r_block,
+):
+    """Latents and rope parts of the rows into shared memory, zeros where not live."""
+    c = latents_ptr + c_rows.to(gl.int64)[:, None] * latent_stride + c_column[None, :]
+    r = latents_ptr + r_rows.to(gl.int64)[:, None] * latent_stride + r_column[None, :]
+    async_copy.async_load(c_block, c, mask=c_live[:, None])
+    async_copy.async_load(r_block, r, mask=r_live[:, None])
+    async_copy.commit_group()
+
+
+@gluon.jit(
+    do_not_specialize=["tokens", "heads", "programs"],
+    do_not_specialize_on_alignment=["requests_ptr", "positions_ptr", "page_stride"],
+)
+def split_kernel(
+    q_nope_ptr,
+    q_pe_ptr,
+    latents_ptr,
+    pages_ptr,
+    requests_ptr,
+    positions_ptr,
+    partial_ptr,  # [programs, H, RANK]
+    lse_ptr,  # [H, programs] fp32, base 2; -inf: no keys in this share, nor a partial result
+    scale,
+    tokens,
+    heads,
+    programs,
+    nope_token,
+    nope_head,
+    pe_token,
+    pe_head,
+    latent_stride,
+    page_stride,
+    WIDTH: gl.constexpr,
+    TOKENS: gl.constexpr,
+    HEADS: gl.constexpr,  # 16 or 32
+    RANK: gl.constexpr,
+    ROPE: gl.constexpr,
+    KEYS: gl.constexpr,
+    PDL: gl.constexpr,
+):
+    WARPS: gl.constexpr = gl.num_warps()
+    BLOCKS: gl.constexpr = 2
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 2], [16, HEADS // 2, 16])
+    OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, HEADS, 16])
+    LATENT: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [WARPS, 1], [1, 0])
+    ANGLE: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0])
+    STORE: gl.constexpr = gl.BlockedLayout([8, 1], [32, 1], [1, WARPS], [0, 1])
+    VECTOR: gl.constexpr = gl.BlockedLayout([TOKENS // 32], [32], [WARPS], [0])
+    LINES: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
+    WEIGHTS: gl.constexpr = gl.NVMMASharedLayout(2 * HEADS, 16, 2)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    p = gl.program_id(0)
+    token = gl.arange(0, TOKENS, layout=VECTOR)
+    lengths = gl.load(positions_ptr + token, mask=token < tokens, other=-1).to(gl.int32) + 1
+    shares = shares_of(lengths, programs, KEYS)
+    ends = gl.associative_scan(shares, 0, _plus)
+    t = gl.sum(((ends <= p) & (token < tokens)).to(gl.int32), axis=0)
+    if t >= tokens:
+        return
+    mine = token == t
+    length = gl.sum(gl.where(mine, lengths, 0), axis=0)
+    own = gl.sum(gl.where(mine, shares, 0), axis=0)
+    first = gl.sum(gl.where(mine, ends, 0), axis=0) - own
+    share = gl.cdiv(gl.cdiv(length, KEYS), own) * KEYS
+    begin = (p - first) * share
+    end = gl.minimum(length, begin + share)
+    request = gl.load(requests_ptr + t // WIDTH).to(gl.int64)
+    page = pages_ptr + request * page_stride
+
+    c_blocks = gl.allocate_shared_memory(gl.bfloat16, [BLOCKS, KEYS, RANK], LINES)
+    r_blocks = gl.allocate_shared_memory(gl.bfloat16, [BLOCKS, KEYS, ROPE], LINES)
+    weights = gl.allocate_shared_memory(gl.bfloat16, [KEYS, HEADS], WEIGHTS)
+    c_key = begin + gl.arange(0, KEYS, layout=gl.SliceLayout(1, LATENT))
+    r_key = begin + gl.arange(0, KEYS, layout=gl.SliceLayout(1, ANGLE))
+    c_column = gl.arange(0, RANK, layout=gl.SliceLayout(0, LATENT))
+    r_column = RANK + gl.arange(0, ROPE, layout=gl.SliceLayout(0, ANGLE))
+    c_rows = gl.load(page + c_key, mask=c_key < end, other=0)
+    r_rows = gl.load(page + r_key, mask=r_key < end, other=0)
+    for i in gl.static_range(BLOCKS):
+        c_live = c_key < end
+        r_live = r_key < end
+        _ask(
+            *(latents_ptr, latent_stride, c_rows, r_rows, c_live, r_live, c_column, r_column),
+            *(c_blocks.index(i), r_blocks.index(i)),
+        )
+        c_key += KEYS
+        r_key += KEYS
+        c_rows = gl.load(page + c_key, mask=c_key < end, other=0)
+        r_rows = gl.load(page + r_key, mask=r_key < end, other=0)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    t = t.to(gl.int64)
+    head = gl.arange(0, HEADS, layout=gl.SliceLayout(1, LATENT))
+    q_nope = q_nope_ptr + t * nope_token + head[:, None] * nope_head + c_column[None, :]
+    nope = gl.load(q_nope, mask=(head < heads)[:, None], other=0.0)
+    head = gl.arange(0, HEADS, layout=gl.SliceLayout(1, ANGLE))
+    q_pe = q_pe_ptr + t * pe_token + head[:, None] * pe_head + (r_column - RANK)[None, :]
+    pe = gl.load(q_pe, mask=(head < heads)[:, None], other=0.0)
+    nope = gl.allocate_shared_memory(gl.bfloat16, [HEADS, RANK], LINES, nope)
+    pe = gl.allocate_shared_memory(gl.bfloat16, [HEADS, ROPE], LINES, pe)
+
+    key = begin + gl.arange(0, KEYS, layout=gl.SliceLayout(1, SCORES))
+    top = gl.full([HEADS], -float("inf"), gl.float32, gl.SliceLayout(0, SCORES))
+    total = gl.zeros([KEYS, HEADS], gl.float32, SCORES)
+    out = gl.zeros([RANK, HEADS], gl.float32, OUT)
+    for i in range(gl.cdiv(end - begin, KEYS)):
+        c = c_blocks.index(i % BLOCKS)
+        r = r_blocks.index(i % BLOCKS)
+        async_copy.wait_group(BLOCKS - 1)
+        fence_async_shared()
+        gl.barrier()
+        score = gl.zeros([KEYS, HEADS], gl.float32, SCORES)
+        score = warpgroup_mma(c, nope.permute((1, 0)), score, is_async=True)
+        score = warpgroup_mma(r, pe.permute((1, 0)), score, is_async=True)
+        score = warpgroup_mma_wait(0, deps=[score])
+        score = gl.where((key < end)[:, None], score * scale, -float("inf"))
+        highest = gl.maximum(top, gl.max(score, axis=0))
+        shrink = gl.exp2(top - highest)
+        weight = gl.exp2(score - highest[None, :])
+        total = total * shrink[None, :] + weight
+        weights.store(weight.to(gl.bfloat16))
+        out = out * gl.convert_layout(shrink, gl.SliceLayout(0, OUT))[None, :]
+        fence_async_shared()
+        gl.barrier()
+        out = warpgroup_mma(c.permute((1, 0)), weights, out, is_async=True)
+        out = warpgroup_mma_wait(0, deps=[out])
+        gl.barrier()
+        c_live = c_key < end
+        r_live = r_key < end
+        _ask(
+            *(latents_ptr, latent_stride, c_rows, r_rows, c_live, r_live, c_column, r_column),
+            *(c, r),
+        )
+        top = highest
+        key += KEYS
+        c_key += KEYS
+        r_key += KEYS
+        c_rows = gl.load(page + c_key, mask=c_key < end, other=0)
+        r_rows = gl.load(page + r_key, mask=r_key < end, other=0)
+    async_copy.wait_group(0)
+    total = gl.sum(total, axis=0)
+    head = gl.arange(0, HEADS, layout=gl.SliceLayout(0, SCORES))
+    gl.store(lse_ptr + head * programs + p, top + gl.log2(total), mask=head < heads)
+    out = out / gl.convert_layout(total, gl.SliceLayout(0, OUT))[None, :]
+    out = gl.convert_layout(out.to(gl.bfloat16), STORE)
+    head = gl.arange(0, HEADS, layout=gl.SliceLayout(0, STORE))
+    rank = gl.arange(0, RANK, layout=gl.SliceLayout(1, STORE))
+    at = (p * heads + head)[None, :] * RANK + rank[:, None]
+    gl.store(partial_ptr + at, out, mask=(head < heads)[None, :])
+
+
+@gluon.jit
+def _plus(a, b):
+    return a + b
