@@ -1,4 +1,4 @@
-"""Each Triton kernel through the real compiler, for Hopper, on a machine without a GPU.
+"""Each Triton and Gluon kernel through the real compiler, for Hopper, on a machine without a GPU.
 
 The interpreter accepts programs that the compiler refuses (types that change in a loop, say).
 """
@@ -17,6 +17,17 @@ FINALIZE = {
     **dict.fromkeys(("out", "routed", "x", "addend"), "*bf16"),
     "ids": "*i32",
     "weight": "*fp32",
+}
+ATTEND = {
+    **dict.fromkeys(("q_nope", "q_pe", "latents", "partial"), "*bf16"),
+    **dict.fromkeys(("requests", "positions"), "*i64"),
+    "lse": "*fp32",
+    "pages": "*i32",
+}
+COMBINED = {
+    **dict.fromkeys(("out", "weight", "partial"), "*bf16"),
+    "lse": "*fp32",
+    "positions": "*i64",
 }
 POINTERS = {
     "_ngram_kernel": {
@@ -38,17 +49,10 @@ POINTERS = {
         **dict.fromkeys(("positions", "slots"), "*i64"),
         "cos_sin": "*fp32",
     },
-    "_split_kernel": {
-        **dict.fromkeys(("q_nope", "q_pe", "latents"), "*bf16"),
-        **dict.fromkeys(("requests", "positions"), "*i64"),
-        **dict.fromkeys(("partial", "lse"), "*fp32"),
-        "pages": "*i32",
-    },
-    "_combine_kernel": {"out": "*bf16", "partial": "*fp32", "lse": "*fp32"},
-    "_combine_values_kernel": {
-        **dict.fromkeys(("out", "weight"), "*bf16"),
-        **dict.fromkeys(("partial", "lse"), "*fp32"),
-    },
+    "_split_kernel": ATTEND,
+    "split_kernel": ATTEND,
+    "_combine_kernel": COMBINED,
+    "_combine_values_kernel": COMBINED,
     "_absorb_query_kernel": {
         **dict.fromkeys(("q", "weight", "out"), "*bf16"),
         "positions": "*i64",
@@ -57,6 +61,7 @@ POINTERS = {
     "_finalize_kernel": FINALIZE,
     "_finalize_norm_kernel": {**FINALIZE, "residual": "*bf16", "norm": "*bf16", "eps": "fp32"},
 }
+ALIGNED = ("latents_ptr", "latent_stride")  # for loads into shared memory of 16 bytes each
 BF16 = {"rows": "*bf16", "out": "*bf16"}
 FP8 = {"rows": "*fp8e4nv", "out": "*bf16"}
 NGRAM = {"RING": 16, "N": 4, "EOS": 2, "BLOCK": 16, "PDL": True}
@@ -67,9 +72,9 @@ STORE = {**WIDTHS, "Q": 1536, "Q_BLOCK": 2048, "LATENT_BLOCK": 512, "GROUP": 0}
 QUANTISED = {"out": "*fp8e4nv", "scales": "*fp32"}
 ABSORB = {**WIDTHS, "NOPE": 128, "NOPE_BLOCK": 128, "COLUMNS": 64, "TILES": 8}
 MLA = {"RANK": 512, "ROPE": 64, "PDL": True}
-DECODE = {**MLA, "WIDTH": 1, "HEADS": 32, "KEYS": 64, "STAGES": 3}
-MEAN = {"RANK": 512, "SPLITS": 256, "AHEAD": 3, "PDL": True}
-COMBINE = {**MEAN, "CHUNK": 32, "COLUMNS": 128}
+DECODE = {**MLA, "WIDTH": 1, "HEADS": 32, "KEYS": 64, "TOKENS": 32}
+MEAN = {"RANK": 512, "MOST": 256, "AHEAD": 3, "PDL": True, "KEYS": 64, "TOKENS": 32}
+COMBINE = {**MEAN, "CHUNK": 8, "COLUMNS": 512}
 VALUES = {**MEAN, "VALUES": 128, "CHUNK": 16, "COLUMNS": 64}
 ROUTE = {"K": 12, "SLOTS": 16, "PDL": True}
 LOGITS = {"BLOCK_E": 64, "BLOCK_K": 128, "PDL": True}
@@ -87,6 +92,8 @@ CASES = [
     ("identity_experts", "_add_identity_kernel", {}, {"BLOCK": 1024}, 4),
     ("mla_decode", "_split_kernel", {}, DECODE, 8),
     ("mla_decode", "_split_kernel", {}, {**DECODE, "WIDTH": 4, "HEADS": 16}, 8),
+    ("mla_decode", "split_kernel", {}, DECODE, 8),
+    ("mla_decode", "split_kernel", {}, {**DECODE, "WIDTH": 4, "HEADS": 16, "TOKENS": 64}, 8),
     ("mla_decode", "_combine_kernel", {}, COMBINE, 4),
     ("mla_decode", "_combine_values_kernel", {}, {**VALUES, "weight_rank": 1}, 8),
     ("mla_decode", "_combine_values_kernel", {}, {**VALUES, "weight_column": 1}, 8),
@@ -136,8 +143,10 @@ def test_the_kernel_compiles_for_hopper(
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
-    function = getattr(importlib.import_module(f"longcat_kernels.{op}._triton"), kernel)
+    file = "_triton" if kernel.startswith("_") else "_hopper"
+    function = getattr(importlib.import_module(f"longcat_kernels.{op}.{file}"), kernel)
     pointers, scalars = {**POINTERS[kernel], **types}, {"scale": "fp32", "eps": "fp32"}
     signature = {
         name: "constexpr"
@@ -145,7 +154,11 @@ def test_the_kernel_compiles_for_hopper(
         else pointers.get(name.removesuffix("_ptr"), scalars.get(name, "i32"))
         for name in function.arg_names
     }
-    source = ASTSource(fn=function, signature=signature, constexprs=constants)
+    kind = GluonASTSource if function.is_gluon() else ASTSource
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if name in ALIGNED
+    }
+    source = kind(fn=function, signature=signature, constexprs=constants, attrs=aligned)
     compiled = triton.compile(
         source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps}
     )

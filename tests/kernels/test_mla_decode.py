@@ -8,7 +8,6 @@ far below 1. Values are products of such a latent with columns of length 1: its 
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import pytest
 import torch
@@ -27,9 +26,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @triton.jit
-def shares_kernel(
-    lengths_ptr: Any, out_ptr: Any, tokens: Any, programs: Any, TOKENS: tl.constexpr
-) -> None:
+def shares_kernel(lengths_ptr, out_ptr, tokens, programs, TOKENS: tl.constexpr):
     token = tl.arange(0, TOKENS)
     length = tl.load(lengths_ptr + token, mask=token < tokens, other=0)
     tl.store(out_ptr + token, shares_of(length, programs, 64))
@@ -122,9 +119,9 @@ def test_programs_are_dealt_in_proportion_to_keys(device: str, lengths: list[int
     long context gets much more than its part."""
     if device == "cpu" and not INTERPRETED:
         pytest.skip("Triton only; the reference has no programs")
-    from longcat_kernels.mla_decode import _triton
+    from longcat_kernels.mla_decode import launch
 
-    programs, blocks = _triton.programs_for(len(lengths)), [-(-n // 64) for n in lengths]
+    programs, blocks = launch.programs_for(len(lengths)), [-(-n // 64) for n in lengths]
     given = torch.tensor(lengths, dtype=torch.int32, device=device)
     out = torch.empty(64, dtype=torch.int32, device=device)
     shares_kernel[(1,)](given, out, len(lengths), programs, TOKENS=64)
@@ -139,7 +136,7 @@ def test_programs_are_dealt_in_proportion_to_keys(device: str, lengths: list[int
 
 def test_where_it_pays() -> None:
     """Red if a window's keys, which each of its tokens reads again, do not count."""
-    assert [pays(requests, 1, 1 << 20) for requests in (1, 2, 3)] == [True, True, False]
+    assert [pays(requests, 1, 1 << 20) for requests in (1, 8, 9)] == [True, True, False]
     assert [pays(1, width, 16384) for width in (2, 4, 8, 9)] == [True, True, True, False]
     assert not pays(1, 2, 16385)
     assert not pays(2, 2, 4096)

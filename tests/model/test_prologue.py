@@ -19,6 +19,7 @@ from scoring import Answer, Oracle, ask, assert_same
 
 from acceptance_modes import nextn
 from harness import engine
+from longcat_kernels.mla_decode import FEW
 
 PLUGIN = """
 from sglang_longcat.layers import attention
@@ -151,9 +152,9 @@ def split(
 def test_which_steps_attend_with_our_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Red if the default takes it where it loses, or if a switch does not reach it."""
     assert split(1, 1, context=1 << 18)
-    assert split(1, 2)
+    assert split(1, FEW)
     assert split(4, 1)
-    assert not split(1, 3)
+    assert not split(1, FEW + 1)
     assert not split(4, 1, context=1 << 18)
     assert not split(4, 2)
     assert not split(1, 1, drafts=True)
@@ -161,6 +162,8 @@ def test_which_steps_attend_with_our_kernel(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("LONGCAT_SPLIT_ATTENTION", "8")
     assert split(4, 2, context=1 << 18)
     assert not split(1, 9)
+    monkeypatch.setenv("LONGCAT_SPLIT_ATTENTION", "2")
+    assert not split(1, 3)
     monkeypatch.setenv("LONGCAT_SGLANG_OPS", "mla_decode")
     assert not split(1, 1)
     monkeypatch.delenv("LONGCAT_SGLANG_OPS")

@@ -21,6 +21,7 @@ from layer_space import (
     text,
 )
 from layer_tables import COLUMNS, csv_rows, shipped, with_configs, with_tiles
+from longcat_kernels.mla_decode import FEW
 from longcat_kernels.small_linear import configs
 from longcat_kernels.small_linear.configs import find
 from longcat_kernels.small_linear.workloads import LITE
@@ -166,7 +167,7 @@ def test_starts_from_what_is_shipped(name):
     for projection, shape in PROJECTIONS.items():
         config = find(shape.op, shape.rows, shape.columns, size.tokens)
         assert choices[projection] == config
-    assert choices[ATTENTION] == ("split" if size.requests == 1 else "flashinfer")
+    assert choices[ATTENTION] == ("split" if size.requests <= FEW else "flashinfer")
 
 
 def test_tiles_that_no_candidate_can_replace_are_refused():

@@ -29,9 +29,9 @@ from longcat_kernels.mla_decode import reference
 
 __all__ = ["fits", "mla_decode", "pays", "project_values"]
 
-FEW = 2  # tokens, of a request each
+FEW = 8  # tokens, of a request each
 WINDOW, WINDOW_CONTEXT = 8, 16384
-FUSED = 8  # tokens; more read partial latents for longer than the launch costs
+FUSED = 4  # tokens; more read the value projection for longer than a launch of its own costs
 
 
 def fits(rank: int, rope: int) -> bool:
@@ -65,11 +65,11 @@ def mla_decode(
     inputs = (q_nope, q_pe, latents, pages, requests, positions)
     if not use_triton(q_nope):
         return reference.mla_decode(*inputs, scale=scale, width=width, w_vc=w_vc)
-    from longcat_kernels.mla_decode import _triton
+    from longcat_kernels.mla_decode import launch
 
     if w_vc is not None and q_nope.shape[0] <= FUSED:
-        return _triton.decode_values(*inputs, scale=scale, width=width, w_vc=w_vc)
-    out = _triton.mla_decode(*inputs, scale=scale, width=width)
+        return launch.decode_values(*inputs, scale=scale, width=width, w_vc=w_vc)
+    out = launch.decode(*inputs, scale=scale, width=width)
     return out if w_vc is None else project_values(out, w_vc)
 
 

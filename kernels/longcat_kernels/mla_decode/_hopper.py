@@ -10,6 +10,7 @@ partial results and the launch are `_triton.py`'s, whose kernel does the same on
 
 from __future__ import annotations
 
+import torch
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -25,9 +26,12 @@ from longcat_kernels.mla_decode._triton import shares_of
 _MOST_HEADS = 32  # beside two blocks of keys: 36 KiB of queries
 
 
-def fits(heads: int, rank: int, rope: int) -> bool:
-    """Whether two blocks of keys and the queries fit into shared memory, and lines into loads."""
-    return heads <= _MOST_HEADS and rank in (256, 512) and rope == 64
+def fits(q_nope: torch.Tensor, q_pe: torch.Tensor, latents: torch.Tensor) -> bool:
+    """Whether two blocks of keys and the queries fit into shared memory, a row into a warp's loads,
+    and 16 bytes into each of these."""
+    widths = q_nope.shape[-1] in (256, 512) and q_pe.shape[-1] == 64
+    aligned = latents.data_ptr() % 16 == 0 and latents.stride(0) % 16 == 0
+    return q_nope.shape[1] <= _MOST_HEADS and widths and aligned
 
 
 @gluon.jit
@@ -186,6 +190,7 @@ def split_kernel(
     total = gl.sum(total, axis=0)
     head = gl.arange(0, HEADS, layout=gl.SliceLayout(0, SCORES))
     gl.store(lse_ptr + head * programs + p, top + gl.log2(total), mask=head < heads)
+    total = gl.where(total > 0.0, total, 1.0)  # of an empty share
     out = out / gl.convert_layout(total, gl.SliceLayout(0, OUT))[None, :]
     out = gl.convert_layout(out.to(gl.bfloat16), STORE)
     head = gl.arange(0, HEADS, layout=gl.SliceLayout(0, STORE))

@@ -1,38 +1,22 @@
-"""MLA decode in Triton: shares of the keys, then a combination. Plans, launches and any GPU's kernel.
+"""MLA decode's kernels in Triton: shares of the keys, and their combination. launch.py launches.
 
 The blocks of keys of all tokens are dealt to as many programs as the GPU has SMs: each token gets
 programs of its own, in proportion to its keys, so that a batch with one long context takes as long
-as one of the same sum. Every program finds its share from the positions, which a captured graph
+as another of the same sum. Every program finds its share from the positions, which a captured graph
 does not know. A program keeps all heads of one token and walks its share, so that a latent is
 loaded once for both products. A second launch adds up a token's shares in their order, and may
 multiply with the value projection: its weights are asked for before `gdc_wait`, under the tail of
 the first. Between the two a share's latent is bf16: an average over shares rounds less than the
 result's own rounding does.
 
-Hopper has a kernel of its own for the first launch (`_hopper.py`), which loads keys while it
-multiplies others; the one here waits for each block and takes 1.4 to 2.5 times as long there.
+Hopper has another kernel for the first launch, `_hopper.py`, which loads keys while it multiplies
+others. The one here waits for every block, and took 1.7 to 2.3 times as long there.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-import torch
 import triton
 import triton.language as tl
-
-from longcat_kernels.dispatch import is_hopper, pdl_options
-
-LOG2_E = 1.4426950408889634
-BLOCK_KEYS = 64  # 64 x 576 bf16: 72 KiB
-PROGRAMS = 132  # one per SM of a Hopper GPU: two blocks and the queries fill its shared memory
-FEWEST = 64  # tokens that the kernels have room for; one variant for all batches up to it
-WARPS = 8
-CHUNK, COLUMNS, COMBINE_WARPS = 32, 128, 4  # shares at a time and columns of a program
-# With the value projection a program needs all columns of its head's latent: 1 KB a share. Half of
-# a head's value columns each read the 2 MB of 64 shares twice, quarters would four times.
-VALUE_CHUNK, VALUE_COLUMNS, VALUE_WARPS = 16, 64, 8
-AHEAD = 3  # chunks in flight
 
 
 @triton.jit
@@ -55,27 +39,29 @@ def _token_shares(positions_ptr, tokens, programs, KEYS: tl.constexpr, TOKENS: t
 
 
 @triton.jit
+def _own_shares(positions_ptr, tokens, programs, t, KEYS: tl.constexpr, TOKENS: tl.constexpr):
+    """The first program of token t, and how many."""
+    token, _, shares = _token_shares(positions_ptr, tokens, programs, KEYS, TOKENS)
+    first = tl.sum(tl.where(token < t, shares, 0), axis=0)
+    return first, tl.sum(tl.where(token == t, shares, 0), axis=0)
+
+
+@triton.jit
 def _mean(
     partial_ptr,
     lse_ptr,
-    positions_ptr,
-    tokens,
+    first,
+    count,
+    head,
     heads,
     programs,
-    t,
-    head,
     column,
-    KEYS: tl.constexpr,
-    TOKENS: tl.constexpr,
     RANK: tl.constexpr,
     MOST: tl.constexpr,  # shares of a token, rounded up to a power of two
     CHUNK: tl.constexpr,
     AHEAD: tl.constexpr,
 ):
     """Columns of a head's latent: the mean of its shares' latents, weighted with 2 ** lse."""
-    token, _, shares = _token_shares(positions_ptr, tokens, programs, KEYS, TOKENS)
-    first = tl.sum(tl.where(token < t, shares, 0), axis=0)
-    count = tl.sum(tl.where(token == t, shares, 0), axis=0)
     share = tl.arange(0, MOST)
     lse_ptr += head * programs + first
     lse = tl.load(lse_ptr + share, mask=share < count, other=-float("inf"))
@@ -84,10 +70,11 @@ def _mean(
     out = tl.zeros([CHUNK, column.shape[0]], tl.float32)
     for start in tl.range(0, count, CHUNK, num_stages=AHEAD):
         some = start + tl.arange(0, CHUNK)
-        weight = tl.exp2(tl.load(lse_ptr + some, mask=some < count, other=-float("inf")) - top)
+        live = some < count
+        weight = tl.exp2(tl.load(lse_ptr + some, mask=live, other=-float("inf")) - top)
         row = (first + some) * heads + head
         cells = partial_ptr + row[:, None] * RANK + column[None, :]
-        latent = tl.load(cells, mask=(weight > 0.0)[:, None], other=0.0)  # an empty share has none
+        latent = tl.load(cells, mask=live[:, None], other=0.0)
         out += latent.to(tl.float32) * weight[:, None]
     return tl.sum(out, axis=0) / total
 
@@ -123,8 +110,8 @@ def _split_kernel(
     KEYS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Keys, then rank, are the rows of the products and heads (32) the columns: Hopper's wgmma takes
-    64 rows or more, and reads the latents where they were loaded to."""
+    """Keys, then rank, are the rows of the products and heads (32) the columns: wgmma takes 64 rows
+    or more."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -170,6 +157,7 @@ def _split_kernel(
         top = highest
     tl.store(lse_ptr + head * programs + p, top + tl.log2(total), mask=real)
     at = (p * heads + head)[None, :] * RANK + tl.arange(0, RANK)[:, None]
+    total = tl.where(total > 0.0, total, 1.0)  # of an empty share
     out = (out / total[None, :]).to(partial_ptr.dtype.element_ty)
     tl.store(partial_ptr + at, out, mask=real[None, :])
 
@@ -197,12 +185,14 @@ def _combine_kernel(
 ):
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    first, count = _own_shares(positions_ptr, tokens, programs, row // heads, KEYS, TOKENS)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     out = _mean(
-        *(partial_ptr, lse_ptr, positions_ptr, tokens, heads, programs),
-        *(row // heads, row % heads, column, KEYS, TOKENS, RANK, MOST, CHUNK, AHEAD),
+        *(partial_ptr, lse_ptr, first, count, row % heads, heads, programs, column),
+        *(RANK, MOST, CHUNK, AHEAD),
     )
     tl.store(out_ptr + row.to(tl.int64) * RANK + column, out.to(out_ptr.dtype.element_ty))
 
@@ -242,128 +232,15 @@ def _combine_values_kernel(
     cells = weight_ptr + head.to(tl.int64) * weight_head + rank[:, None] * weight_rank
     cells += column[None, :] * weight_column
     weight = tl.load(cells, mask=(column < VALUES)[None, :], other=0.0)
+    first, count = _own_shares(positions_ptr, tokens, programs, row // heads, KEYS, TOKENS)
     if PDL:
         tl.extra.cuda.gdc_wait()
     latent = _mean(
-        *(partial_ptr, lse_ptr, positions_ptr, tokens, heads, programs),
-        *(row // heads, head, rank, KEYS, TOKENS, RANK, MOST, CHUNK, AHEAD),
+        *(partial_ptr, lse_ptr, first, count, head, heads, programs, rank),
+        *(RANK, MOST, CHUNK, AHEAD),
     )
     # Rounded as the latent that a launch of its own stores.
     latent = latent.to(weight.dtype).to(tl.float32)
     out = tl.sum(latent[:, None] * weight.to(tl.float32), axis=0)
     target = out_ptr + row.to(tl.int64) * VALUES + column
     tl.store(target, out.to(out_ptr.dtype.element_ty), mask=column < VALUES)
-
-
-class Partial(NamedTuple):
-    """What the shares' programs leave behind, and the arguments of the next launch."""
-
-    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # latents, lse, positions
-    sizes: tuple[int, int, int]  # tokens, heads, programs
-    options: dict[str, Any]
-
-
-def mla_decode(*inputs: torch.Tensor, scale: float, width: int) -> torch.Tensor:
-    """The latents [T, H, C]; `inputs` as of the public function."""
-    tokens, heads, rank = inputs[0].shape
-    out = inputs[0].new_empty((tokens, heads, rank))
-    if not tokens:
-        return out
-    partial = _attend(*inputs, scale=scale, width=width)
-    columns = min(COLUMNS, rank)
-    _combine_kernel[(tokens * heads, rank // columns)](
-        *partial.tensors,
-        out,
-        *partial.sizes,
-        CHUNK=CHUNK,
-        COLUMNS=columns,
-        num_warps=COMBINE_WARPS,
-        **partial.options,
-    )
-    return out
-
-
-def decode_values(
-    *inputs: torch.Tensor, scale: float, width: int, w_vc: torch.Tensor
-) -> torch.Tensor:
-    """The values [T, H, V] of w_vc [H, C, V], which no kernel just before may have written."""
-    tokens, heads = inputs[0].shape[:2]
-    values = w_vc.shape[-1]
-    out = inputs[0].new_empty((tokens, heads, values))
-    if not tokens:
-        return out
-    partial = _attend(*inputs, scale=scale, width=width)
-    columns = min(VALUE_COLUMNS, triton.next_power_of_2(values))
-    _combine_values_kernel[(tokens * heads, triton.cdiv(values, columns))](
-        *partial.tensors,
-        w_vc,
-        out,
-        *partial.sizes,
-        *w_vc.stride(),
-        VALUES=values,
-        CHUNK=VALUE_CHUNK,
-        COLUMNS=columns,
-        num_warps=VALUE_WARPS,
-        **partial.options,
-    )
-    return out
-
-
-def programs_for(tokens: int) -> int:
-    """At least one for each token, and room to give long ones more."""
-    return max(PROGRAMS, 2 * tokens)
-
-
-def _attend(
-    q_nope: torch.Tensor,
-    q_pe: torch.Tensor,
-    latents: torch.Tensor,
-    pages: torch.Tensor,
-    requests: torch.Tensor,
-    positions: torch.Tensor,
-    *,
-    scale: float,
-    width: int,
-) -> Partial:
-    tokens, heads, rank = q_nope.shape
-    programs = programs_for(tokens)
-    partial = q_nope.new_empty((programs, heads, rank))
-    lse = q_nope.new_empty((heads, programs), dtype=torch.float32)
-    sizes = tokens, heads, programs
-    launch = {
-        "TOKENS": max(FEWEST, triton.next_power_of_2(tokens)),
-        "KEYS": BLOCK_KEYS,
-        "RANK": rank,
-        **pdl_options(q_nope),
-    }
-    kernel: Any = _split_kernel
-    if is_hopper(q_nope):
-        from longcat_kernels.mla_decode import _hopper
-
-        if _hopper.fits(heads, rank, q_pe.shape[-1]):
-            kernel = _hopper.split_kernel
-    kernel[(programs,)](
-        q_nope,
-        q_pe,
-        latents,
-        pages,
-        requests,
-        positions,
-        partial,
-        lse,
-        scale * LOG2_E,
-        *sizes,
-        q_nope.stride(0),
-        q_nope.stride(1),
-        q_pe.stride(0),
-        q_pe.stride(1),
-        latents.stride(0),
-        pages.stride(0),
-        WIDTH=width,
-        HEADS=max(16, triton.next_power_of_2(heads)),
-        ROPE=q_pe.shape[-1],
-        num_warps=WARPS,
-        **launch,
-    )
-    most = triton.next_power_of_2(programs)
-    return Partial((partial, lse, positions), sizes, {**launch, "MOST": most, "AHEAD": AHEAD})

@@ -1,0 +1,145 @@
+"""Launches of MLA decode: how many programs, which kernel, and what one hands to the next.
+
+Owns sizes and arguments; the kernels are in `_triton.py` and, for Hopper, in `_hopper.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+from longcat_kernels.dispatch import is_hopper, pdl_options
+from longcat_kernels.mla_decode import _triton
+
+LOG2_E = 1.4426950408889634
+BLOCK_KEYS = 64  # 64 x 576 bf16: 72 KiB
+PROGRAMS = 132  # one per SM of a Hopper GPU: two blocks and the queries fill its shared memory
+LEAST_TOKENS = 32  # of the vectors that deal out programs: a warp's width
+WARPS = 8
+# Shares at a time and columns of a program: blocks of 128 columns, each of which finds its shares
+# and their weights again, took 7.6 instead of 3.4 us for 8 tokens.
+CHUNK, COLUMNS, COMBINE_WARPS = 8, 512, 4
+# With the value projection a program needs all columns of its head's latent: 1 KB a share. Half of
+# a head's value columns each read the 2 MB of one token's 64 shares twice, quarters would four
+# times; from 3 tokens on it is the weights that are read by each.
+VALUE_CHUNK, VALUE_WARPS = 16, 8
+AHEAD = 3  # chunks in flight
+
+
+class Partial(NamedTuple):
+    """What the shares' programs leave behind, and the arguments of the next launch."""
+
+    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # latents, lse, positions
+    sizes: tuple[int, int, int]  # tokens, heads, programs
+    options: dict[str, Any]
+
+
+def decode(*inputs: torch.Tensor, scale: float, width: int) -> torch.Tensor:
+    """The latents [T, H, C]; `inputs` as of the public function."""
+    tokens, heads, rank = inputs[0].shape
+    out = inputs[0].new_empty((tokens, heads, rank))
+    if not tokens:
+        return out
+    partial = _attend(*inputs, scale=scale, width=width)
+    columns = min(COLUMNS, rank)
+    _triton._combine_kernel[(tokens * heads, rank // columns)](
+        *partial.tensors,
+        out,
+        *partial.sizes,
+        CHUNK=CHUNK,
+        COLUMNS=columns,
+        num_warps=COMBINE_WARPS,
+        **partial.options,
+    )
+    return out
+
+
+def decode_values(
+    *inputs: torch.Tensor, scale: float, width: int, w_vc: torch.Tensor
+) -> torch.Tensor:
+    """The values [T, H, V] of w_vc [H, C, V], which no kernel just before may have written."""
+    tokens, heads = inputs[0].shape[:2]
+    values = w_vc.shape[-1]
+    out = inputs[0].new_empty((tokens, heads, values))
+    if not tokens:
+        return out
+    partial = _attend(*inputs, scale=scale, width=width)
+    columns = min(64 if tokens <= 2 else 128, triton.next_power_of_2(values))
+    _triton._combine_values_kernel[(tokens * heads, triton.cdiv(values, columns))](
+        *partial.tensors,
+        w_vc,
+        out,
+        *partial.sizes,
+        *w_vc.stride(),
+        VALUES=values,
+        CHUNK=VALUE_CHUNK,
+        COLUMNS=columns,
+        num_warps=VALUE_WARPS,
+        **partial.options,
+    )
+    return out
+
+
+def programs_for(tokens: int) -> int:
+    """At least one for each token, and room to give long ones more."""
+    return max(PROGRAMS, 2 * tokens)
+
+
+def _attend(
+    q_nope: torch.Tensor,
+    q_pe: torch.Tensor,
+    latents: torch.Tensor,
+    pages: torch.Tensor,
+    requests: torch.Tensor,
+    positions: torch.Tensor,
+    *,
+    scale: float,
+    width: int,
+) -> Partial:
+    tokens, heads, rank = q_nope.shape
+    programs = programs_for(tokens)
+    partial = q_nope.new_empty((programs, heads, rank))
+    lse = q_nope.new_empty((heads, programs), dtype=torch.float32)
+    sizes = tokens, heads, programs
+    launch = {
+        "TOKENS": max(LEAST_TOKENS, triton.next_power_of_2(tokens)),
+        "KEYS": BLOCK_KEYS,
+        "RANK": rank,
+        **pdl_options(q_nope),
+    }
+    _split_kernel(q_nope, q_pe, latents)[(programs,)](
+        q_nope,
+        q_pe,
+        latents,
+        pages,
+        requests,
+        positions,
+        partial,
+        lse,
+        scale * LOG2_E,
+        *sizes,
+        q_nope.stride(0),
+        q_nope.stride(1),
+        q_pe.stride(0),
+        q_pe.stride(1),
+        latents.stride(0),
+        pages.stride(0),
+        WIDTH=width,
+        HEADS=max(16, triton.next_power_of_2(heads)),
+        ROPE=q_pe.shape[-1],
+        num_warps=WARPS,
+        **launch,
+    )
+    most = triton.next_power_of_2(programs)
+    return Partial((partial, lse, positions), sizes, {**launch, "MOST": most, "AHEAD": AHEAD})
+
+
+def _split_kernel(q_nope: torch.Tensor, q_pe: torch.Tensor, latents: torch.Tensor) -> Any:
+    if is_hopper(q_nope):
+        from longcat_kernels.mla_decode import _hopper
+
+        if _hopper.fits(q_nope, q_pe, latents):
+            return _hopper.split_kernel
+    return _triton._split_kernel
