@@ -163,3 +163,23 @@ def test_the_kernel_compiles_for_hopper(
         source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps}
     )
     assert compiled.asm["cubin"]
+
+
+def test_hopper_takes_what_its_kernel_was_made_for() -> None:
+    """Red if rows that no load of 16 bytes can begin at, or sizes that have not run, come to it."""
+    import torch
+
+    from longcat_kernels.mla_decode import _hopper
+
+    def fits(heads: int = 32, rank: int = 512, rope: int = 64, skipped: int = 0) -> bool:
+        latents = torch.empty(4, rank + rope + 16, dtype=torch.bfloat16)[:, skipped:]
+        query = torch.empty(1, heads, rank, dtype=torch.bfloat16)
+        return _hopper.fits(query, query[..., :rope], latents)
+
+    assert fits()
+    assert fits(heads=1)
+    assert fits(skipped=8)
+    assert not fits(skipped=4)
+    assert not fits(heads=33)
+    assert not fits(rank=256)
+    assert not fits(rope=32)

@@ -14,7 +14,14 @@ import torch
 import triton
 import triton.language as tl
 
-from longcat_kernels.mla_decode import FUSED, mla_decode, pays, project_values, reference
+from longcat_kernels.mla_decode import (
+    FUSED,
+    launch,
+    mla_decode,
+    pays,
+    project_values,
+    reference,
+)
 from longcat_kernels.mla_decode import workloads as lite
 from longcat_kernels.mla_decode._triton import shares_of
 from longcat_kernels.mla_prologue import absorb_query, norm_and_store
@@ -30,6 +37,13 @@ def shares_kernel(lengths_ptr, out_ptr, tokens, programs, TOKENS: tl.constexpr):
     token = tl.arange(0, TOKENS)
     length = tl.load(lengths_ptr + token, mask=token < tokens, other=0)
     tl.store(out_ptr + token, shares_of(length, programs, 64))
+
+
+@pytest.fixture(autouse=True)
+def fewer_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idle ones take an interpreter longest. 20 are more than a chunk of shares."""
+    if INTERPRETED:
+        monkeypatch.setattr(launch, "PROGRAMS", 20)
 
 
 def check(inputs: lite.Inputs, width: int = 1, w_vc: torch.Tensor | None = None) -> torch.Tensor:
@@ -119,8 +133,6 @@ def test_programs_are_dealt_in_proportion_to_keys(device: str, lengths: list[int
     long context gets much more than its part."""
     if device == "cpu" and not INTERPRETED:
         pytest.skip("Triton only; the reference has no programs")
-    from longcat_kernels.mla_decode import launch
-
     programs, blocks = launch.programs_for(len(lengths)), [-(-n // 64) for n in lengths]
     given = torch.tensor(lengths, dtype=torch.int32, device=device)
     out = torch.empty(64, dtype=torch.int32, device=device)
@@ -213,7 +225,8 @@ def test_the_models_sizes(requests: int, width: int, heads: int) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("lengths", "width"), [([131_072], 1), ([70_000, 9_000], 1), ([20_000], 8)]
+    ("lengths", "width"),
+    [([131_072], 1), ([70_000, 9_000], 1), ([20_000], 8), ([40_000, *[5] * 29], 1)],
 )
 def test_long_contexts(lengths: list[int], width: int) -> None:
     """All splits in use, with several blocks of keys each; twice the same bits."""

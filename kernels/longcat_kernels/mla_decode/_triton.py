@@ -10,7 +10,7 @@ the first. Between the two a share's latent is bf16: an average over shares roun
 result's own rounding does.
 
 Hopper has another kernel for the first launch, `_hopper.py`, which loads keys while it multiplies
-others. The one here waits for every block, and took 1.7 to 2.3 times as long there.
+others. The one here waits for every block.
 """
 
 from __future__ import annotations
@@ -24,24 +24,39 @@ def shares_of(length, programs, KEYS: tl.constexpr):
     """How many programs each token of `length` keys gets, `programs` at most in all: at least one,
     and otherwise in proportion. For the token vectors of Triton's kernels and of Gluon's."""
     blocks = (length + KEYS - 1) // KEYS
-    each = tl.cdiv(tl.sum(blocks, axis=0), programs)
+    each = tl.maximum(tl.cdiv(tl.sum(blocks, axis=0), programs), 1)
     while tl.sum((blocks + each - 1) // each, axis=0) > programs:
         each += each // 16 + 1
     return (blocks + each - 1) // each
 
 
 @triton.jit
-def _token_shares(positions_ptr, tokens, programs, KEYS: tl.constexpr, TOKENS: tl.constexpr):
-    """Tokens' numbers, lengths and shares; of those beyond `tokens` 0."""
+def share_of(p, token, lengths, tokens, programs, KEYS: tl.constexpr):
+    """Program p's token, which is `tokens` where it has none, and its keys [begin, end) of it."""
+    shares = shares_of(lengths, programs, KEYS)
+    ends = tl.cumsum(shares, 0)
+    t = tl.sum(((ends <= p) & (token < tokens)).to(tl.int32), axis=0)
+    mine = token == t
+    length = tl.sum(tl.where(mine, lengths, 0), axis=0)
+    own = tl.maximum(tl.sum(tl.where(mine, shares, 0), axis=0), 1)
+    first = tl.sum(tl.where(mine, ends, 0), axis=0) - own
+    share = tl.cdiv(tl.cdiv(length, KEYS), own) * KEYS
+    begin = (p - first) * share
+    return t, begin, tl.minimum(length, begin + share)
+
+
+@triton.jit
+def _lengths(positions_ptr, tokens, TOKENS: tl.constexpr):
+    """Tokens' numbers, and how many keys each sees: 0 beyond `tokens`."""
     token = tl.arange(0, TOKENS)
-    length = tl.load(positions_ptr + token, mask=token < tokens, other=-1).to(tl.int32) + 1
-    return token, length, shares_of(length, programs, KEYS)
+    return token, tl.load(positions_ptr + token, mask=token < tokens, other=-1).to(tl.int32) + 1
 
 
 @triton.jit
 def _own_shares(positions_ptr, tokens, programs, t, KEYS: tl.constexpr, TOKENS: tl.constexpr):
     """The first program of token t, and how many."""
-    token, _, shares = _token_shares(positions_ptr, tokens, programs, KEYS, TOKENS)
+    token, lengths = _lengths(positions_ptr, tokens, TOKENS)
+    shares = shares_of(lengths, programs, KEYS)
     first = tl.sum(tl.where(token < t, shares, 0), axis=0)
     return first, tl.sum(tl.where(token == t, shares, 0), axis=0)
 
@@ -116,18 +131,10 @@ def _split_kernel(
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     p = tl.program_id(0)
-    token, lengths, shares = _token_shares(positions_ptr, tokens, programs, KEYS, TOKENS)
-    ends = tl.cumsum(shares, 0)
-    t = tl.sum(((ends <= p) & (token < tokens)).to(tl.int32), axis=0)
+    token, lengths = _lengths(positions_ptr, tokens, TOKENS)
+    t, begin, end = share_of(p, token, lengths, tokens, programs, KEYS)
     if t >= tokens:
         return
-    mine = token == t
-    length = tl.sum(tl.where(mine, lengths, 0), axis=0)
-    own = tl.sum(tl.where(mine, shares, 0), axis=0)
-    first = tl.sum(tl.where(mine, ends, 0), axis=0) - own
-    share = tl.cdiv(tl.cdiv(length, KEYS), own) * KEYS
-    begin = (p - first) * share
-    end = min(length, begin + share)
     head = tl.arange(0, HEADS)
     real = head < heads
     request = tl.load(requests_ptr + t // WIDTH).to(tl.int64)
