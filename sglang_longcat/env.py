@@ -89,8 +89,8 @@ OPTIONAL_OPS = (
 
 def split_attention() -> int | None:
     """LONGCAT_SPLIT_ATTENTION=auto|N: the decode and verify steps that attend with our split
-    kernel: those of at most N tokens, none with 0. None stands for auto, the default: where
-    `longcat_kernels.mla_decode.pays`."""
+    kernel: those of at most N tokens, none with 0. None stands for auto, the default: on Hopper,
+    where `longcat_kernels.mla_decode.pays`."""
     name = "LONGCAT_SPLIT_ATTENTION"
     value = os.environ.get(name, "").strip().lower() or "auto"
     if value != "auto" and not value.isdecimal():

@@ -3,7 +3,7 @@
 The `flashinfer` column runs the same pages with page size 1, as SGLang does; its plan is made
 beforehand. `sglang --attention-backend fa3` and `flashmla` take 22 and 37 us at batch 1. Columns
 with `+bmm` multiply by w_vc in a launch of torch's, `ours+values` as a step does: in the second
-launch of ours up to 8 tokens. Every copy has weights of its own, so they are cold as a layer's.
+launch of ours up to 4 tokens. Every copy has weights of its own, so they are cold as a layer's.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from sglang.srt.model_executor.forward_context import (
 from sglang.srt.models.deepseek_v2 import DeepseekV2AttentionMLA
 from sglang.srt.runtime_context import get_exec, process_model_config
 
+from longcat_kernels.dispatch import is_hopper
 from longcat_kernels.mla_decode import fits, mla_decode, pays, project_values
 from longcat_kernels.mla_prologue import absorb_query, norm_and_store, norm_quantise_and_store
 from longcat_kernels.small_linear import linear
@@ -166,11 +167,11 @@ def uses_split(
     takes a request's keys in the order of the request's page table, as many as its position says.
     In a draft step the two can differ, and only its backend knows.
 
-    One H200, us with w_vc, ours and flashinfer's with the product: 10.2 and 21.0, 11.5 and 23.3,
-    19.9 and 35.1, 30.4 and 52.5, 87.9 and 81.8 at batch 1 with 1K, 4K, 16K, 32K and 128K cached
-    tokens; 14.5 and 23.1 at batch 2 with 4K. Batch 4 wins with 4K (23.3 and 24.4) and loses with
-    16K (53.4 and 42.0), which a captured graph cannot tell apart. A window of 4 tokens at 4K takes
-    21.8 and 23.8.
+    One H200, us with w_vc, ours and flashinfer's with the product: 8.6 and 20.7, 10.6 and 22.9,
+    17.3 and 34.8, 22.5 and 52.6, 51.1 and 81.5 at batch 1 with 1K, 4K, 16K, 32K and 128K cached
+    tokens; 13.1 and 22.8, 17.9 and 24.4, 28.5 and 28.0, 38.7 and 36.7 at batch 2, 4, 8 and 16 with
+    4K. fa3 takes 5 more than flashinfer, so that an engine's step at batch 8 takes 5.92 ms instead
+    of 6.04. A window of 4 tokens at 4K takes 16.3 and 23.7. On other GPUs it has not been timed.
     """
     mode, tokens = forward_batch.forward_mode, query.shape[0]
     if attention.drafts or not (mode.is_decode() or mode.is_target_verify()):
@@ -182,4 +183,5 @@ def uses_split(
     if (most := env.split_attention()) is not None:
         return tokens <= most
     requests = max(1, forward_batch.req_pool_indices.shape[0])
-    return pays(requests, tokens // requests, process_model_config().context_len)
+    worth = pays(requests, tokens // requests, process_model_config().context_len)
+    return worth and is_hopper(query)

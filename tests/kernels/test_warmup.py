@@ -25,6 +25,7 @@ from longcat_kernels import (
     small_linear,
 )
 from longcat_kernels.compile_only import compile_only
+from longcat_kernels.dispatch import is_hopper
 from longcat_kernels.expert_finalize import workloads as finalize_lite
 from longcat_kernels.identity_experts import workloads as identity_lite
 from longcat_kernels.mla_decode import workloads as decode_lite
@@ -156,7 +157,7 @@ def attend(device: str, batch: int, sizes: Sizes) -> None:
     )
     for width in WIDTHS:
         if sizes.split_tokens is None:
-            if not mla_decode.pays(batch, width, sizes.context):
+            if not (is_hopper(w_vc) and mla_decode.pays(batch, width, sizes.context)):
                 continue
         elif batch * width > sizes.split_tokens:
             continue

@@ -132,7 +132,13 @@ def test_which_steps_take_it() -> None:
 
 
 def split(
-    width: int, requests: int, *, context: int = 4096, drafts: bool = False, rope: int = 64
+    width: int,
+    requests: int,
+    *,
+    context: int = 4096,
+    drafts: bool = False,
+    rope: int = 64,
+    hopper: bool = True,
 ) -> bool:
     """`uses_split` of a step: a decode step of width 1, else a verification."""
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
@@ -146,6 +152,7 @@ def split(
     model = SimpleNamespace(context_len=context)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "process_model_config", lambda: model)
+        patch.setattr(attention, "is_hopper", lambda query: hopper)
         return attention.uses_split(layer, query, batch)  # type: ignore[arg-type]
 
 
@@ -159,8 +166,10 @@ def test_which_steps_attend_with_our_kernel(monkeypatch: pytest.MonkeyPatch) -> 
     assert not split(4, 2)
     assert not split(1, 1, drafts=True)
     assert not split(1, 1, rope=8)
+    assert not split(1, 1, hopper=False)
     monkeypatch.setenv("LONGCAT_SPLIT_ATTENTION", "8")
     assert split(4, 2, context=1 << 18)
+    assert split(1, 1, hopper=False)
     assert not split(1, 9)
     monkeypatch.setenv("LONGCAT_SPLIT_ATTENTION", "2")
     assert not split(1, 3)

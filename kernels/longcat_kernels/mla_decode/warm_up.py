@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from longcat_kernels.dispatch import is_hopper
 from longcat_kernels.mla_decode import FEW, fits, mla_decode, pays, workloads
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ def warm_up(device: torch.device | str, sizes: Sizes) -> None:
         return
     shape = {"heads": sizes.heads, "rank": sizes.kv_lora}
     w_vc = workloads.make_values(seed=0, device=device, values=sizes.values, **shape)
+    if sizes.split_tokens is None and not is_hopper(w_vc):
+        return  # nor does serving, unless it is told to
     for requests, width in _steps(sizes):
         inputs = workloads.make_inputs(
             [width] * requests, seed=0, device=device, width=width, rope=sizes.rope, **shape
