@@ -50,7 +50,7 @@ POINTERS = {
         "cos_sin": "*fp32",
     },
     "_split_kernel": ATTEND,
-    "split_kernel": ATTEND,
+    "_hopper_kernel": ATTEND,
     "_combine_kernel": COMBINED,
     "_combine_values_kernel": COMBINED,
     "_absorb_query_kernel": {
@@ -92,8 +92,8 @@ CASES = [
     ("identity_experts", "_add_identity_kernel", {}, {"BLOCK": 1024}, 4),
     ("mla_decode", "_split_kernel", {}, DECODE, 8),
     ("mla_decode", "_split_kernel", {}, {**DECODE, "WIDTH": 4, "HEADS": 16}, 8),
-    ("mla_decode", "split_kernel", {}, DECODE, 8),
-    ("mla_decode", "split_kernel", {}, {**DECODE, "WIDTH": 4, "HEADS": 16, "TOKENS": 64}, 8),
+    ("mla_decode", "_hopper_kernel", {}, DECODE, 8),
+    ("mla_decode", "_hopper_kernel", {}, {**DECODE, "WIDTH": 4, "HEADS": 16, "TOKENS": 64}, 8),
     ("mla_decode", "_combine_kernel", {}, COMBINE, 4),
     ("mla_decode", "_combine_values_kernel", {}, {**VALUES, "weight_rank": 1}, 8),
     ("mla_decode", "_combine_values_kernel", {}, {**VALUES, "weight_column": 1}, 8),
@@ -145,7 +145,7 @@ def test_the_kernel_compiles_for_hopper(
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    file = "_triton" if kernel.startswith("_") else "_hopper"
+    file = "_hopper" if kernel == "_hopper_kernel" else "_triton"
     function = getattr(importlib.import_module(f"longcat_kernels.{op}.{file}"), kernel)
     pointers, scalars = {**POINTERS[kernel], **types}, {"scale": "fp32", "eps": "fp32"}
     signature = {

@@ -61,7 +61,7 @@ def _ask(
     do_not_specialize=["tokens", "heads", "programs"],
     do_not_specialize_on_alignment=["requests_ptr", "positions_ptr", "page_stride"],
 )
-def split_kernel(
+def _hopper_kernel(
     q_nope_ptr,
     q_pe_ptr,
     latents_ptr,

@@ -141,5 +141,5 @@ def _split_kernel(q_nope: torch.Tensor, q_pe: torch.Tensor, latents: torch.Tenso
         from longcat_kernels.mla_decode import _hopper
 
         if _hopper.fits(q_nope, q_pe, latents):
-            return _hopper.split_kernel
+            return _hopper._hopper_kernel
     return _triton._split_kernel
