@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
+HOPPER = (9, 0)  # compute capability
 _everywhere = False
 _pdl = True
 
@@ -23,14 +24,13 @@ def use_triton(tensor: torch.Tensor) -> bool:
 def supports_pdl(tensor: torch.Tensor) -> bool:
     """Programmatic dependent launch: a kernel starts under the tail of the one before. From Hopper
     on, which is also what `compile_only` compiles for."""
-    able = _capability(tensor.device) >= (9, 0) if tensor.is_cuda else _everywhere
-    return _pdl and able
+    return _pdl and _capability(tensor) >= HOPPER
 
 
 def is_hopper(tensor: torch.Tensor) -> bool:
     """Kernels with Hopper's own products run on these GPUs and on no later ones. `compile_only`
     compiles for them."""
-    return _capability(tensor.device) == (9, 0) if tensor.is_cuda else _everywhere
+    return _capability(tensor) == HOPPER
 
 
 def allow_pdl(allowed: bool) -> None:
@@ -45,8 +45,15 @@ def pdl_options(tensor: torch.Tensor) -> dict[str, bool]:
     return {"PDL": True, "launch_pdl": True} if supports_pdl(tensor) else {"PDL": False}
 
 
+def _capability(tensor: torch.Tensor) -> tuple[int, int]:
+    """Of the GPU that kernels on this tensor are for; of none below any."""
+    if tensor.is_cuda:
+        return _device_capability(tensor.device)
+    return HOPPER if _everywhere else (0, 0)
+
+
 @functools.cache
-def _capability(device: torch.device) -> tuple[int, int]:
+def _device_capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 

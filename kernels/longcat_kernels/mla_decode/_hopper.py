@@ -37,24 +37,39 @@ def fits(q_nope: torch.Tensor, q_pe: torch.Tensor, latents: torch.Tensor) -> boo
 
 
 @gluon.jit
+def _rows(page, c_key, r_key, end):
+    """Rows of the keys before `end`, in the layouts of both loads."""
+    c_rows = gl.load(page + c_key, mask=c_key < end, other=0)
+    return c_rows, gl.load(page + r_key, mask=r_key < end, other=0)
+
+
+@gluon.jit
 def _ask(
     latents_ptr,
     latent_stride,
+    page,
+    c_key,
+    r_key,
+    end,
     c_rows,
     r_rows,
-    c_live,
-    r_live,
     c_column,
     r_column,
     c_block,
     r_block,
 ):
-    """Latents and rope parts of the rows into shared memory, zeros where not live."""
+    """Latents and rope parts of the rows into shared memory, zeros from key `end` on. Returns keys
+    and rows of the block behind."""
+    KEYS: gl.constexpr = c_block.shape[0]
     c = latents_ptr + c_rows.to(gl.int64)[:, None] * latent_stride + c_column[None, :]
     r = latents_ptr + r_rows.to(gl.int64)[:, None] * latent_stride + r_column[None, :]
-    async_copy.async_load(c_block, c, mask=c_live[:, None])
-    async_copy.async_load(r_block, r, mask=r_live[:, None])
+    async_copy.async_load(c_block, c, mask=(c_key < end)[:, None])
+    async_copy.async_load(r_block, r, mask=(r_key < end)[:, None])
     async_copy.commit_group()
+    c_key += KEYS
+    r_key += KEYS
+    c_rows, r_rows = _rows(page, c_key, r_key, end)
+    return c_key, r_key, c_rows, r_rows
 
 
 @gluon.jit(
@@ -102,8 +117,7 @@ def _hopper_kernel(
         tl.extra.cuda.gdc_launch_dependents()
     p = gl.program_id(0)
     token = gl.arange(0, TOKENS, layout=VECTOR)
-    lengths = gl.load(positions_ptr + token, mask=token < tokens, other=-1).to(gl.int32) + 1
-    t, begin, end = share_of(p, token, lengths, tokens, programs, KEYS)
+    t, begin, end = share_of(positions_ptr, p, token, tokens, programs, KEYS)
     if t >= tokens:
         return
     request = gl.load(requests_ptr + t // WIDTH).to(gl.int64)
@@ -116,19 +130,12 @@ def _hopper_kernel(
     r_key = begin + gl.arange(0, KEYS, layout=gl.SliceLayout(1, ANGLE))
     c_column = gl.arange(0, RANK, layout=gl.SliceLayout(0, LATENT))
     r_column = RANK + gl.arange(0, ROPE, layout=gl.SliceLayout(0, ANGLE))
-    c_rows = gl.load(page + c_key, mask=c_key < end, other=0)
-    r_rows = gl.load(page + r_key, mask=r_key < end, other=0)
+    c_rows, r_rows = _rows(page, c_key, r_key, end)
     for i in gl.static_range(BLOCKS):
-        c_live = c_key < end
-        r_live = r_key < end
-        _ask(
-            *(latents_ptr, latent_stride, c_rows, r_rows, c_live, r_live, c_column, r_column),
-            *(c_blocks.index(i), r_blocks.index(i)),
+        c_key, r_key, c_rows, r_rows = _ask(
+            *(latents_ptr, latent_stride, page, c_key, r_key, end, c_rows, r_rows),
+            *(c_column, r_column, c_blocks.index(i), r_blocks.index(i)),
         )
-        c_key += KEYS
-        r_key += KEYS
-        c_rows = gl.load(page + c_key, mask=c_key < end, other=0)
-        r_rows = gl.load(page + r_key, mask=r_key < end, other=0)
     if PDL:
         tl.extra.cuda.gdc_wait()
     t = t.to(gl.int64)
@@ -167,18 +174,12 @@ def _hopper_kernel(
         out = warpgroup_mma(c.permute((1, 0)), weights, out, is_async=True)
         out = warpgroup_mma_wait(0, deps=[out])
         gl.barrier()
-        c_live = c_key < end
-        r_live = r_key < end
-        _ask(
-            *(latents_ptr, latent_stride, c_rows, r_rows, c_live, r_live, c_column, r_column),
-            *(c, r),
+        c_key, r_key, c_rows, r_rows = _ask(
+            *(latents_ptr, latent_stride, page, c_key, r_key, end, c_rows, r_rows),
+            *(c_column, r_column, c, r),
         )
         top = highest
         key += KEYS
-        c_key += KEYS
-        r_key += KEYS
-        c_rows = gl.load(page + c_key, mask=c_key < end, other=0)
-        r_rows = gl.load(page + r_key, mask=r_key < end, other=0)
     async_copy.wait_group(0)
     total = gl.sum(total, axis=0)
     head = gl.arange(0, HEADS, layout=gl.SliceLayout(0, SCORES))

@@ -31,8 +31,15 @@ def shares_of(length, programs, KEYS: tl.constexpr):
 
 
 @triton.jit
-def share_of(p, token, lengths, tokens, programs, KEYS: tl.constexpr):
+def _lengths(positions_ptr, token, tokens):
+    """How many keys each token sees: 0 beyond `tokens`."""
+    return tl.load(positions_ptr + token, mask=token < tokens, other=-1).to(tl.int32) + 1
+
+
+@triton.jit
+def share_of(positions_ptr, p, token, tokens, programs, KEYS: tl.constexpr):
     """Program p's token, which is `tokens` where it has none, and its keys [begin, end) of it."""
+    lengths = _lengths(positions_ptr, token, tokens)
     shares = shares_of(lengths, programs, KEYS)
     ends = tl.cumsum(shares, 0)
     t = tl.sum(((ends <= p) & (token < tokens)).to(tl.int32), axis=0)
@@ -46,17 +53,10 @@ def share_of(p, token, lengths, tokens, programs, KEYS: tl.constexpr):
 
 
 @triton.jit
-def _lengths(positions_ptr, tokens, TOKENS: tl.constexpr):
-    """Tokens' numbers, and how many keys each sees: 0 beyond `tokens`."""
-    token = tl.arange(0, TOKENS)
-    return token, tl.load(positions_ptr + token, mask=token < tokens, other=-1).to(tl.int32) + 1
-
-
-@triton.jit
 def _own_shares(positions_ptr, tokens, programs, t, KEYS: tl.constexpr, TOKENS: tl.constexpr):
     """The first program of token t, and how many."""
-    token, lengths = _lengths(positions_ptr, tokens, TOKENS)
-    shares = shares_of(lengths, programs, KEYS)
+    token = tl.arange(0, TOKENS)
+    shares = shares_of(_lengths(positions_ptr, token, tokens), programs, KEYS)
     first = tl.sum(tl.where(token < t, shares, 0), axis=0)
     return first, tl.sum(tl.where(token == t, shares, 0), axis=0)
 
@@ -131,8 +131,8 @@ def _split_kernel(
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     p = tl.program_id(0)
-    token, lengths = _lengths(positions_ptr, tokens, TOKENS)
-    t, begin, end = share_of(p, token, lengths, tokens, programs, KEYS)
+    token = tl.arange(0, TOKENS)
+    t, begin, end = share_of(positions_ptr, p, token, tokens, programs, KEYS)
     if t >= tokens:
         return
     head = tl.arange(0, HEADS)

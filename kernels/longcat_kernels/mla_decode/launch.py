@@ -25,6 +25,8 @@ CHUNK, COLUMNS, COMBINE_WARPS = 8, 512, 4
 # a head's value columns each read the 2 MB of one token's 64 shares twice, quarters would four
 # times; from 3 tokens on it is the weights that are read by each.
 VALUE_CHUNK, VALUE_WARPS = 16, 8
+HALVED = 2  # tokens
+VALUE_COLUMNS, MORE_VALUE_COLUMNS = 64, 128
 AHEAD = 3  # chunks in flight
 
 
@@ -66,7 +68,8 @@ def decode_values(
     if not tokens:
         return out
     partial = _attend(*inputs, scale=scale, width=width)
-    columns = min(64 if tokens <= 2 else 128, triton.next_power_of_2(values))
+    most = VALUE_COLUMNS if tokens <= HALVED else MORE_VALUE_COLUMNS
+    columns = min(most, triton.next_power_of_2(values))
     _triton._combine_values_kernel[(tokens * heads, triton.cdiv(values, columns))](
         *partial.tensors,
         w_vc,
@@ -109,7 +112,7 @@ def _attend(
         "RANK": rank,
         **pdl_options(q_nope),
     }
-    _split_kernel(q_nope, q_pe, latents)[(programs,)](
+    _kernel_for(q_nope, q_pe, latents)[(programs,)](
         q_nope,
         q_pe,
         latents,
@@ -136,7 +139,7 @@ def _attend(
     return Partial((partial, lse, positions), sizes, {**launch, "MOST": most, "AHEAD": AHEAD})
 
 
-def _split_kernel(q_nope: torch.Tensor, q_pe: torch.Tensor, latents: torch.Tensor) -> Any:
+def _kernel_for(q_nope: torch.Tensor, q_pe: torch.Tensor, latents: torch.Tensor) -> Any:
     if is_hopper(q_nope):
         from longcat_kernels.mla_decode import _hopper
 
