@@ -31,15 +31,18 @@ def make_inputs(
     top_k: int = TOP_K,
 ) -> Inputs:
     """Rows without an expert are NaN: whoever reads one shows it."""
-    random = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, 256, (tokens, top_k), generator=random, dtype=torch.int32)
-    routed_share = ROUTED_SLOTS / TOP_K
-    ids[torch.rand((tokens, top_k), generator=random) >= routed_share] = -1
-    routed = torch.randn(tokens, top_k, width, generator=random).to(dtype)
+    random = torch.Generator(device).manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=random, device=device).to(dtype)
+
+    chance = torch.rand(tokens, top_k, generator=random, device=device)
+    ids = torch.randint(256, (tokens, top_k), generator=random, device=device, dtype=torch.int32)
+    ids[chance >= ROUTED_SLOTS / TOP_K] = -1
+    routed = draw(tokens, top_k, width)
     routed[ids < 0] = torch.nan
-    x, addend = (torch.randn(tokens, width, generator=random).to(dtype) for _ in range(2))
-    weight = torch.rand(tokens, generator=random) * 2
-    return Inputs(*(value.to(device) for value in (routed, ids, x, weight, addend)))
+    weight = torch.rand(tokens, generator=random, device=device) * 2
+    return Inputs(routed, ids, draw(tokens, width), weight, draw(tokens, width))
 
 
 def bytes_moved(tokens: int, width: int = HIDDEN, itemsize: int = 2) -> int:

@@ -32,13 +32,13 @@ def make_inputs(
     ffn: int = FFN,
 ) -> Inputs:
     """bf16; groups differ in size by up to a factor of 100, so that a scale of another shows."""
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator(device).manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=random)
+        return torch.randn(*shape, generator=random, device=device)
 
     def spread(width: int) -> torch.Tensor:
-        size = 10 ** (2 * torch.rand(width // GROUP, generator=random) - 1)
+        size = 10 ** (2 * torch.rand(width // GROUP, generator=random, device=device) - 1)
         return size.repeat_interleave(GROUP)
 
     parts = (
@@ -47,7 +47,7 @@ def make_inputs(
         draw(hidden) * spread(hidden),
         draw(tokens, 2 * ffn) * spread(2 * ffn),
     )
-    return Inputs(*(part.to(torch.bfloat16).to(device) for part in parts))
+    return Inputs(*(part.to(torch.bfloat16) for part in parts))
 
 
 def bytes_normed(tokens: int, hidden: int = HIDDEN) -> int:

@@ -45,18 +45,18 @@ def make_inputs(
     context: int = 4096,
 ) -> Inputs:
     """Random everywhere, the KV pool included, whose rows nobody may touch but those in `slots`."""
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator(device).manual_seed(seed)
 
     def draw(*shape: int, scale: float = 1.0) -> torch.Tensor:
-        return (torch.randn(*shape, generator=random) * scale).to(dtype).to(device)
+        return (torch.randn(*shape, generator=random, device=device) * scale).to(dtype)
 
     return Inputs(
         qkv=draw(tokens, q_lora + kv_lora + rope, scale=3.0),
         q_weight=draw(q_lora),
         kv_weight=draw(kv_lora),
-        positions=torch.randint(0, context, (tokens,), generator=random).to(device),
+        positions=torch.randint(0, context, (tokens,), generator=random, device=device),
         cos_sin=angles(context, rope).to(device),
-        slots=(torch.randperm(2 * tokens + 3, generator=random)[:tokens] + 1).to(device),
+        slots=torch.randperm(2 * tokens + 3, generator=random, device=device)[:tokens] + 1,
         kv_buffer=draw(2 * tokens + 4, 1, kv_lora + rope),
         q=draw(tokens, heads, nope + rope),
         # As SGLang lays it out: a column of the latent is contiguous.

@@ -17,10 +17,10 @@ def make_inputs(
     tokens: int, *, seed: int, device: torch.device | str, experts: int = EXPERTS
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """logits [T, experts] and a correction bias [experts] about as large as a score, both fp32."""
-    random = torch.Generator().manual_seed(seed)
-    logits = torch.randn(tokens, experts, generator=random) * 2
-    bias = torch.randn(experts, generator=random) / experts
-    return logits.to(device), bias.to(device)
+    random = torch.Generator(device).manual_seed(seed)
+    logits = torch.randn(tokens, experts, generator=random, device=device) * 2
+    bias = torch.randn(experts, generator=random, device=device) / experts
+    return logits, bias
 
 
 def make_tokens(
@@ -33,11 +33,11 @@ def make_tokens(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """x [T, hidden] bf16, weight [experts, hidden] fp32 and bias [experts] fp32, whose logits are
     spread as those of `make_inputs`."""
-    random = torch.Generator().manual_seed(seed)
-    x = torch.randn(tokens, hidden, generator=random).bfloat16()
-    weight = torch.randn(experts, hidden, generator=random) * 2 / hidden**0.5
-    bias = torch.randn(experts, generator=random) / experts
-    return x.to(device), weight.to(device), bias.to(device)
+    random = torch.Generator(device).manual_seed(seed)
+    x = torch.randn(tokens, hidden, generator=random, device=device).bfloat16()
+    weight = torch.randn(experts, hidden, generator=random, device=device) * 2 / hidden**0.5
+    bias = torch.randn(experts, generator=random, device=device) / experts
+    return x, weight, bias
 
 
 def bytes_moved(tokens: int) -> int:
