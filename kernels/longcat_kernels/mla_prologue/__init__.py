@@ -25,8 +25,9 @@ from longcat_kernels.mla_prologue import reference
 
 PADDING_SLOT = 0  # of the KV pool: rows that fill up a CUDA graph's batch name it, all of them
 # Above, the product is torch's batched one and rope a launch of its own: a block of tokens reads
-# all of w_kc (4 MiB at 32 heads). A guess until `bench_mla_prologue.py` has run on a GPU.
-FUSED_TOKENS = 64
+# all of w_kc (4 MiB at 32 heads). Fused and apart on an H200: 4.1 and 8.4 us for 64 tokens, 5.3 and
+# 8.9 for 128, 8.6 and 10.9 for 256, 14.9 and 13.5 for 512 (`mla_prologue_absorb.csv`).
+FUSED_TOKENS = 256
 
 
 def norm_and_store(
