@@ -215,6 +215,10 @@ ATTRIBUTES: tuple[Needs, ...] = (
             "silu_and_mul_mode",
         ),
     ),
+    Needs(
+        "layers.moe.token_dispatcher.standard:_map_topk_ids_to_local_experts",
+        ("topk_ids", "local_expert_mapping"),
+    ),
     Needs("layers.dp_attention:attn_tp_all_reduce"),
     Needs("layers.dp_attention:is_dp_attention_enabled"),
     Needs("layers.moe.topk:StandardTopKOutput", ("topk_weights", "topk_ids", "router_logits")),

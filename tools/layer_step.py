@@ -54,10 +54,14 @@ class Step:
         x = self._norm(self._attend(i, 0, x, choices), residual)
         urgent.wait_stream(own)
         chain.wait_stream(own)
-        sizes = {"top_k": TOP_K, "routed": router.ROUTED}
         with torch.cuda.stream(urgent):
             routing = moe_router.route_tokens(
-                x, weights.router, weights.bias, scale=router.SCALE, **sizes
+                x,
+                weights.router,
+                weights.bias,
+                top_k=TOP_K,
+                routed=router.ROUTED,
+                scale=router.SCALE,
             )
         own.wait_stream(urgent)
         experts = self._experts(i, x, routing, choices)

@@ -4,8 +4,8 @@
 
 Both parts carry routed_scaling_factor. Identity slots get expert id -1, which the grouped GEMM
 skips. The identity part is added before the output's all-reduce, by one rank of those that are
-summed. Owns routing and the identity part; weights, expert GEMM and expert parallelism are
-SGLang's.
+summed. Owns routing, with the ids of this rank's experts, and the identity part; weights, expert
+GEMM and which rank holds which experts are SGLang's.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sglang.srt.layers.dp_attention import is_dp_attention_enabled
 from sglang.srt.layers.moe.topk import StandardTopKOutput
 from sglang.srt.models.longcat_flash import LongcatFlashMoE
 
@@ -64,6 +65,19 @@ class LongcatMoE(LongcatFlashMoE):
         runner.inplace = False
         # For `_finalizes`: the second GEMM multiplies by the router's weights either way.
         runner.no_combine_keep_router_weight = True
+        self.held = self._take_over_ids()
+
+    def _take_over_ids(self) -> tuple[int, int]:
+        """(first, count) of the experts that `route` names: this rank's, so that the grouped GEMM
+        takes the ids as they are. SGLang's dispatcher would map them, in six launches that keep the
+        experts waiting for 14 us a layer (batch 1, four H200). It still does with attention DP,
+        where it also drops the rows of padding; and some runners want the model's own numbers."""
+        dispatcher = self.experts.dispatcher
+        if dispatcher.skip_local_expert_mapping or is_dp_attention_enabled():
+            return 0, self.num_experts
+        dispatcher.skip_local_expert_mapping = True
+        count = dispatcher.num_local_routed_experts
+        return dispatcher.moe_ep_rank * count, count
 
     def route(self, hidden_states: torch.Tensor) -> Routing:
         classifier, bias = self.router.classifier, self.router.e_score_correction_bias
@@ -71,6 +85,7 @@ class LongcatMoE(LongcatFlashMoE):
             "top_k": self.top_k,
             "routed": self.num_experts,
             "scale": self.routed_scaling_factor,
+            "held": self.held,
         }
         fused = classifier.bias is None and fuses(hidden_states, classifier.weight)
         if fused and env.takes_ours("moe_router"):

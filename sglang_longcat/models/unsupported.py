@@ -49,6 +49,8 @@ def unsupported_flags(args: ServerArgs) -> list[str]:
         ),
         f"--moe-runner-backend {args.moe_runner_backend}: only 'auto' and 'triton' skip identity "
         "slots; leave it out": args.moe_runner_backend not in ("auto", "triton"),
+        f"--dwdp-size {args.dwdp_size}: not tested, it gives a layer other experts after loading; "
+        "leave it at 1": args.dwdp_size > 1,
         "--enable-two-batch-overlap: no strategy for this layer; leave it out": (
             args.enable_two_batch_overlap
         ),

@@ -71,6 +71,24 @@ both_paths = pytest.mark.parametrize("run", [run, run_hidden], ids=["logits", "h
 Run = Callable[[torch.Tensor, torch.Tensor, str], Routing]
 
 
+@pytest.mark.parametrize("run", [route, route_tokens], ids=["logits", "hidden states"])
+@pytest.mark.parametrize("held", [(0, 64), (64, 64), (192, 64), (250, 3), (7, 0)], ids=str)
+def test_a_rank_names_its_own_experts(
+    device: str, run: Callable[..., Routing], held: tuple[int, int]
+) -> None:
+    """By their place among these; red if another rank's slot, or an identity one, gets an id of
+    ours, or if a weight depends on who computes the slot."""
+    make = lite.make_inputs if run is route else lite.make_tokens
+    inputs = [values.to(device) for values in make(9, seed=0, device="cpu")]
+    whole, ours = run(*inputs, **OPTIONS), run(*inputs, **OPTIONS, held=held)
+    first, count = held
+    own = range(first, first + count)
+    wanted = [[e - first if e in own else -1 for e in row] for row in whole.expert_ids.tolist()]
+    assert ours.expert_ids.tolist() == wanted
+    assert torch.equal(ours.weights, whole.weights)
+    assert torch.equal(ours.identity_weight, whole.identity_weight)
+
+
 @both_paths
 def test_random_logits_and_bias(device: str, run: Run) -> None:
     logits, bias = lite.make_inputs(48, seed=0, device="cpu")
@@ -251,7 +269,7 @@ def test_from_hidden_states(device: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("tokens", [1, 2, 4, 8, 9, 16, 30, 33, 64, 65, 200])
+@pytest.mark.parametrize("tokens", [1, 2, 4, 8, 9, 16, 30, 33, 64, 65, 200, 512, 513])
 def test_batches_of_the_model(tokens: int) -> None:
     inputs = lite.make_tokens(tokens, seed=tokens, device="cpu")
     check_tokens(route_inputs(inputs, "cuda", **OPTIONS), inputs, OPTIONS)
@@ -303,16 +321,16 @@ def test_other_dtypes_take_the_library_gemm(device: str) -> None:
 @pytest.mark.gpu
 def test_a_token_is_routed_alike_in_every_batch() -> None:
     """Speculation verifies in one batch what decoding would have done in another."""
-    x, weight, bias = lite.make_tokens(64, seed=0, device="cuda")
+    x, weight, bias = lite.make_tokens(200, seed=0, device="cuda")
     whole = route_tokens(x, weight, bias, **OPTIONS)
-    for tokens in (1, 2, 4, 8, 9, 30, 33):
+    for tokens in (1, 2, 4, 8, 9, 30, 33, 64, 65):
         part = route_tokens(x[:tokens], weight, bias, **OPTIONS)
         for values, same in zip(part, whole):
             assert torch.equal(values, same[:tokens])
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("tokens", [1, 4, 33, 64])
+@pytest.mark.parametrize("tokens", [1, 4, 33, 64, 200])
 def test_captured_launches_follow_their_inputs(tokens: int) -> None:
     """Back to back, so that a launch that starts too early reads or overwrites its neighbour's."""
     x, weight, bias = lite.make_tokens(tokens, seed=0, device="cuda")

@@ -198,6 +198,7 @@ NEXTN = {
         ("--speculative-num-draft-tokens 14", {**NEXTN, "speculative_num_draft_tokens": 14}),
         ("--speculative-ngram-max-bfs-breadth 10", {"speculative_algorithm": "NGRAM"}),
         ("--speculative-adaptive", {**NEXTN, "speculative_adaptive": True}),
+        ("--dwdp-size 2", {"dwdp_size": 2}),
         ("--enable-two-batch-overlap", {"enable_two_batch_overlap": True}),
         ("--enable-pd-role-switch", {"enable_pd_role_switch": True}),
         ("--enable-pdmux", {"enable_pdmux": True}),

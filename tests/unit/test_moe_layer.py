@@ -45,6 +45,7 @@ def layer():
     nn.Module.__init__(layer)
     layer.router, layer.experts = Router(), Experts()
     layer.num_experts, layer.top_k, layer.routed_scaling_factor = ROUTED, TOP_K, 6.0
+    layer.held = (0, ROUTED)
     return layer
 
 
@@ -60,6 +61,34 @@ def test_our_sum_equals_sglangs(layer, monkeypatch, adds_identity):
     torch.testing.assert_close(
         layer(x, layer.route(x), adds_identity).sum(x), theirs + x
     )  # switched back
+
+
+@pytest.fixture
+def dispatcher(layer):
+    layer.experts.dispatcher = SimpleNamespace(
+        skip_local_expert_mapping=False, moe_ep_rank=1, num_local_routed_experts=2
+    )
+    return layer.experts.dispatcher
+
+
+def test_ids_are_mapped_once(layer, dispatcher, monkeypatch):
+    """Red if a rank's ids are mapped by the router and by SGLang's dispatcher, or by neither."""
+    monkeypatch.setattr(moe, "is_dp_attention_enabled", lambda: False)
+    layer.held = layer._take_over_ids()
+    assert dispatcher.skip_local_expert_mapping
+    x = torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(0))
+    own, layer.held = layer.route(x).expert_ids, (0, ROUTED)
+    wanted = [[e - 2 if e in (2, 3) else -1 for e in row] for row in layer.route(x).expert_ids]
+    assert own.tolist() == wanted
+    assert (own >= 0).any()
+
+
+@pytest.mark.parametrize(("dp", "skips"), [(True, False), (False, True)])
+def test_who_else_maps_gets_the_models_numbers(layer, dispatcher, monkeypatch, dp, skips):
+    monkeypatch.setattr(moe, "is_dp_attention_enabled", lambda: dp)
+    dispatcher.skip_local_expert_mapping = skips
+    assert layer._take_over_ids() == (0, ROUTED)
+    assert dispatcher.skip_local_expert_mapping == skips
 
 
 def test_only_decode_steps_on_a_gpu_with_tritons_gemm(layer):

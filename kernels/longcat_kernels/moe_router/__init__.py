@@ -4,12 +4,13 @@
 
 Weights are not renormalised. Experts [0, routed) have weights; experts [routed, E) return their
 input. Their slots get expert id -1, which the grouped GEMM skips, weight 0, and their weights are
-summed per token. Source: paper section 3 (zero-computation experts); reference
-`LongcatFlashTopkRouter`.
+summed per token. Under expert parallelism a rank names the experts that it holds, `(first, count)`,
+by their place among these, and every other slot -1. Source: paper section 3 (zero-computation
+experts); reference `LongcatFlashTopkRouter`.
 
-Whatever the input, a row's ids are different experts, in [-1, routed). A score that is NaN counts
-as the lowest. A logit of NaN or +inf, or a row of -inf, makes every p of the row NaN: it takes
-experts 0, 1, ..., and NaN weights keep the accident visible.
+Whatever the input, a row's ids are -1 or different experts of those held. A score that is NaN
+counts as the lowest. A logit of NaN or +inf, or a row of -inf, makes every p of the row NaN: it
+takes experts 0, 1, ..., and NaN weights keep the accident visible.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import torch
 from longcat_kernels.dispatch import use_triton
 from longcat_kernels.moe_router import reference
 
-# Up to here two launches read the weight once, where a library GEMM takes three launches. To be
-# measured: from some batch size on, a GEMM with larger tiles is faster.
-FUSED_TOKENS = 64
+# Up to here the two launches beat a library's GEMM and `route`: 6.5 against 25 us at 64 tokens, 24
+# against 49 at 512 on an H200 (`moe_router_tokens.csv`). Above, nobody has looked.
+FUSED_TOKENS = 512
 
 
 class Routing(NamedTuple):
-    """weights [T, k] fp32, expert_ids [T, k] int32 (-1: identity), identity_weight [T] fp32."""
+    """weights [T, k] fp32, expert_ids [T, k] int32 (-1: identity, or another rank's), and
+    identity_weight [T] fp32; weights and identity_weight are the same on every rank."""
 
     weights: torch.Tensor
     expert_ids: torch.Tensor
@@ -35,16 +37,23 @@ class Routing(NamedTuple):
 
 
 def route(
-    logits: torch.Tensor, bias: torch.Tensor, *, top_k: int, routed: int, scale: float
+    logits: torch.Tensor,
+    bias: torch.Tensor,
+    *,
+    top_k: int,
+    routed: int,
+    scale: float,
+    held: tuple[int, int] | None = None,
 ) -> Routing:
     """logits [T, E] fp32, bias [E] fp32. Ids equal the reference's unless two scores are within
     1e-7 (among equal ones both take the lowest expert first); weights to 2e-6 relative plus 6e-7
-    (order of the softmax sum, the GPU's exp)."""
+    (order of the softmax sum, the GPU's exp). held: all routed experts without it."""
+    options = top_k, routed, scale, held or (0, routed)
     if use_triton(logits):
         from longcat_kernels.moe_router import _triton
 
-        return Routing(*_triton.route(logits, bias, top_k, routed, scale))
-    return Routing(*reference.route(logits, bias, top_k, routed, scale))
+        return Routing(*_triton.route(logits, bias, *options))
+    return Routing(*reference.route(logits, bias, *options))
 
 
 def route_tokens(
@@ -55,6 +64,7 @@ def route_tokens(
     top_k: int,
     routed: int,
     scale: float,
+    held: tuple[int, int] | None = None,
 ) -> Routing:
     """x [T, D], weight [E, D] fp32, bias [E] fp32: the router's GEMM, then `route`.
 
@@ -65,9 +75,10 @@ def route_tokens(
     if fuses(x, weight):
         from longcat_kernels.moe_router import _triton
 
-        return Routing(*_triton.route_tokens(x, weight, bias, top_k, routed, scale))
+        options = top_k, routed, scale, held or (0, routed)
+        return Routing(*_triton.route_tokens(x, weight, bias, *options))
     logits = reference.logits(x, weight)
-    return route(logits, bias, top_k=top_k, routed=routed, scale=scale)
+    return route(logits, bias, top_k=top_k, routed=routed, scale=scale, held=held)
 
 
 def fuses(x: torch.Tensor, weight: torch.Tensor) -> bool:

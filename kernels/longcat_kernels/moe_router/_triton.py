@@ -120,7 +120,7 @@ def _place(keys):
     return tl.arange(0, slots)[None, :] + tl.sum(before.to(tl.int32), axis=0)
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "first", "held"])
 def _route_kernel(
     parts_ptr,  # [SPLITS, tokens, experts]: logits are their sum
     bias_ptr,
@@ -130,6 +130,8 @@ def _route_kernel(
     tokens,
     experts,
     routed,
+    first,  # of `held` experts, whose places among them are their ids
+    held,
     scale,
     SPLITS: tl.constexpr,
     K: tl.constexpr,
@@ -157,17 +159,23 @@ def _route_kernel(
     key = tl.where(live, _key(probability + bias), TAKEN)
     keys, expert, weight = _best(key, column, probability * scale, K, SLOTS)
     place = _place(keys)
-    chosen, is_identity = place < K, expert >= routed
-    tl.store(ids_ptr + t * K + place, tl.where(is_identity, -1, expert), mask=chosen)
+    chosen, is_identity, here = place < K, expert >= routed, expert - first
+    elsewhere = (here < 0) | (here >= held)  # identity experts too
+    tl.store(ids_ptr + t * K + place, tl.where(elsewhere, -1, here), mask=chosen)
     tl.store(weights_ptr + t * K + place, tl.where(is_identity, 0.0, weight), mask=chosen)
     identity = tl.where(chosen & is_identity, weight, 0.0)
     tl.store(identity_ptr + t, tl.sum(tl.sum(identity, axis=1), axis=0))
 
 
 def route(
-    logits: torch.Tensor, bias: torch.Tensor, top_k: int, routed: int, scale: float
+    logits: torch.Tensor,
+    bias: torch.Tensor,
+    top_k: int,
+    routed: int,
+    scale: float,
+    held: tuple[int, int],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _route_sum(logits.contiguous()[None], bias, top_k, routed, scale)
+    return _route_sum(logits.contiguous()[None], bias, top_k, routed, scale, held)
 
 
 def route_tokens(
@@ -177,8 +185,9 @@ def route_tokens(
     top_k: int,
     routed: int,
     scale: float,
+    held: tuple[int, int],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _route_sum(_partial_logits(x.contiguous(), weight), bias, top_k, routed, scale)
+    return _route_sum(_partial_logits(x.contiguous(), weight), bias, top_k, routed, scale, held)
 
 
 def _partial_logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -205,7 +214,12 @@ def _partial_logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _route_sum(
-    parts: torch.Tensor, bias: torch.Tensor, top_k: int, routed: int, scale: float
+    parts: torch.Tensor,
+    bias: torch.Tensor,
+    top_k: int,
+    routed: int,
+    scale: float,
+    held: tuple[int, int],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     splits, tokens, experts = parts.shape
     weights = torch.empty((tokens, top_k), dtype=torch.float32, device=parts.device)
@@ -223,6 +237,7 @@ def _route_sum(
             tokens,
             experts,
             routed,
+            *held,
             scale,
             SPLITS=splits,
             K=top_k,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 def warm_up(device: torch.device | str, sizes: Sizes) -> None:
     weight = torch.zeros(sizes.experts, sizes.hidden, device=device)
     logits = torch.zeros(1, sizes.experts, device=device)
-    bias, options = logits[0].clone(), {"top_k": sizes.top_k, "routed": sizes.routed}
-    moe_router.route(logits, bias, **options, scale=1.5)
+    bias = logits[0].clone()
+    options: dict[str, Any] = {"top_k": sizes.top_k, "routed": sizes.routed, "scale": 1.5}
+    moe_router.route(logits, bias, **options)
     tokens = 1
     while tokens <= moe_router.FUSED_TOKENS:
         x = torch.zeros(tokens, sizes.hidden, dtype=sizes.dtype, device=device)
         if moe_router.fuses(x, weight):
-            moe_router.route_tokens(x, weight, bias, **options, scale=1.5)
+            moe_router.route_tokens(x, weight, bias, **options)
         tokens *= 2
