@@ -37,7 +37,7 @@ def ours(device: str) -> Implementation:
 def plain(device: str) -> Implementation:
     def prepare(case: Case, copy: int) -> Call:
         logits, bias = lite.make_inputs(case.tokens, seed=copy, device=device)
-        return lambda: reference.route(logits, bias, lite.TOP_K, lite.ROUTED, lite.SCALE, HELD)
+        return lambda: reference.route(logits, bias, OPTIONS)
 
     return Implementation("reference", prepare, cuda_only=False)
 
@@ -60,7 +60,7 @@ def sglang(device: str) -> Implementation:
 
 
 LARGEST = 2048  # tokens
-HELD = (0, lite.ROUTED)
+OPTIONS = reference.Options(lite.TOP_K, lite.ROUTED, lite.SCALE, (0, lite.ROUTED))
 
 
 def token_cases() -> list[Case]:
@@ -81,7 +81,7 @@ def ours_from_tokens(device: str) -> Implementation:
         from longcat_kernels.moe_router import _triton
 
         inputs = lite.make_tokens(case.tokens, seed=copy, device=device)
-        return lambda: _triton.route_tokens(*inputs, lite.TOP_K, lite.ROUTED, lite.SCALE, HELD)
+        return lambda: _triton.route_tokens(*inputs, OPTIONS)
 
     return Implementation("ours", prepare)
 
@@ -89,7 +89,7 @@ def ours_from_tokens(device: str) -> Implementation:
 def plain_from_tokens(device: str) -> Implementation:
     def prepare(case: Case, copy: int) -> Call:
         inputs = lite.make_tokens(case.tokens, seed=copy, device=device)
-        return lambda: reference.route_tokens(*inputs, lite.TOP_K, lite.ROUTED, lite.SCALE, HELD)
+        return lambda: reference.route_tokens(*inputs, OPTIONS)
 
     return Implementation("reference", prepare, cuda_only=False)
 

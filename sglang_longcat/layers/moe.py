@@ -3,9 +3,11 @@
     y = scale * (sum_{e routed} p_e E_e(x) + (sum_{e identity} p_e) x)
 
 Both parts carry routed_scaling_factor. Identity slots get expert id -1, which the grouped GEMM
-skips. The identity part is added before the output's all-reduce, by one rank of those that are
-summed. Owns routing, with the ids of this rank's experts, and the identity part; weights, expert
-GEMM and which rank holds which experts are SGLang's.
+skips, and so do the slots of rows that fill up a CUDA graph's batch: their tokens are old ones, and
+each would have the weights of some eight more experts read. The identity part is added before the
+output's all-reduce, by one rank of those that are summed. Owns routing, with the ids of this rank's
+experts, and the identity part; weights, expert GEMM and which rank holds which experts are
+SGLang's.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from sglang_longcat.layers.fp8 import accepts_pair, pair_of
 
 if TYPE_CHECKING:
     from sglang.srt.configs import LongcatFlashConfig
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 # At most this many tokens get their expert outputs, identity part and rounding in one kernel, which
 # saves a launch and a pass over x and the result: decode steps. A prefill's [T, top_k, hidden]
@@ -49,6 +52,14 @@ class Mixture:
         if self.x is not None and self.identity_weight is not None:
             add_identity_(self.experts, self.x, self.identity_weight)
         return self.experts if addend is None else self.experts.add_(addend)
+
+
+def slots_of(rows: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor | None:
+    """KV slot of each row, by which the router knows padding; None where ranks have moved rows, as
+    attention DP does: whose they are is not known here, and SGLang masks some of them itself."""
+    slots: torch.Tensor = forward_batch.out_cache_loc
+    moved = is_dp_attention_enabled() or len(slots) != len(rows)
+    return None if moved else slots
 
 
 class LongcatMoE(LongcatFlashMoE):
@@ -79,13 +90,15 @@ class LongcatMoE(LongcatFlashMoE):
         count = dispatcher.num_local_routed_experts
         return dispatcher.moe_ep_rank * count, count
 
-    def route(self, hidden_states: torch.Tensor) -> Routing:
+    def route(self, hidden_states: torch.Tensor, slots: torch.Tensor | None = None) -> Routing:
+        """slots: [T] of the KV pool, which show what is padding; see `moe_router.route`."""
         classifier, bias = self.router.classifier, self.router.e_score_correction_bias
         options = {
             "top_k": self.top_k,
             "routed": self.num_experts,
             "scale": self.routed_scaling_factor,
             "held": self.held,
+            "slots": slots,
         }
         fused = classifier.bias is None and fuses(hidden_states, classifier.weight)
         if fused and env.takes_ours("moe_router"):

@@ -22,7 +22,7 @@ from sglang_longcat import env
 from sglang_longcat.layers.attention import LongcatAttention
 from sglang_longcat.layers.fp8 import prefer_pairs
 from sglang_longcat.layers.linear import LongcatMLP, prefer_kernels
-from sglang_longcat.layers.moe import LongcatMoE, Mixture
+from sglang_longcat.layers.moe import LongcatMoE, Mixture, slots_of
 from sglang_longcat.layers.norm import StageNorm
 from sglang_longcat.layers.owed import leave, leaves_sum, must_be_paid, still_owed
 from sglang_longcat.models.branch import beside
@@ -188,7 +188,7 @@ class LongcatDecoderLayer(nn.Module):
         adds_identity = adds_once(self.moe_boundary, forward_batch)
         mixture, hidden_states = beside(
             x,
-            urgent=lambda: self.mlp.route(x),
+            urgent=lambda: self.mlp.route(x, slots_of(x, forward_batch)),
             wide=lambda routing: cast(Mixture, self.mlp(x, routing, adds_identity)),
             chain=lambda: dense(x),
         )

@@ -40,6 +40,7 @@ POINTERS = {
     "_route_kernel": {
         **dict.fromkeys(("parts", "bias", "weights", "identity"), "*fp32"),
         "ids": "*i32",
+        "slots": "*i64",
     },
     "_logits_kernel": {"x": "*bf16", "weight": "*fp32", "parts": "*fp32"},
     **dict.fromkeys(("_gemv_kernel", "_mma_kernel"), dict.fromkeys(("x", "w", "out"), "*bf16")),
@@ -76,7 +77,7 @@ DECODE = {**MLA, "WIDTH": 1, "HEADS": 32, "KEYS": 64, "TOKENS": 32}
 MEAN = {"RANK": 512, "MOST": 256, "AHEAD": 3, "PDL": True, "KEYS": 64, "TOKENS": 32}
 COMBINE = {**MEAN, "CHUNK": 8, "COLUMNS": 512}
 VALUES = {**MEAN, "VALUES": 128, "CHUNK": 16, "COLUMNS": 64}
-ROUTE = {"K": 12, "SLOTS": 16, "PDL": True}
+ROUTE = {"K": 12, "SLOTS": 16, "PADDED": True, "PDL": True}
 LOGITS = {"BLOCK_E": 64, "BLOCK_K": 128, "PDL": True}
 LINEAR = {"K": 1600, "BLOCK_N": 16, "BLOCK_K": 256, "PDL": True}
 MMA = {**LINEAR, "AHEAD": 1, "STAGES": 4}

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from longcat_kernels import moe_router
+from longcat_kernels.mla_prologue import PADDING_SLOT
 from longcat_kernels.moe_router import Routing, fuses, route, route_tokens
 from longcat_kernels.moe_router import workloads as lite
 
@@ -87,6 +88,22 @@ def test_a_rank_names_its_own_experts(
     assert ours.expert_ids.tolist() == wanted
     assert torch.equal(ours.weights, whole.weights)
     assert torch.equal(ours.identity_weight, whole.identity_weight)
+
+
+@pytest.mark.parametrize("run", [route, route_tokens], ids=["logits", "hidden states"])
+def test_padding_goes_nowhere(device: str, run: Callable[..., Routing]) -> None:
+    """Red if a row that fills up a graph's batch has an expert's weights read, whatever its token
+    was, or if another row changes because of it."""
+    make = lite.make_inputs if run is route else lite.make_tokens
+    inputs = [values.to(device) for values in make(9, seed=0, device="cpu")]
+    inputs[0][7] = math.nan
+    slots = torch.tensor([5, 1, 0, 2**40, 9, 0, 3, 0, 0], device=device)
+    whole, ours = run(*inputs, **OPTIONS), run(*inputs, **OPTIONS, slots=slots)
+    for values, others, nothing in zip(ours, whole, (0.0, -1, 0.0), strict=True):
+        assert (values[slots == PADDING_SLOT] == nothing).all()
+        assert torch.equal(values[slots != PADDING_SLOT], others[slots != PADDING_SLOT])
+    with pytest.raises(ValueError, match="expected one for each of 9 rows"):
+        run(*inputs, **OPTIONS, slots=slots[1:])
 
 
 @both_paths

@@ -10,6 +10,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -101,17 +102,20 @@ def project(device: str, shape: linear_lite.Shape) -> None:
 
 def route(device: str, batch: int, sizes: Sizes) -> None:
     logits, bias = router_lite.make_inputs(batch + 1, seed=0, device=device, experts=sizes.experts)
-    for rows in (logits[1:], logits[:-1]):
-        moe_router.route(rows, bias, top_k=sizes.top_k, routed=sizes.routed, scale=6.0)
+    slots = torch.arange(batch + 1, device=device)
+    options: dict[str, Any] = {"top_k": sizes.top_k, "routed": sizes.routed, "scale": 6.0}
+    for rows, known in ((logits[1:], slots[1:]), (logits[:-1], slots[:-1]), (logits[1:], None)):
+        moe_router.route(rows, bias, **options, held=(1, 2), slots=known)
 
 
 def route_tokens(device: str, batch: int, sizes: Sizes) -> None:
     x, weight, bias = router_lite.make_tokens(
         batch + 1, seed=0, device=device, experts=sizes.experts, hidden=sizes.hidden
     )
-    options = {"top_k": sizes.top_k, "routed": sizes.routed, "scale": 6.0}
-    for rows in (x[1:], x[:-1]):
-        moe_router.route_tokens(rows, weight, bias, **options)
+    slots = torch.arange(batch + 1, device=device)
+    options: dict[str, Any] = {"top_k": sizes.top_k, "routed": sizes.routed, "scale": 6.0}
+    for rows, known in ((x[1:], slots[1:]), (x[:-1], slots[:-1]), (x[1:], None)):
+        moe_router.route_tokens(rows, weight, bias, **options, held=(1, 2), slots=known)
 
 
 def add_identity(device: str, batch: int, sizes: Sizes) -> None:

@@ -83,6 +83,23 @@ def test_ids_are_mapped_once(layer, dispatcher, monkeypatch):
     assert (own >= 0).any()
 
 
+def test_padding_has_no_expert(layer):
+    """Red if the router does not hear which rows are padding."""
+    x = torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(0))
+    routing = layer.route(x, torch.tensor([3, 0, 4, 0, 5]))
+    assert (routing.expert_ids[[1, 3]] < 0).all()
+    assert (routing.expert_ids[[0, 2, 4]] >= 0).any()
+
+
+@pytest.mark.parametrize(
+    ("dp", "rows", "known"), [(False, 5, True), (True, 5, False), (False, 2, False)]
+)
+def test_rows_that_ranks_moved_have_no_slots(monkeypatch, dp, rows, known):
+    monkeypatch.setattr(moe, "is_dp_attention_enabled", lambda: dp)
+    batch = SimpleNamespace(out_cache_loc=torch.arange(5))
+    assert (moe.slots_of(torch.empty(rows, HIDDEN), batch) is not None) == known
+
+
 @pytest.mark.parametrize(("dp", "skips"), [(True, False), (False, True)])
 def test_who_else_maps_gets_the_models_numbers(layer, dispatcher, monkeypatch, dp, skips):
     monkeypatch.setattr(moe, "is_dp_attention_enabled", lambda: dp)

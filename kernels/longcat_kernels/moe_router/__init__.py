@@ -5,8 +5,9 @@
 Weights are not renormalised. Experts [0, routed) have weights; experts [routed, E) return their
 input. Their slots get expert id -1, which the grouped GEMM skips, weight 0, and their weights are
 summed per token. Under expert parallelism a rank names the experts that it holds, `(first, count)`,
-by their place among these, and every other slot -1. Source: paper section 3 (zero-computation
-experts); reference `LongcatFlashTopkRouter`.
+by their place among these, and every other slot -1. Rows that fill up a CUDA graph's batch, by
+their KV slot, go nowhere: ids -1, weights 0. Source: paper section 3 (zero-computation experts);
+reference `LongcatFlashTopkRouter`.
 
 Whatever the input, a row's ids are -1 or different experts of those held. A score that is NaN
 counts as the lowest. A logit of NaN or +inf, or a row of -inf, makes every p of the row NaN: it
@@ -21,6 +22,7 @@ import torch
 
 from longcat_kernels.dispatch import use_triton
 from longcat_kernels.moe_router import reference
+from longcat_kernels.moe_router.reference import Options
 
 # Up to here the two launches beat a library's GEMM and `route`: 6.5 against 25 us at 64 tokens, 24
 # against 49 at 512 on an H200 (`moe_router_tokens.csv`). Above, nobody has looked.
@@ -44,16 +46,21 @@ def route(
     routed: int,
     scale: float,
     held: tuple[int, int] | None = None,
+    slots: torch.Tensor | None = None,
 ) -> Routing:
-    """logits [T, E] fp32, bias [E] fp32. Ids equal the reference's unless two scores are within
-    1e-7 (among equal ones both take the lowest expert first); weights to 2e-6 relative plus 6e-7
-    (order of the softmax sum, the GPU's exp). held: all routed experts without it."""
-    options = top_k, routed, scale, held or (0, routed)
+    """logits [T, E] fp32, bias [E] fp32. held: all routed experts without it. slots: [T] int64 of
+    the KV pool, PADDING_SLOT for a row that nobody reads; without them there is none.
+
+    Ids equal the reference's unless two scores are within 1e-7 (among equal ones both take the
+    lowest expert first); weights to 2e-6 relative plus 6e-7 (order of the softmax sum, the GPU's
+    exp). ValueError if slots are not one a row.
+    """
+    options = _options(logits, top_k, routed, scale, held, slots)
     if use_triton(logits):
         from longcat_kernels.moe_router import _triton
 
-        return Routing(*_triton.route(logits, bias, *options))
-    return Routing(*reference.route(logits, bias, *options))
+        return Routing(*_triton.route(logits, bias, options))
+    return Routing(*reference.route(logits, bias, options))
 
 
 def route_tokens(
@@ -65,6 +72,7 @@ def route_tokens(
     routed: int,
     scale: float,
     held: tuple[int, int] | None = None,
+    slots: torch.Tensor | None = None,
 ) -> Routing:
     """x [T, D], weight [E, D] fp32, bias [E] fp32: the router's GEMM, then `route`.
 
@@ -75,10 +83,23 @@ def route_tokens(
     if fuses(x, weight):
         from longcat_kernels.moe_router import _triton
 
-        options = top_k, routed, scale, held or (0, routed)
-        return Routing(*_triton.route_tokens(x, weight, bias, *options))
+        options = _options(x, top_k, routed, scale, held, slots)
+        return Routing(*_triton.route_tokens(x, weight, bias, options))
     logits = reference.logits(x, weight)
-    return route(logits, bias, top_k=top_k, routed=routed, scale=scale, held=held)
+    return route(logits, bias, top_k=top_k, routed=routed, scale=scale, held=held, slots=slots)
+
+
+def _options(
+    rows: torch.Tensor,
+    top_k: int,
+    routed: int,
+    scale: float,
+    held: tuple[int, int] | None,
+    slots: torch.Tensor | None,
+) -> Options:
+    if slots is not None and slots.shape != rows.shape[:1]:
+        raise ValueError(f"slots {tuple(slots.shape)}: expected one for each of {len(rows)} rows.")
+    return Options(top_k, routed, scale, held or (0, routed), slots)
 
 
 def fuses(x: torch.Tensor, weight: torch.Tensor) -> bool:

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 
 from longcat_kernels.dispatch import pdl_options
+from longcat_kernels.mla_prologue import PADDING_SLOT
+from longcat_kernels.moe_router.reference import Options
 
 # A tile is one warpgroup's wgmma with its parts in registers: 64 experts, since with fewer each
 # warp repeats the others' products and spills, and 128 columns, so that every SM of 132 has a tile.
@@ -27,6 +29,7 @@ GROUP = 128
 REGISTERS = 128
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 TAKEN = tl.constexpr(-(2**31))  # below the key of every score
+PADDING = tl.constexpr(PADDING_SLOT)
 
 
 @triton.jit
@@ -120,7 +123,9 @@ def _place(keys):
     return tl.arange(0, slots)[None, :] + tl.sum(before.to(tl.int32), axis=0)
 
 
-@triton.jit(do_not_specialize=["tokens", "first", "held"])
+@triton.jit(
+    do_not_specialize=["tokens", "first", "held"], do_not_specialize_on_alignment=["slots_ptr"]
+)
 def _route_kernel(
     parts_ptr,  # [SPLITS, tokens, experts]: logits are their sum
     bias_ptr,
@@ -129,10 +134,12 @@ def _route_kernel(
     identity_ptr,
     tokens,
     experts,
+    slots_ptr,
     routed,
     first,  # of `held` experts, whose places among them are their ids
     held,
     scale,
+    PADDED: tl.constexpr,  # rows whose slot is PADDING
     SPLITS: tl.constexpr,
     K: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -161,6 +168,9 @@ def _route_kernel(
     place = _place(keys)
     chosen, is_identity, here = place < K, expert >= routed, expert - first
     elsewhere = (here < 0) | (here >= held)  # identity experts too
+    if PADDED:
+        padding = tl.load(slots_ptr + t) == PADDING
+        weight, elsewhere = tl.where(padding, 0.0, weight), elsewhere | padding
     tl.store(ids_ptr + t * K + place, tl.where(elsewhere, -1, here), mask=chosen)
     tl.store(weights_ptr + t * K + place, tl.where(is_identity, 0.0, weight), mask=chosen)
     identity = tl.where(chosen & is_identity, weight, 0.0)
@@ -168,26 +178,15 @@ def _route_kernel(
 
 
 def route(
-    logits: torch.Tensor,
-    bias: torch.Tensor,
-    top_k: int,
-    routed: int,
-    scale: float,
-    held: tuple[int, int],
+    logits: torch.Tensor, bias: torch.Tensor, options: Options
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _route_sum(logits.contiguous()[None], bias, top_k, routed, scale, held)
+    return _route_sum(logits.contiguous()[None], bias, options)
 
 
 def route_tokens(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    top_k: int,
-    routed: int,
-    scale: float,
-    held: tuple[int, int],
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, options: Options
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _route_sum(_partial_logits(x.contiguous(), weight), bias, top_k, routed, scale, held)
+    return _route_sum(_partial_logits(x.contiguous(), weight), bias, options)
 
 
 def _partial_logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -214,14 +213,10 @@ def _partial_logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _route_sum(
-    parts: torch.Tensor,
-    bias: torch.Tensor,
-    top_k: int,
-    routed: int,
-    scale: float,
-    held: tuple[int, int],
+    parts: torch.Tensor, bias: torch.Tensor, options: Options
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     splits, tokens, experts = parts.shape
+    top_k, slots = options.top_k, options.slots
     weights = torch.empty((tokens, top_k), dtype=torch.float32, device=parts.device)
     ids = torch.empty((tokens, top_k), dtype=torch.int32, device=parts.device)
     identity = torch.empty(tokens, dtype=torch.float32, device=parts.device)
@@ -236,9 +231,11 @@ def _route_sum(
             identity,
             tokens,
             experts,
-            routed,
-            *held,
-            scale,
+            bias if slots is None else slots,
+            options.routed,
+            *options.held,
+            options.scale,
+            PADDED=slots is not None,
             SPLITS=splits,
             K=top_k,
             GROUPS=groups,

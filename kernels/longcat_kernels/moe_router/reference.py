@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 
+from longcat_kernels.mla_prologue import PADDING_SLOT
+
 LOWEST = torch.finfo(torch.float32).min
+
+
+class Options(NamedTuple):
+    """What routing depends on besides its scores; `longcat_kernels.moe_router` says how."""
+
+    top_k: int
+    routed: int
+    scale: float
+    held: tuple[int, int]  # first expert and number
+    slots: torch.Tensor | None = None
 
 
 def logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -14,33 +27,26 @@ def logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def route_tokens(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    top_k: int,
-    routed: int,
-    scale: float,
-    held: tuple[int, int],
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, options: Options
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return route(logits(x, weight), bias, top_k, routed, scale, held)
+    return route(logits(x, weight), bias, options)
 
 
 def route(
-    logits: torch.Tensor,
-    bias: torch.Tensor,
-    top_k: int,
-    routed: int,
-    scale: float,
-    held: tuple[int, int],
+    logits: torch.Tensor, bias: torch.Tensor, options: Options
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     probabilities = logits.softmax(dim=-1)
     scores = (probabilities + bias).nan_to_num(nan=LOWEST, neginf=LOWEST, posinf=math.inf)
     # A stable descending sort takes the lowest expert among equal scores, as the kernel does.
-    chosen = scores.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
-    weights = probabilities.gather(1, chosen) * scale
-    identity, place = chosen >= routed, chosen - held[0]
+    chosen = scores.sort(dim=-1, descending=True, stable=True).indices[:, : options.top_k]
+    weights = probabilities.gather(1, chosen) * options.scale
+    identity, place = chosen >= options.routed, chosen - options.held[0]
+    elsewhere = (place < 0) | (place >= options.held[1])
+    if options.slots is not None:
+        padding = (options.slots == PADDING_SLOT)[:, None]
+        weights, elsewhere = weights.masked_fill(padding, 0.0), elsewhere | padding
     return (
         weights.masked_fill(identity, 0.0),
-        place.masked_fill((place < 0) | (place >= held[1]), -1).to(torch.int32),
+        place.masked_fill(elsewhere, -1).to(torch.int32),
         weights.masked_fill(~identity, 0.0).sum(dim=-1),
     )
