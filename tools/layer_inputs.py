@@ -80,7 +80,7 @@ def make_step(size: Size, device: str = "cuda") -> Inputs:
         batch=make_batch(SHAPE, size.tokens, device, fp8=False),
         caches=tuple(tuple(cache(2 * i + j) for j in BRANCHES) for i in range(LAYERS)),
         slots=torch.arange(1, size.tokens + 1, device=device),
-        cos_sin=prologue.angles(CONTEXT, prologue.ROPE).to(device),
+        cos_sin=prologue.angles(CONTEXT, prologue.ROPE, device),
         norms={n: torch.ones(n, device=device, dtype=torch.bfloat16) for n in widths},
     )
 

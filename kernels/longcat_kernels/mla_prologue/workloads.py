@@ -55,7 +55,7 @@ def make_inputs(
         q_weight=draw(q_lora),
         kv_weight=draw(kv_lora),
         positions=torch.randint(0, context, (tokens,), generator=random, device=device),
-        cos_sin=angles(context, rope).to(device),
+        cos_sin=angles(context, rope, device),
         slots=torch.randperm(2 * tokens + 3, generator=random, device=device)[:tokens] + 1,
         kv_buffer=draw(2 * tokens + 4, 1, kv_lora + rope),
         q=draw(tokens, heads, nope + rope),
@@ -64,10 +64,10 @@ def make_inputs(
     )
 
 
-def angles(context: int, rope: int) -> torch.Tensor:
+def angles(context: int, rope: int, device: torch.device | str) -> torch.Tensor:
     """cos | sin of every position, [context, rope] fp32, without YaRN."""
-    frequencies = THETA ** (-torch.arange(0, rope, 2) / rope)
-    turned = torch.arange(context)[:, None] * frequencies
+    frequencies = THETA ** (-torch.arange(0, rope, 2, device=device) / rope)
+    turned = torch.arange(context, device=device)[:, None] * frequencies
     return torch.cat((turned.cos(), turned.sin()), dim=-1)
 
 

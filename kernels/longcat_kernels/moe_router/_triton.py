@@ -154,6 +154,8 @@ def _route_kernel(
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+    if PADDED:
+        padding = tl.load(slots_ptr + t) == PADDING
     cells = parts_ptr + t * experts + column
     logits = tl.load(cells, mask=live, other=-float("inf"))
     for _ in tl.static_range(1, SPLITS):
@@ -169,7 +171,6 @@ def _route_kernel(
     chosen, is_identity, here = place < K, expert >= routed, expert - first
     elsewhere = (here < 0) | (here >= held)  # identity experts too
     if PADDED:
-        padding = tl.load(slots_ptr + t) == PADDING
         weight, elsewhere = tl.where(padding, 0.0, weight), elsewhere | padding
     tl.store(ids_ptr + t * K + place, tl.where(elsewhere, -1, here), mask=chosen)
     tl.store(weights_ptr + t * K + place, tl.where(is_identity, 0.0, weight), mask=chosen)
