@@ -32,7 +32,12 @@ class Shape:
 
 
 SHAPES = {
-    s.name: s for s in (Shape("tp1", 256, 1024), Shape("tp2", 256, 512), Shape("ep2", 128, 1024))
+    shape.name: shape
+    for shape in (
+        Shape("tp1", 256, 1024),
+        Shape("tp2", 256, 512),
+        *(Shape(f"ep{ranks}", 256 // ranks, 1024) for ranks in (2, 4, 8)),
+    )
 }
 
 
