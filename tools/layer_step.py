@@ -55,14 +55,8 @@ class Step:
         urgent.wait_stream(own)
         chain.wait_stream(own)
         with torch.cuda.stream(urgent):
-            routing = moe_router.route_tokens(
-                x,
-                weights.router,
-                weights.bias,
-                top_k=TOP_K,
-                routed=router.ROUTED,
-                scale=router.SCALE,
-            )
+            options = moe_router.Options(TOP_K, router.ROUTED, router.SCALE)
+            routing = moe_router.route_tokens(x, weights.router, weights.bias, options)
         own.wait_stream(urgent)
         experts = self._experts(i, x, routing, choices)
         with torch.cuda.stream(chain):

@@ -15,8 +15,10 @@ import torch
 from timing import Call, Case, Implementation, Row, parse, run
 
 from longcat_kernels.identity_experts import workloads as identity
-from longcat_kernels.moe_router import reference, route
+from longcat_kernels.moe_router import Options, reference, route
 from longcat_kernels.moe_router import workloads as lite
+
+OPTIONS = Options(lite.TOP_K, lite.ROUTED, lite.SCALE)
 
 
 def cases() -> list[Case]:
@@ -29,7 +31,7 @@ def cases() -> list[Case]:
 def ours(device: str) -> Implementation:
     def prepare(case: Case, copy: int) -> Call:
         logits, bias = lite.make_inputs(case.tokens, seed=copy, device=device)
-        return lambda: route(logits, bias, top_k=lite.TOP_K, routed=lite.ROUTED, scale=lite.SCALE)
+        return lambda: route(logits, bias, OPTIONS)
 
     return Implementation("ours", prepare)
 
@@ -60,7 +62,6 @@ def sglang(device: str) -> Implementation:
 
 
 LARGEST = 2048  # tokens
-OPTIONS = reference.Options(lite.TOP_K, lite.ROUTED, lite.SCALE, (0, lite.ROUTED))
 
 
 def token_cases() -> list[Case]:
@@ -97,8 +98,7 @@ def plain_from_tokens(device: str) -> Implementation:
 def torch_from_tokens(device: str) -> Implementation:
     def prepare(case: Case, copy: int) -> Call:
         x, weight, bias = lite.make_tokens(case.tokens, seed=copy, device=device)
-        options = {"top_k": lite.TOP_K, "routed": lite.ROUTED, "scale": lite.SCALE}
-        return lambda: route(torch.mm(x.float(), weight.t()), bias, **options)
+        return lambda: route(torch.mm(x.float(), weight.t()), bias, OPTIONS)
 
     return Implementation("torch mm", prepare)
 
@@ -108,9 +108,8 @@ def sglang_from_tokens(device: str) -> Implementation:
         from sglang.kernels.ops.gemm.bf16_fp32 import linear_bf16_fp32
 
         x, weight, bias = lite.make_tokens(case.tokens, seed=copy, device=device)
-        options = {"top_k": lite.TOP_K, "routed": lite.ROUTED, "scale": lite.SCALE}
         # 128 is its model class's choice for these sizes.
-        return lambda: route(linear_bf16_fp32(x, weight, hpc_kernel_min_m=128), bias, **options)
+        return lambda: route(linear_bf16_fp32(x, weight, hpc_kernel_min_m=128), bias, OPTIONS)
 
     return Implementation("sglang", prepare)
 

@@ -22,7 +22,7 @@ from sglang.srt.models.longcat_flash import LongcatFlashMoE
 
 from longcat_kernels.expert_finalize import finalize
 from longcat_kernels.identity_experts import add_identity_
-from longcat_kernels.moe_router import Routing, fuses, route, route_tokens
+from longcat_kernels.moe_router import Options, Routing, fuses, route, route_tokens
 from sglang_longcat import env
 from sglang_longcat.layers.fp8 import accepts_pair, pair_of
 
@@ -91,19 +91,15 @@ class LongcatMoE(LongcatFlashMoE):
         return dispatcher.moe_ep_rank * count, count
 
     def route(self, hidden_states: torch.Tensor, slots: torch.Tensor | None = None) -> Routing:
-        """slots: [T] of the KV pool, which show what is padding; see `moe_router.route`."""
+        """slots: [T] of the KV pool, which show what is padding; see `moe_router.Options`."""
         classifier, bias = self.router.classifier, self.router.e_score_correction_bias
-        options = {
-            "top_k": self.top_k,
-            "routed": self.num_experts,
-            "scale": self.routed_scaling_factor,
-            "held": self.held,
-            "slots": slots,
-        }
+        options = Options(
+            self.top_k, self.num_experts, self.routed_scaling_factor, self.held, slots
+        )
         fused = classifier.bias is None and fuses(hidden_states, classifier.weight)
         if fused and env.takes_ours("moe_router"):
-            return route_tokens(hidden_states, classifier.weight, bias, **options)
-        return route(self.router(hidden_states), bias, **options)
+            return route_tokens(hidden_states, classifier.weight, bias, options)
+        return route(self.router(hidden_states), bias, options)
 
     def forward(
         self, hidden_states: torch.Tensor, routing: Routing, adds_identity: bool

@@ -11,13 +11,14 @@ import torch
 
 from longcat_kernels import moe_router
 from longcat_kernels.mla_prologue import PADDING_SLOT
-from longcat_kernels.moe_router import Routing, fuses, route, route_tokens
+from longcat_kernels.moe_router import Options, Routing, fuses, route, route_tokens
 from longcat_kernels.moe_router import workloads as lite
 
 # Weights: fp32 rounding of exp's argument, of 384-term sums, and the GPU's 2-ulp exp. Ids: exact.
 RELATIVE, ABSOLUTE = 2e-6, 1e-7 * lite.SCALE
 # Two fp32 scores closer than this may swap with the order of the softmax sum.
 TOO_CLOSE = 1e-7
+OPTIONS = Options(lite.TOP_K, lite.ROUTED, lite.SCALE)
 
 
 def probabilities(logits: list[float]) -> list[float]:
@@ -52,9 +53,7 @@ def best(rows: torch.Tensor, top_k: int = lite.TOP_K) -> list[list[int]]:
 
 
 def run(logits: torch.Tensor, bias: torch.Tensor, device: str) -> Routing:
-    return route(
-        logits.to(device), bias.to(device), top_k=lite.TOP_K, routed=lite.ROUTED, scale=lite.SCALE
-    )
+    return route(logits.to(device), bias.to(device), OPTIONS)
 
 
 def run_hidden(logits: torch.Tensor, bias: torch.Tensor, device: str) -> Routing:
@@ -64,8 +63,7 @@ def run_hidden(logits: torch.Tensor, bias: torch.Tensor, device: str) -> Routing
     x, weight = torch.zeros(tokens, hidden), torch.zeros(logits.shape[1], hidden)
     x[range(tokens), at], weight[:, at] = 1.0, logits.t()
     inputs = (x.bfloat16(), weight, bias)
-    options = {"top_k": lite.TOP_K, "routed": lite.ROUTED, "scale": lite.SCALE}
-    return route_tokens(*(values.to(device) for values in inputs), **options)
+    return route_inputs(inputs, device, OPTIONS)
 
 
 both_paths = pytest.mark.parametrize("run", [run, run_hidden], ids=["logits", "hidden states"])
@@ -81,7 +79,7 @@ def test_a_rank_names_its_own_experts(
     ours, or if a weight depends on who computes the slot."""
     make = lite.make_inputs if run is route else lite.make_tokens
     inputs = [values.to(device) for values in make(9, seed=0, device="cpu")]
-    whole, ours = run(*inputs, **OPTIONS), run(*inputs, **OPTIONS, held=held)
+    whole, ours = run(*inputs, OPTIONS), run(*inputs, OPTIONS._replace(held=held))
     first, count = held
     own = range(first, first + count)
     wanted = [[e - first if e in own else -1 for e in row] for row in whole.expert_ids.tolist()]
@@ -98,12 +96,12 @@ def test_padding_goes_nowhere(device: str, run: Callable[..., Routing]) -> None:
     inputs = [values.to(device) for values in make(9, seed=0, device="cpu")]
     inputs[0][7] = math.nan
     slots = torch.tensor([5, 1, 0, 2**40, 9, 0, 3, 0, 0], device=device)
-    whole, ours = run(*inputs, **OPTIONS), run(*inputs, **OPTIONS, slots=slots)
+    whole, ours = run(*inputs, OPTIONS), run(*inputs, OPTIONS._replace(slots=slots))
     for values, others, nothing in zip(ours, whole, (0.0, -1, 0.0), strict=True):
         assert (values[slots == PADDING_SLOT] == nothing).all()
         assert torch.equal(values[slots != PADDING_SLOT], others[slots != PADDING_SLOT])
     with pytest.raises(ValueError, match="expected one for each of 9 rows"):
-        run(*inputs, **OPTIONS, slots=slots[1:])
+        run(*inputs, OPTIONS._replace(slots=slots[1:]))
 
 
 @both_paths
@@ -177,7 +175,7 @@ def test_all_slots_or_none_are_identity(device: str, sign: int, run: Run) -> Non
 )
 def test_other_models(device: str, experts: int, routed: int, top_k: int) -> None:
     logits, bias = lite.make_inputs(5, seed=experts, device="cpu", experts=experts)
-    got = route(logits.to(device), bias.to(device), top_k=top_k, routed=routed, scale=9.0)
+    got = route(logits.to(device), bias.to(device), Options(top_k, routed, scale=9.0))
     chosen = best(logits.double().softmax(-1) + bias, top_k)
     check(got, logits, chosen, routed, 9.0)
     if top_k == experts:  # every probability is used once
@@ -232,16 +230,15 @@ def test_rows_of_a_wider_tensor(device: str) -> None:
 
 @pytest.mark.gpu
 def test_a_captured_call_follows_its_inputs() -> None:
-    options = {"top_k": lite.TOP_K, "routed": lite.ROUTED, "scale": lite.SCALE}
     logits, bias = lite.make_inputs(32, seed=0, device="cuda")
-    route(logits, bias, **options)  # compiles
+    route(logits, bias, OPTIONS)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        got = route(logits, bias, **options)
+        got = route(logits, bias, OPTIONS)
     for seed in range(1, 5):
         logits.copy_(lite.make_inputs(32, seed=seed, device="cpu")[0])
         graph.replay()
-        for captured, eager in zip(got, route(logits, bias, **options)):
+        for captured, eager in zip(got, route(logits, bias, OPTIONS)):
             assert torch.equal(captured, eager)
 
 
@@ -249,23 +246,22 @@ def test_a_captured_call_follows_its_inputs() -> None:
 # of two bf16 parts would make (8e-5). Scores are a few tenths at most.
 LOGIT = 8e-6
 TOO_CLOSE_LOGITS = 1e-6
-OPTIONS = {"top_k": lite.TOP_K, "routed": lite.ROUTED, "scale": lite.SCALE}
 # Two tiles by three, none of the last ones full: the interpreter takes 10 s for the model's 144.
 SMALL: dict[str, Any] = {"experts": 100, "hidden": 300}
-SMALL_OPTIONS: dict[str, Any] = {"top_k": 3, "routed": 70, "scale": 2.0}
+SMALL_OPTIONS = Options(top_k=3, routed=70, scale=2.0)
 
 
-def check_tokens(got: Routing, inputs: tuple[torch.Tensor, ...], options: dict[str, Any]) -> None:
+def check_tokens(got: Routing, inputs: tuple[torch.Tensor, ...], options: Options) -> None:
     """Against float64 throughout; rows with a near tie must only be within range."""
     x, weight, bias = (values.cpu().double() for values in inputs)
     probabilities = (x @ weight.t()).softmax(-1)
     ranked = (probabilities + bias).sort(descending=True, stable=True)
-    gaps = -ranked.values.diff(dim=-1)[:, : options["top_k"]]
+    gaps = -ranked.values.diff(dim=-1)[:, : options.top_k]
     clear = (gaps > TOO_CLOSE_LOGITS).all(-1)
     assert clear.sum() >= 0.9 * len(clear)
-    chosen = ranked.indices[:, : options["top_k"]]
-    identity = chosen >= options["routed"]
-    weights = probabilities.gather(1, chosen) * options["scale"]
+    chosen = ranked.indices[:, : options.top_k]
+    identity = chosen >= options.routed
+    weights = probabilities.gather(1, chosen) * options.scale
     values, ids, total = (part.cpu() for part in got)
     assert ids.shape == chosen.shape
     assert torch.equal(ids[clear], chosen.masked_fill(identity, -1).int()[clear])
@@ -276,20 +272,20 @@ def check_tokens(got: Routing, inputs: tuple[torch.Tensor, ...], options: dict[s
     torch.testing.assert_close(total[clear], wanted, **tolerance)
 
 
-def route_inputs(inputs: tuple[torch.Tensor, ...], device: str, **options: Any) -> Routing:
-    return route_tokens(*(values.to(device) for values in inputs), **options)
+def route_inputs(inputs: tuple[torch.Tensor, ...], device: str, options: Options) -> Routing:
+    return route_tokens(*(values.to(device) for values in inputs), options)
 
 
 def test_from_hidden_states(device: str) -> None:
     inputs = lite.make_tokens(3, seed=0, device="cpu")
-    check_tokens(route_inputs(inputs, device, **OPTIONS), inputs, OPTIONS)
+    check_tokens(route_inputs(inputs, device, OPTIONS), inputs, OPTIONS)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("tokens", [1, 2, 4, 8, 9, 16, 30, 33, 64, 65, 200, 512, 513])
 def test_batches_of_the_model(tokens: int) -> None:
     inputs = lite.make_tokens(tokens, seed=tokens, device="cpu")
-    check_tokens(route_inputs(inputs, "cuda", **OPTIONS), inputs, OPTIONS)
+    check_tokens(route_inputs(inputs, "cuda", OPTIONS), inputs, OPTIONS)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 7, 8, 16, 33, 64, 65])
@@ -297,7 +293,7 @@ def test_tails_of_a_batch(device: str, tokens: int, monkeypatch: pytest.MonkeyPa
     """65 make two blocks of tokens, should the limit ever be above one block."""
     monkeypatch.setattr(moe_router, "FUSED_TOKENS", 1000)
     inputs = lite.make_tokens(tokens, seed=tokens, device="cpu", **SMALL)
-    check_tokens(route_inputs(inputs, device, **SMALL_OPTIONS), inputs, SMALL_OPTIONS)
+    check_tokens(route_inputs(inputs, device, SMALL_OPTIONS), inputs, SMALL_OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -306,22 +302,22 @@ def test_tails_of_a_batch(device: str, tokens: int, monkeypatch: pytest.MonkeyPa
 def test_tails_of_a_tile(device: str, experts: int, hidden: int) -> None:
     """130 experts leave two of them, less than top_k, to the second warp."""
     inputs = lite.make_tokens(9, seed=0, device="cpu", experts=experts, hidden=hidden)
-    options = {"top_k": 4, "routed": experts - 3, "scale": 6.0}
-    check_tokens(route_inputs(inputs, device, **options), inputs, options)
+    options = Options(top_k=4, routed=experts - 3, scale=6.0)
+    check_tokens(route_inputs(inputs, device, options), inputs, options)
 
 
 def test_no_hidden_states(device: str) -> None:
-    got = route_inputs(lite.make_tokens(0, seed=0, device="cpu"), device, **OPTIONS)
+    got = route_inputs(lite.make_tokens(0, seed=0, device="cpu"), device, OPTIONS)
     assert [tuple(t.shape) for t in got] == [(0, lite.TOP_K), (0, lite.TOP_K), (0,)]
 
 
 @pytest.mark.parametrize("accident", [math.nan, math.inf, -math.inf], ids=str)
 def test_an_accident_in_one_token_stays_there(device: str, accident: float) -> None:
     inputs = lite.make_tokens(9, seed=0, device="cpu", **SMALL)
-    clean = route_inputs(inputs, device, **SMALL_OPTIONS)
+    clean = route_inputs(inputs, device, SMALL_OPTIONS)
     inputs[0][4, 200] = accident
-    got = route_inputs(inputs, device, **SMALL_OPTIONS)
-    assert got.expert_ids[4].tolist() == list(range(SMALL_OPTIONS["top_k"]))
+    got = route_inputs(inputs, device, SMALL_OPTIONS)
+    assert got.expert_ids[4].tolist() == list(range(SMALL_OPTIONS.top_k))
     others = [t for t in range(9) if t != 4]
     for values, same in zip(got, clean):
         assert torch.equal(values[others], same[others])
@@ -332,16 +328,16 @@ def test_other_dtypes_take_the_library_gemm(device: str) -> None:
     x, weight, bias = lite.make_tokens(2, seed=0, device="cpu", **SMALL)
     for inputs in ((x.half(), weight, bias), (x.float(), weight, bias)):
         assert not fuses(inputs[0].to(device), weight.to(device))
-        check_tokens(route_inputs(inputs, device, **SMALL_OPTIONS), inputs, SMALL_OPTIONS)
+        check_tokens(route_inputs(inputs, device, SMALL_OPTIONS), inputs, SMALL_OPTIONS)
 
 
 @pytest.mark.gpu
 def test_a_token_is_routed_alike_in_every_batch() -> None:
     """Speculation verifies in one batch what decoding would have done in another."""
     x, weight, bias = lite.make_tokens(200, seed=0, device="cuda")
-    whole = route_tokens(x, weight, bias, **OPTIONS)
+    whole = route_tokens(x, weight, bias, OPTIONS)
     for tokens in (1, 2, 4, 8, 9, 30, 33, 64, 65):
-        part = route_tokens(x[:tokens], weight, bias, **OPTIONS)
+        part = route_tokens(x[:tokens], weight, bias, OPTIONS)
         for values, same in zip(part, whole):
             assert torch.equal(values, same[:tokens])
 
@@ -351,16 +347,16 @@ def test_a_token_is_routed_alike_in_every_batch() -> None:
 def test_captured_launches_follow_their_inputs(tokens: int) -> None:
     """Back to back, so that a launch that starts too early reads or overwrites its neighbour's."""
     x, weight, bias = lite.make_tokens(tokens, seed=0, device="cuda")
-    route_tokens(x, weight, bias, **OPTIONS)  # compiles
+    route_tokens(x, weight, bias, OPTIONS)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        first = route_tokens(x, weight, bias, **OPTIONS)
+        first = route_tokens(x, weight, bias, OPTIONS)
         x.mul_(2)
-        second = route_tokens(x, weight, bias, **OPTIONS)
+        second = route_tokens(x, weight, bias, OPTIONS)
     for seed in range(1, 20):
         hidden = lite.make_tokens(tokens, seed=seed, device="cuda")[0]
         x.copy_(hidden)
         graph.replay()
         for got, inputs in ((first, hidden), (second, hidden * 2)):
-            for captured, eager in zip(got, route_tokens(inputs, weight, bias, **OPTIONS)):
+            for captured, eager in zip(got, route_tokens(inputs, weight, bias, OPTIONS)):
                 assert torch.equal(captured, eager)

@@ -10,7 +10,6 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -103,9 +102,9 @@ def project(device: str, shape: linear_lite.Shape) -> None:
 def route(device: str, batch: int, sizes: Sizes) -> None:
     logits, bias = router_lite.make_inputs(batch + 1, seed=0, device=device, experts=sizes.experts)
     slots = torch.arange(batch + 1, device=device)
-    options: dict[str, Any] = {"top_k": sizes.top_k, "routed": sizes.routed, "scale": 6.0}
+    options = moe_router.Options(sizes.top_k, sizes.routed, scale=6.0, held=(1, 2))
     for rows, known in ((logits[1:], slots[1:]), (logits[:-1], slots[:-1]), (logits[1:], None)):
-        moe_router.route(rows, bias, **options, held=(1, 2), slots=known)
+        moe_router.route(rows, bias, options._replace(slots=known))
 
 
 def route_tokens(device: str, batch: int, sizes: Sizes) -> None:
@@ -113,9 +112,9 @@ def route_tokens(device: str, batch: int, sizes: Sizes) -> None:
         batch + 1, seed=0, device=device, experts=sizes.experts, hidden=sizes.hidden
     )
     slots = torch.arange(batch + 1, device=device)
-    options: dict[str, Any] = {"top_k": sizes.top_k, "routed": sizes.routed, "scale": 6.0}
+    options = moe_router.Options(sizes.top_k, sizes.routed, scale=6.0, held=(1, 2))
     for rows, known in ((x[1:], slots[1:]), (x[:-1], slots[:-1]), (x[1:], None)):
-        moe_router.route_tokens(rows, weight, bias, **options, held=(1, 2), slots=known)
+        moe_router.route_tokens(rows, weight, bias, options._replace(slots=known))
 
 
 def add_identity(device: str, batch: int, sizes: Sizes) -> None:

@@ -24,6 +24,8 @@ from longcat_kernels.dispatch import use_triton
 from longcat_kernels.moe_router import reference
 from longcat_kernels.moe_router.reference import Options
 
+__all__ = ["Options", "Routing", "fuses", "route", "route_tokens"]
+
 # Up to here the two launches beat a library's GEMM and `route`: 6.5 against 25 us at 64 tokens, 24
 # against 49 at 512 on an H200 (`moe_router_tokens.csv`). Above, nobody has looked.
 FUSED_TOKENS = 512
@@ -38,24 +40,14 @@ class Routing(NamedTuple):
     identity_weight: torch.Tensor
 
 
-def route(
-    logits: torch.Tensor,
-    bias: torch.Tensor,
-    *,
-    top_k: int,
-    routed: int,
-    scale: float,
-    held: tuple[int, int] | None = None,
-    slots: torch.Tensor | None = None,
-) -> Routing:
-    """logits [T, E] fp32, bias [E] fp32. held: all routed experts without it. slots: [T] int64 of
-    the KV pool, PADDING_SLOT for a row that nobody reads; without them there is none.
+def route(logits: torch.Tensor, bias: torch.Tensor, options: Options) -> Routing:
+    """logits [T, E] fp32, bias [E] fp32.
 
     Ids equal the reference's unless two scores are within 1e-7 (among equal ones both take the
     lowest expert first); weights to 2e-6 relative plus 6e-7 (order of the softmax sum, the GPU's
-    exp). ValueError if slots are not one a row.
+    exp). ValueError if options.slots are not one a row.
     """
-    options = _options(logits, top_k, routed, scale, held, slots)
+    _check(logits, options)
     if use_triton(logits):
         from longcat_kernels.moe_router import _triton
 
@@ -64,15 +56,7 @@ def route(
 
 
 def route_tokens(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    *,
-    top_k: int,
-    routed: int,
-    scale: float,
-    held: tuple[int, int] | None = None,
-    slots: torch.Tensor | None = None,
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, options: Options
 ) -> Routing:
     """x [T, D], weight [E, D] fp32, bias [E] fp32: the router's GEMM, then `route`.
 
@@ -80,26 +64,18 @@ def route_tokens(
     through a GEMM of torch. Logits have the precision of fp32 products and sums either way, 2e-6
     of their spread: ids equal the reference's unless two scores are within 1e-6.
     """
-    if fuses(x, weight):
-        from longcat_kernels.moe_router import _triton
+    if not fuses(x, weight):
+        return route(reference.logits(x, weight), bias, options)
+    _check(x, options)
+    from longcat_kernels.moe_router import _triton
 
-        options = _options(x, top_k, routed, scale, held, slots)
-        return Routing(*_triton.route_tokens(x, weight, bias, options))
-    logits = reference.logits(x, weight)
-    return route(logits, bias, top_k=top_k, routed=routed, scale=scale, held=held, slots=slots)
+    return Routing(*_triton.route_tokens(x, weight, bias, options))
 
 
-def _options(
-    rows: torch.Tensor,
-    top_k: int,
-    routed: int,
-    scale: float,
-    held: tuple[int, int] | None,
-    slots: torch.Tensor | None,
-) -> Options:
+def _check(rows: torch.Tensor, options: Options) -> None:
+    slots = options.slots
     if slots is not None and slots.shape != rows.shape[:1]:
         raise ValueError(f"slots {tuple(slots.shape)}: expected one for each of {len(rows)} rows.")
-    return Options(top_k, routed, scale, held or (0, routed), slots)
 
 
 def fuses(x: torch.Tensor, weight: torch.Tensor) -> bool:

@@ -234,7 +234,7 @@ def _route_sum(
             experts,
             bias if slots is None else slots,
             options.routed,
-            *options.held,
+            *options.named,
             options.scale,
             PADDED=slots is not None,
             SPLITS=splits,

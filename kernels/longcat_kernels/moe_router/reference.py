@@ -13,13 +13,21 @@ LOWEST = torch.finfo(torch.float32).min
 
 
 class Options(NamedTuple):
-    """What routing depends on besides its scores; `longcat_kernels.moe_router` says how."""
+    """What routing depends on besides its scores; `longcat_kernels.moe_router` says how.
+
+    held: (first, count) of the experts that ids name; None: all routed ones. slots: [T] int64 of
+    the KV pool, PADDING_SLOT for a row that nobody reads; None: there is no such row.
+    """
 
     top_k: int
     routed: int
     scale: float
-    held: tuple[int, int]  # first expert and number
+    held: tuple[int, int] | None = None
     slots: torch.Tensor | None = None
+
+    @property
+    def named(self) -> tuple[int, int]:
+        return self.held or (0, self.routed)
 
 
 def logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -40,8 +48,9 @@ def route(
     # A stable descending sort takes the lowest expert among equal scores, as the kernel does.
     chosen = scores.sort(dim=-1, descending=True, stable=True).indices[:, : options.top_k]
     weights = probabilities.gather(1, chosen) * options.scale
-    identity, place = chosen >= options.routed, chosen - options.held[0]
-    elsewhere = (place < 0) | (place >= options.held[1])
+    first, count = options.named
+    identity, place = chosen >= options.routed, chosen - first
+    elsewhere = (place < 0) | (place >= count)
     if options.slots is not None:
         padding = (options.slots == PADDING_SLOT)[:, None]
         weights, elsewhere = weights.masked_fill(padding, 0.0), elsewhere | padding

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,18 +16,18 @@ def warm_up(device: torch.device | str, sizes: Sizes) -> None:
     weight = torch.zeros(sizes.experts, sizes.hidden, device=device)
     logits = torch.zeros(1, sizes.experts, device=device)
     bias = logits[0].clone()
-    options: dict[str, Any] = {"top_k": sizes.top_k, "routed": sizes.routed, "scale": 1.5}
+    options = moe_router.Options(sizes.top_k, sizes.routed, scale=1.5)
 
     def known(tokens: int) -> tuple[torch.Tensor | None, ...]:
         """With slots, and without, as rows of several data-parallel ranks are."""
         return torch.ones(tokens, dtype=torch.int64, device=device), None
 
     for slots in known(1):
-        moe_router.route(logits, bias, **options, slots=slots)
+        moe_router.route(logits, bias, options._replace(slots=slots))
     tokens = 1
     while tokens <= moe_router.FUSED_TOKENS:
         x = torch.zeros(tokens, sizes.hidden, dtype=sizes.dtype, device=device)
         if moe_router.fuses(x, weight):
             for slots in known(tokens):
-                moe_router.route_tokens(x, weight, bias, **options, slots=slots)
+                moe_router.route_tokens(x, weight, bias, options._replace(slots=slots))
         tokens *= 2
