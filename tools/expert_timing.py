@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -96,7 +97,7 @@ class Bench:
     def _outputs(self, tokens: int, pair: Pair) -> torch.Tensor:
         up, down = pair
         batch = _batch(self.shape, tokens, self.fp8)
-        rows = _rows(self.shape, tokens, up.tile.m)[0]
+        rows = reached(_rows(self.shape, tokens, up.tile.m))
         launch(up, self.layer, batch, rows)
         self._activate(batch, input_rows(self.shape, tokens, up))
         launch(down, self.layer, batch, rows)
@@ -112,6 +113,11 @@ class Bench:
         scale = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-10) / 448
         batch.act_scale[:count] = scale[..., 0]
         batch.act[:count] = (blocks / scale).flatten(-2)
+
+
+def reached(routings: Sequence[Rows]) -> Rows:
+    """The first that has rows at all: one token in ten picks none of a quarter of the experts."""
+    return next(rows for rows in routings if bool((rows.routing.ids >= 0).any()))
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from expert_compile import compile_one, key_of
 from expert_launch import SHAPES, align, launch, make_batch, make_layer, make_routing
 from expert_search import Search
 from expert_space import SHARED_MEMORY, TOKENS, Tile, Variant, space, tile_of
+from expert_timing import reached
 
 SMALL = Tile(m=16, n=32, k=64, group=1, warps=4, stages=3)
 DEFAULT = Variant("up", SMALL), Variant("down", SMALL)
@@ -124,3 +125,13 @@ def test_launches_with_one_key_share_a_kernel(monkeypatch):
                 launch(variant, layer, batch, rows)
     keys = {key_of(shape, tokens, variant) for tokens in TOKENS for variant in variants}
     assert len(compiled) == len(keys)
+
+
+@pytest.mark.parametrize("name", ["ep4", "ep8"])
+def test_outputs_are_compared_where_there_are_some(name):
+    """Red if one token's routing is taken that reaches no expert of this GPU: the distance of two
+    empty outputs is not a number, and the tiles that were measured would be refused."""
+    shape = SHAPES[name]
+    rows = [align(shape, make_routing(shape, 1, seed=seed), 16) for seed in range(10)]
+    assert (rows[0].routing.ids < 0).all()
+    assert (reached(rows).routing.ids >= 0).any()
