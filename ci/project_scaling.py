@@ -53,7 +53,7 @@ def rows(args: argparse.Namespace) -> Iterator[str]:
     for ranks in map(int, args.ranks.split(",")):
         taken = ranks if ranks in times else max(times)
         checked = results(args.check, args.arm, ranks=ranks) if args.check else {}
-        for (batch, length), seconds in one_gpu.items():
+        for (batch, length), seconds in sorted(one_gpu.items()):
             each = time_at(times[taken], batch)
             found = checked.get((batch, length))
             yield line(args, ranks, batch, length, seconds, each) + (
