@@ -49,11 +49,12 @@ def main() -> None:
     args = parser.parse_args()
     sizes = [int(size) for size in args.gpus.split(",")]
     require(max(sizes))
-    rows = [row for ranks in sizes for row in spawn(ranks, args)]
     with args.out.open("w", newline="") if args.out else os.fdopen(1, "w") as file:
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
-        writer.writerows(rows)
+        for ranks in sizes:
+            writer.writerows(spawn(ranks, args))
+            file.flush()  # what two GPUs gave stays if four take too long
 
 
 def require(gpus: int) -> None:
