@@ -55,8 +55,7 @@ class Step:
         urgent.wait_stream(own)
         chain.wait_stream(own)
         with torch.cuda.stream(urgent):
-            options = moe_router.Options(TOP_K, router.ROUTED, router.SCALE)
-            routing = moe_router.route_tokens(x, weights.router, weights.bias, options)
+            routing = moe_router.route_tokens(x, weights.router, weights.bias, router.OPTIONS)
         own.wait_stream(urgent)
         experts = self._experts(i, x, routing, choices)
         with torch.cuda.stream(chain):

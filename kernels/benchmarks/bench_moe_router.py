@@ -15,10 +15,8 @@ import torch
 from timing import Call, Case, Implementation, Row, parse, run
 
 from longcat_kernels.identity_experts import workloads as identity
-from longcat_kernels.moe_router import Options, reference, route
+from longcat_kernels.moe_router import reference, route
 from longcat_kernels.moe_router import workloads as lite
-
-OPTIONS = Options(lite.TOP_K, lite.ROUTED, lite.SCALE)
 
 
 def cases() -> list[Case]:
@@ -31,7 +29,7 @@ def cases() -> list[Case]:
 def ours(device: str) -> Implementation:
     def prepare(case: Case, copy: int) -> Call:
         logits, bias = lite.make_inputs(case.tokens, seed=copy, device=device)
-        return lambda: route(logits, bias, OPTIONS)
+        return lambda: route(logits, bias, lite.OPTIONS)
 
     return Implementation("ours", prepare)
 
@@ -39,7 +37,7 @@ def ours(device: str) -> Implementation:
 def plain(device: str) -> Implementation:
     def prepare(case: Case, copy: int) -> Call:
         logits, bias = lite.make_inputs(case.tokens, seed=copy, device=device)
-        return lambda: reference.route(logits, bias, OPTIONS)
+        return lambda: reference.route(logits, bias, lite.OPTIONS)
 
     return Implementation("reference", prepare, cuda_only=False)
 
@@ -82,7 +80,7 @@ def ours_from_tokens(device: str) -> Implementation:
         from longcat_kernels.moe_router import _triton
 
         inputs = lite.make_tokens(case.tokens, seed=copy, device=device)
-        return lambda: _triton.route_tokens(*inputs, OPTIONS)
+        return lambda: _triton.route_tokens(*inputs, lite.OPTIONS)
 
     return Implementation("ours", prepare)
 
@@ -90,7 +88,7 @@ def ours_from_tokens(device: str) -> Implementation:
 def plain_from_tokens(device: str) -> Implementation:
     def prepare(case: Case, copy: int) -> Call:
         inputs = lite.make_tokens(case.tokens, seed=copy, device=device)
-        return lambda: reference.route_tokens(*inputs, OPTIONS)
+        return lambda: reference.route_tokens(*inputs, lite.OPTIONS)
 
     return Implementation("reference", prepare, cuda_only=False)
 
@@ -98,7 +96,7 @@ def plain_from_tokens(device: str) -> Implementation:
 def torch_from_tokens(device: str) -> Implementation:
     def prepare(case: Case, copy: int) -> Call:
         x, weight, bias = lite.make_tokens(case.tokens, seed=copy, device=device)
-        return lambda: route(torch.mm(x.float(), weight.t()), bias, OPTIONS)
+        return lambda: route(reference.logits(x, weight), bias, lite.OPTIONS)
 
     return Implementation("torch mm", prepare)
 
@@ -109,7 +107,7 @@ def sglang_from_tokens(device: str) -> Implementation:
 
         x, weight, bias = lite.make_tokens(case.tokens, seed=copy, device=device)
         # 128 is its model class's choice for these sizes.
-        return lambda: route(linear_bf16_fp32(x, weight, hpc_kernel_min_m=128), bias, OPTIONS)
+        return lambda: route(linear_bf16_fp32(x, weight, hpc_kernel_min_m=128), bias, lite.OPTIONS)
 
     return Implementation("sglang", prepare)
 

@@ -12,9 +12,9 @@ import os
 import pytest
 import torch
 
-from longcat_kernels import mla_prologue
 from longcat_kernels.fp8_inputs import GROUP, Pair
 from longcat_kernels.fp8_inputs.reference import quantise, widen
+from longcat_kernels.kv_pool import PADDING_SLOT
 from longcat_kernels.mla_prologue import (
     FUSED_TOKENS,
     absorb_query,
@@ -218,7 +218,7 @@ def test_the_padding_slot_keeps_its_bits(device: str, index: torch.dtype) -> Non
     one = make_inputs(6, seed=4, device=device, dtype=torch.float32, **SMALL)
     before = one.kv_buffer.clone()
     padded = one.slots.clone()
-    padded[[1, 4, 5]] = mla_prologue.PADDING_SLOT
+    padded[[1, 4, 5]] = PADDING_SLOT
     q_lora = store(one, slots=padded.to(index), positions=one.positions.to(index))
     assert torch.equal(one.kv_buffer[0], before[0])
     live = torch.tensor([0, 2, 3])

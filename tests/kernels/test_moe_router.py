@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from longcat_kernels import moe_router
-from longcat_kernels.mla_prologue import PADDING_SLOT
+from longcat_kernels.kv_pool import PADDING_SLOT
 from longcat_kernels.moe_router import Options, Routing, fuses, route, route_tokens
 from longcat_kernels.moe_router import workloads as lite
+from longcat_kernels.moe_router.workloads import OPTIONS
 
 # Weights: fp32 rounding of exp's argument, of 384-term sums, and the GPU's 2-ulp exp. Ids: exact.
 RELATIVE, ABSOLUTE = 2e-6, 1e-7 * lite.SCALE
 # Two fp32 scores closer than this may swap with the order of the softmax sum.
 TOO_CLOSE = 1e-7
-OPTIONS = Options(lite.TOP_K, lite.ROUTED, lite.SCALE)
 
 
 def probabilities(logits: list[float]) -> list[float]:
@@ -68,17 +68,23 @@ def run_hidden(logits: torch.Tensor, bias: torch.Tensor, device: str) -> Routing
 
 both_paths = pytest.mark.parametrize("run", [run, run_hidden], ids=["logits", "hidden states"])
 Run = Callable[[torch.Tensor, torch.Tensor, str], Routing]
+each_call = pytest.mark.parametrize("run", [route, route_tokens], ids=["logits", "hidden states"])
 
 
-@pytest.mark.parametrize("run", [route, route_tokens], ids=["logits", "hidden states"])
+def inputs_of(run: Callable[..., Routing], device: str) -> list[torch.Tensor]:
+    """Of nine tokens, as this call takes them."""
+    make = lite.make_inputs if run is route else lite.make_tokens
+    return [values.to(device) for values in make(9, seed=0, device="cpu")]
+
+
+@each_call
 @pytest.mark.parametrize("held", [(0, 64), (64, 64), (192, 64), (250, 3), (7, 0)], ids=str)
 def test_a_rank_names_its_own_experts(
     device: str, run: Callable[..., Routing], held: tuple[int, int]
 ) -> None:
     """By their place among these; red if another rank's slot, or an identity one, gets an id of
     ours, or if a weight depends on who computes the slot."""
-    make = lite.make_inputs if run is route else lite.make_tokens
-    inputs = [values.to(device) for values in make(9, seed=0, device="cpu")]
+    inputs = inputs_of(run, device)
     whole, ours = run(*inputs, OPTIONS), run(*inputs, OPTIONS._replace(held=held))
     first, count = held
     own = range(first, first + count)
@@ -88,12 +94,11 @@ def test_a_rank_names_its_own_experts(
     assert torch.equal(ours.identity_weight, whole.identity_weight)
 
 
-@pytest.mark.parametrize("run", [route, route_tokens], ids=["logits", "hidden states"])
+@each_call
 def test_padding_goes_nowhere(device: str, run: Callable[..., Routing]) -> None:
     """Red if a row that fills up a graph's batch has an expert's weights read, whatever its token
     was, or if another row changes because of it."""
-    make = lite.make_inputs if run is route else lite.make_tokens
-    inputs = [values.to(device) for values in make(9, seed=0, device="cpu")]
+    inputs = inputs_of(run, device)
     inputs[0][7] = math.nan
     slots = torch.tensor([5, 1, 0, 2**40, 9, 0, 3, 0, 0], device=device)
     whole, ours = run(*inputs, OPTIONS), run(*inputs, OPTIONS._replace(slots=slots))
@@ -290,7 +295,7 @@ def test_batches_of_the_model(tokens: int) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 2, 7, 8, 16, 33, 64, 65])
 def test_tails_of_a_batch(device: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """65 make two blocks of tokens, should the limit ever be above one block."""
+    """65 make two blocks of tokens. Through the kernel, wherever the limit is."""
     monkeypatch.setattr(moe_router, "FUSED_TOKENS", 1000)
     inputs = lite.make_tokens(tokens, seed=tokens, device="cpu", **SMALL)
     check_tokens(route_inputs(inputs, device, SMALL_OPTIONS), inputs, SMALL_OPTIONS)

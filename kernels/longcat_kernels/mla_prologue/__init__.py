@@ -23,7 +23,6 @@ from longcat_kernels.dispatch import use_triton
 from longcat_kernels.fp8_inputs import Pair
 from longcat_kernels.mla_prologue import reference
 
-PADDING_SLOT = 0  # of the KV pool: rows that fill up a CUDA graph's batch name it, all of them
 # Above, the product is torch's batched one and rope a launch of its own: a block of tokens reads
 # all of w_kc (4 MiB at 32 heads). Fused and apart on an H200: 4.1 and 8.4 us for 64 tokens, 5.3 and
 # 8.9 for 128, 8.6 and 10.9 for 256, 14.9 and 13.5 for 512 (`mla_prologue_absorb.csv`).
@@ -46,8 +45,8 @@ def norm_and_store(
 
     qkv: [T, Q + R + P], rows contiguous; q_weight: [Q]; kv_weight: [R]; positions, slots: [T]
     int32/int64; cos_sin: [positions, P], rows contiguous; kv_buffer: [S, 1, R + P] of qkv's dtype.
-    Returns [T, Q]. PADDING_SLOT is left as it is; any other slot must be named once. ValueError if
-    the sizes do not fit.
+    Returns [T, Q]. The slot `kv_pool.PADDING_SLOT` is left as it is; any other must be named once.
+    ValueError if the sizes do not fit.
     """
     check_norm_and_store(qkv, q_weight, kv_weight, cos_sin, kv_buffer)
     args = qkv, q_weight, kv_weight, eps, positions, cos_sin, slots, kv_buffer, neox

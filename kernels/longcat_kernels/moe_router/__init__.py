@@ -26,8 +26,9 @@ from longcat_kernels.moe_router.reference import Options
 
 __all__ = ["Options", "Routing", "fuses", "route", "route_tokens"]
 
-# Up to here the two launches beat a library's GEMM and `route`: 6.5 against 25 us at 64 tokens, 24
-# against 49 at 512 on an H200 (`moe_router_tokens.csv`). Above, nobody has looked.
+# Up to here the two launches beat a library's GEMM and `route`: 6.6 against 26 us at 64 tokens, 24
+# against 50 at 512 on an H200 (`moe_router_tokens.csv`). They still do at 2,048, 94 against 143,
+# but no engine has run with a higher limit.
 FUSED_TOKENS = 512
 
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from longcat_kernels.dispatch import pdl_options
-from longcat_kernels.mla_prologue import PADDING_SLOT
+from longcat_kernels.kv_pool import PADDING_SLOT
 from longcat_kernels.moe_router.reference import Options
 
 # A tile is one warpgroup's wgmma with its parts in registers: 64 experts, since with fewer each

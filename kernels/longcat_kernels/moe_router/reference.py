@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from longcat_kernels.mla_prologue import PADDING_SLOT
+from longcat_kernels.kv_pool import PADDING_SLOT
 
 LOWEST = torch.finfo(torch.float32).min
 
