@@ -47,8 +47,10 @@ def unsupported_flags(args: ServerArgs) -> list[str]:
         f"--moe-a2a-backend {args.moe_a2a_backend}: only 'none' is tested; leave it out": (
             args.moe_a2a_backend != "none"
         ),
-        f"--moe-runner-backend {args.moe_runner_backend}: only 'auto' and 'triton' are "
-        "tested; leave it out": args.moe_runner_backend not in ("auto", "triton"),
+        f"--moe-runner-backend {args.moe_runner_backend}: only 'auto', 'triton' and "
+        "'deep_gemm' skip identity slots; leave it out": (
+            args.moe_runner_backend not in ("auto", "triton", "deep_gemm")
+        ),
         f"--dwdp-size {args.dwdp_size}: not tested, it gives a layer other experts after loading; "
         "leave it at 1": args.dwdp_size > 1,
         "--enable-two-batch-overlap: no strategy for this layer; leave it out": (

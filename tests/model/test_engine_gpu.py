@@ -115,6 +115,16 @@ def test_block_fp8(tmp_path: Path, prompts: list[list[int]], theirs: str) -> Non
     check(path, prompts, results, bound=3 * MEAN_NATS)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
+def test_deep_gemm(tmp_path: Path, checkpoint: Path, prompts: list[list[int]], fp8: bool) -> None:
+    """Red if DeepGEMM's runner scales the experts' sum, or counts identity slots, otherwise than
+    Triton's."""
+    path = write_fp8(tmp_path / "fp8") if fp8 else checkpoint
+    flags = {"attention_backend": "flashinfer", "moe_runner_backend": "deep_gemm"}
+    check(path, prompts, generate(path, prompts, **flags), bound=MEAN_NATS * (3 if fp8 else 1))
+
+
 @pytest.fixture(scope="module")
 def on_one_gpu(checkpoint: Path, prompts: list[list[int]]) -> list[dict[str, Any]]:
     return generate(checkpoint, prompts, attention_backend="flashinfer")

@@ -214,6 +214,11 @@ def test_unsupported_flag(flag, changes):
     assert ";" in line.partition(":")[2]
 
 
+@pytest.mark.parametrize("runner", ["auto", "triton", "deep_gemm"])
+def test_runners_that_skip_identity_slots(runner):
+    refuse_unsupported(arguments(moe_runner_backend=runner))
+
+
 def test_tables_that_do_not_divide_over_the_ranks(monkeypatch):
     """12 tables of hidden 768 are 64 columns wide: not over 3 ranks."""
     config = LongcatConfig.from_dict(tiny_config(OPTIONS))
