@@ -2,9 +2,9 @@
 
 From logits (`moe_router`), the `sglang` column is its native top-k and its zero-expert call, which
 also writes the identity part; bench_identity_experts.py times what is left of that. Compare sums of
-the two benchmarks. From hidden states (`moe_router_tokens`), `ours` is the two launches, whatever
-the batch, to find FUSED_TOKENS; `sglang` is its router GEMM with our routing after it, as served
-for larger batches.
+the two benchmarks. From hidden states (`moe_router_tokens`), `few` and `many` are the two launches
+with either kernel for the logits, whatever the batch, to find FEW_TOKENS; `sglang` is its router
+GEMM with our routing after it.
 """
 
 from __future__ import annotations
@@ -59,9 +59,6 @@ def sglang(device: str) -> Implementation:
     return Implementation("sglang", prepare)
 
 
-LARGEST = 2048  # tokens
-
-
 def token_cases() -> list[Case]:
     return [
         Case(
@@ -71,18 +68,18 @@ def token_cases() -> list[Case]:
             lite.flops_from_tokens(tokens),
         )
         for tokens in lite.BATCHES
-        if tokens <= LARGEST
     ]
 
 
-def ours_from_tokens(device: str) -> Implementation:
+def ours_from_tokens(kernel: str, device: str) -> Implementation:
     def prepare(case: Case, copy: int) -> Call:
         from longcat_kernels.moe_router import _triton
 
-        inputs = lite.make_tokens(case.tokens, seed=copy, device=device)
-        return lambda: _triton.route_tokens(*inputs, lite.OPTIONS)
+        x, weight, bias = lite.make_tokens(case.tokens, seed=copy, device=device)
+        logits = getattr(_triton, f"{kernel}_logits")
+        return lambda: _triton.route_sum(logits(x, weight), bias, lite.OPTIONS)
 
-    return Implementation("ours", prepare)
+    return Implementation(kernel, prepare)
 
 
 def plain_from_tokens(device: str) -> Implementation:
@@ -116,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     options = parse(__doc__, argv)
     device = options.device
     from_logits = [ours(device), plain(device)]
-    from_tokens = [ours_from_tokens(device), plain_from_tokens(device), torch_from_tokens(device)]
+    from_tokens = [ours_from_tokens(kernel, device) for kernel in ("few", "many")]
+    from_tokens += [plain_from_tokens(device), torch_from_tokens(device)]
     if not options.no_sglang:
         from_logits.append(sglang(device))
         from_tokens.append(sglang_from_tokens(device))

@@ -19,6 +19,7 @@ import torch
 from sglang.srt.layers.dp_attention import is_dp_attention_enabled
 from sglang.srt.layers.moe.topk import StandardTopKOutput
 from sglang.srt.models.longcat_flash import LongcatFlashMoE
+from sglang.srt.runtime_context import get_exec
 
 from longcat_kernels.expert_finalize import finalize
 from longcat_kernels.identity_experts import add_identity_
@@ -62,6 +63,11 @@ def slots_of(rows: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor | 
     return None if moved else slots
 
 
+def _is_deterministic() -> bool:
+    """Then SGLang's GEMM gives a token the same bits in every batch; ours has two kernels."""
+    return bool(get_exec().deterministic.enable_deterministic_inference)
+
+
 class LongcatMoE(LongcatFlashMoE):
     """`forward(x [T, hidden], route(x), adds_identity) -> Mixture`; x is left as it is."""
 
@@ -97,7 +103,7 @@ class LongcatMoE(LongcatFlashMoE):
             self.top_k, self.num_experts, self.routed_scaling_factor, self.held, slots
         )
         fused = classifier.bias is None and fuses(hidden_states, classifier.weight)
-        if fused and env.takes_ours("moe_router"):
+        if fused and env.takes_ours("moe_router") and not _is_deterministic():
             return route_tokens(hidden_states, classifier.weight, bias, options)
         return route(self.router(hidden_states), bias, options)
 

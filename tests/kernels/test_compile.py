@@ -43,6 +43,7 @@ POINTERS = {
         "slots": "*i64",
     },
     "_logits_kernel": {"x": "*bf16", "weight": "*fp32", "parts": "*fp32"},
+    "_many_logits_kernel": {"x": "*bf16", "weight": "*fp32", "logits": "*fp32"},
     **dict.fromkeys(("_gemv_kernel", "_mma_kernel"), dict.fromkeys(("x", "w", "out"), "*bf16")),
     "_add_identity_kernel": {"out": "*bf16", "x": "*bf16", "weight": "*fp32"},
     "_norm_and_store_kernel": {
@@ -79,6 +80,7 @@ COMBINE = {**MEAN, "CHUNK": 8, "COLUMNS": 512}
 VALUES = {**MEAN, "VALUES": 128, "CHUNK": 16, "COLUMNS": 64}
 ROUTE = {"K": 12, "SLOTS": 16, "PADDED": True, "PDL": True}
 LOGITS = {"BLOCK_E": 64, "BLOCK_K": 128, "PDL": True}
+TILE = {"BLOCK_E": 64, "BLOCK_T": 128, "BLOCK_K": 32, "STAGES": 4}
 LINEAR = {"K": 1600, "BLOCK_N": 16, "BLOCK_K": 256, "PDL": True}
 MMA = {**LINEAR, "AHEAD": 1, "STAGES": 4}
 CASES = [
@@ -90,6 +92,7 @@ CASES = [
     ("moe_router", "_route_kernel", {}, {**ROUTE, "SPLITS": 24, "GROUPS": 4, "WIDTH": 128}, 4),
     ("moe_router", "_logits_kernel", {}, {**LOGITS, "BLOCK_T": 8}, 4),
     ("moe_router", "_logits_kernel", {}, {**LOGITS, "BLOCK_T": 64}, 4),
+    ("moe_router", "_many_logits_kernel", {}, {**TILE, "PDL": True}, 4),
     ("identity_experts", "_add_identity_kernel", {}, {"BLOCK": 1024}, 4),
     ("mla_decode", "_split_kernel", {}, DECODE, 8),
     ("mla_decode", "_split_kernel", {}, {**DECODE, "WIDTH": 4, "HEADS": 16}, 8),

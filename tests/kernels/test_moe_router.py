@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from longcat_kernels import moe_router
 from longcat_kernels.kv_pool import PADDING_SLOT
 from longcat_kernels.moe_router import Options, Routing, fuses, route, route_tokens
 from longcat_kernels.moe_router import workloads as lite
@@ -281,26 +281,34 @@ def route_inputs(inputs: tuple[torch.Tensor, ...], device: str, options: Options
     return route_tokens(*(values.to(device) for values in inputs), options)
 
 
+@pytest.fixture(params=["few", "many"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel that multiplies, whatever the number of tokens."""
+    triton = importlib.import_module("longcat_kernels.moe_router._triton")
+    monkeypatch.setattr(triton, "FEW_TOKENS", {"few": 10**6, "many": -1}[request.param])
+
+
 def test_from_hidden_states(device: str) -> None:
     inputs = lite.make_tokens(3, seed=0, device="cpu")
     check_tokens(route_inputs(inputs, device, OPTIONS), inputs, OPTIONS)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("tokens", [1, 2, 4, 8, 9, 16, 30, 33, 64, 65, 200, 512, 513])
+@pytest.mark.parametrize("tokens", [1, 2, 4, 8, 9, 16, 30, 33, 64, 65, 200, 512, 1024, 1025, 4097])
 def test_batches_of_the_model(tokens: int) -> None:
     inputs = lite.make_tokens(tokens, seed=tokens, device="cpu")
     check_tokens(route_inputs(inputs, "cuda", OPTIONS), inputs, OPTIONS)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 7, 8, 16, 33, 64, 65])
-def test_tails_of_a_batch(device: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """65 make two blocks of tokens. Through the kernel, wherever the limit is."""
-    monkeypatch.setattr(moe_router, "FUSED_TOKENS", 1000)
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("tokens", [1, 2, 7, 8, 16, 33, 64, 65, 129])
+def test_tails_of_a_batch(device: str, tokens: int) -> None:
+    """65 make two blocks of tokens for one kernel, 129 for the other."""
     inputs = lite.make_tokens(tokens, seed=tokens, device="cpu", **SMALL)
     check_tokens(route_inputs(inputs, device, SMALL_OPTIONS), inputs, SMALL_OPTIONS)
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize(
     ("experts", "hidden"), [(12, 64), (65, 129), (128, 1), (130, 129), (896, 64)]
 )
@@ -316,6 +324,7 @@ def test_no_hidden_states(device: str) -> None:
     assert [tuple(t.shape) for t in got] == [(0, lite.TOP_K), (0, lite.TOP_K), (0,)]
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("accident", [math.nan, math.inf, -math.inf], ids=str)
 def test_an_accident_in_one_token_stays_there(device: str, accident: float) -> None:
     inputs = lite.make_tokens(9, seed=0, device="cpu", **SMALL)
@@ -337,18 +346,21 @@ def test_other_dtypes_take_the_library_gemm(device: str) -> None:
 
 
 @pytest.mark.gpu
-def test_a_token_is_routed_alike_in_every_batch() -> None:
+@pytest.mark.parametrize(
+    ("most", "fewer"), [(200, (1, 2, 4, 8, 9, 30, 33, 64, 65)), (5000, (1025, 2050, 3000))]
+)
+def test_a_token_is_routed_alike_in_every_batch(most: int, fewer: tuple[int, ...]) -> None:
     """Speculation verifies in one batch what decoding would have done in another."""
-    x, weight, bias = lite.make_tokens(200, seed=0, device="cuda")
+    x, weight, bias = lite.make_tokens(most, seed=0, device="cuda")
     whole = route_tokens(x, weight, bias, OPTIONS)
-    for tokens in (1, 2, 4, 8, 9, 30, 33, 64, 65):
+    for tokens in fewer:
         part = route_tokens(x[:tokens], weight, bias, OPTIONS)
         for values, same in zip(part, whole):
             assert torch.equal(values, same[:tokens])
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("tokens", [1, 4, 33, 64, 200])
+@pytest.mark.parametrize("tokens", [1, 4, 33, 64, 200, 1100])
 def test_captured_launches_follow_their_inputs(tokens: int) -> None:
     """Back to back, so that a launch that starts too early reads or overwrites its neighbour's."""
     x, weight, bias = lite.make_tokens(tokens, seed=0, device="cuda")

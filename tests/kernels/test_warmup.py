@@ -39,7 +39,7 @@ from longcat_kernels.warmup import OPS, Sizes, compilations, main, warm_up
 
 pytestmark = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="nothing to compile")
 
-BATCHES = (1, 2, 3, 15, 16, 17, 32, 100, 256)
+BATCHES = (1, 2, 3, 15, 16, 17, 32, 100, 256, 2000)
 WIDTHS = (1, 4)
 TINY = Sizes(
     hidden=256,

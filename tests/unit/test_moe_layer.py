@@ -91,6 +91,16 @@ def test_padding_has_no_expert(layer):
     assert (routing.expert_ids[[0, 2, 4]] >= 0).any()
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_deterministic_inference_keeps_sglangs_gemm(layer, monkeypatch, deterministic):
+    """Red if a token's logits then come from one kernel of ours or another, by the batch."""
+    settings = SimpleNamespace(enable_deterministic_inference=deterministic)
+    monkeypatch.setattr(moe, "get_exec", lambda: SimpleNamespace(deterministic=settings))
+    monkeypatch.setattr(moe, "fuses", lambda x, weight: True)
+    monkeypatch.setattr(moe, "route_tokens", lambda *_: "ours")
+    assert (layer.route(torch.zeros(TOKENS, HIDDEN)) == "ours") != deterministic
+
+
 @pytest.mark.parametrize(
     ("dp", "rows", "known"), [(False, 5, True), (True, 5, False), (False, 2, False)]
 )

@@ -26,11 +26,6 @@ from longcat_kernels.moe_router.reference import Options
 
 __all__ = ["Options", "Routing", "fuses", "route", "route_tokens"]
 
-# Up to here the two launches beat a library's GEMM and `route`: 6.6 against 26 us at 64 tokens, 24
-# against 50 at 512 on an H200 (`moe_router_tokens.csv`). They still do at 2,048, 94 against 143,
-# but no engine has run with a higher limit.
-FUSED_TOKENS = 512
-
 
 class Routing(NamedTuple):
     """weights [T, k] fp32, expert_ids [T, k] int32 (-1: identity, or another rank's), and
@@ -61,9 +56,10 @@ def route_tokens(
 ) -> Routing:
     """x [T, D], weight [E, D] fp32, bias [E] fp32: the router's GEMM, then `route`.
 
-    Where `fuses` says so, in two launches, with the same bits for a token in every batch; else
-    through a GEMM of torch. Logits have the precision of fp32 products and sums either way, 2e-6
-    of their spread: ids equal the reference's unless two scores are within 1e-6.
+    Where `fuses` says so, in two launches, with the same bits for a token in every batch of up to
+    `_triton.FEW_TOKENS`, and in every larger one; else through a GEMM of torch. Logits have the
+    precision of fp32 products and sums either way, 2e-6 of their spread: ids equal the reference's
+    unless two scores are within 1e-6.
     """
     if not fuses(x, weight):
         return route(reference.logits(x, weight), bias, options)
@@ -80,8 +76,5 @@ def _check(rows: torch.Tensor, options: Options) -> None:
 
 
 def fuses(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether `route_tokens` computes the logits itself: few tokens, bf16 by fp32, on a GPU."""
-    dtypes = x.dtype, weight.dtype
-    return (
-        use_triton(x) and x.shape[0] <= FUSED_TOKENS and dtypes == (torch.bfloat16, torch.float32)
-    )
+    """Whether `route_tokens` computes the logits itself: bf16 by fp32, on a GPU."""
+    return use_triton(x) and (x.dtype, weight.dtype) == (torch.bfloat16, torch.float32)

@@ -1,11 +1,13 @@
 """Routing in Triton: at most two launches from hidden states to what the expert GEMMs take.
 
-`_logits_kernel`  one program per tile of the router's weight, which it reads once and whole, before
-                  the kernel ahead has ended: products with up to 64 tokens, summed over the tile's
-                  columns. 144 programs at LongCat-Flash-Lite's sizes.
-`_route_kernel`   one program per token: adds the tiles' sums in their order (no atomics: every run
-                  has the same bits). Each warp then finds the best k of a group of experts without
-                  waiting for the others, and the groups' lists are merged by counting.
+`_logits_kernel`       one program per tile of the router's weight, which it reads once and whole,
+                       before the kernel ahead has ended: products with up to 64 tokens, summed over
+                       the tile's columns. 144 programs at LongCat-Flash-Lite's sizes.
+`_many_logits_kernel`  more tokens than FEW_TOKENS, as a GEMM: one program per tile of the logits,
+                       whose sums stay in registers for all columns.
+`_route_kernel`        one program per token: adds the tiles' sums in their order (no atomics: every
+                       run has the same bits). Each warp then finds the best k of a group of experts
+                       without waiting for the others, and the groups' lists are merged by counting.
 """
 
 from __future__ import annotations
@@ -23,6 +25,11 @@ from longcat_kernels.moe_router.reference import Options
 BLOCK_E, BLOCK_K = 64, 128
 # Tokens of a program: wgmma's least, and those beyond which the weight is read again, from L2.
 LEAST_ROWS, MOST_ROWS = 8, 64
+# Up to here 24 partial sums a token cost no more than a GEMM that keeps few SMs busy: whole, 47 and
+# 52 us at 1,024 tokens, 71 and 56 at 1,536, 347 and 175 at 8,192 on an H200.
+FEW_TOKENS = 1024
+# The GEMM's tile. Of 13 that ran on an H200 none is faster from 1,536 tokens on.
+TILE = {"BLOCK_E": 64, "BLOCK_T": 128, "BLOCK_K": 64, "STAGES": 3}
 # Experts of a warp where latency counts: 16 bytes a lane and load.
 GROUP = 128
 # Where ptxas chooses it keeps 6 of 24 loads in flight, that is, waits for L2 four times.
@@ -79,6 +86,40 @@ def _logits_kernel(
     x = tl.load(cells, mask=exists[:, None] & inside[None, :], other=0.0)
     cells = parts_ptr + (tl.program_id(1) * tokens + t)[None, :] * experts + expert[:, None]
     tl.store(cells, _exact_dot(weight, x), mask=live[:, None] & exists[None, :])
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _many_logits_kernel(
+    x_ptr,
+    weight_ptr,
+    logits_ptr,  # [tokens, experts]
+    tokens,
+    width,
+    experts,
+    BLOCK_T: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    expert = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
+    t = tl.program_id(1).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    live, exists = expert < experts, t < tokens
+    column = tl.arange(0, BLOCK_K)
+    weights = weight_ptr + expert[:, None] * width + column[None, :]
+    rows = x_ptr + t[:, None] * width + column[None, :]
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    total = tl.zeros([BLOCK_E, BLOCK_T], tl.float32)
+    for start in tl.range(0, width, BLOCK_K, num_stages=STAGES):
+        inside = column < width - start
+        weight = tl.load(weights + start, mask=live[:, None] & inside[None, :], other=0.0)
+        x = tl.load(rows + start, mask=exists[:, None] & inside[None, :], other=0.0)
+        # Tensor cores cut off what they add to a larger sum: 1.3e-4 over all columns, 3e-6 so.
+        total += _exact_dot(weight, x)
+    cells = logits_ptr + t[None, :] * experts + expert[:, None]
+    tl.store(cells, total, mask=live[:, None] & exists[None, :])
 
 
 @triton.jit
@@ -181,16 +222,17 @@ def _route_kernel(
 def route(
     logits: torch.Tensor, bias: torch.Tensor, options: Options
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _route_sum(logits.contiguous()[None], bias, options)
+    return route_sum(logits.contiguous()[None], bias, options)
 
 
 def route_tokens(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, options: Options
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _route_sum(_partial_logits(x.contiguous(), weight), bias, options)
+    logits = few_logits if len(x) <= FEW_TOKENS else many_logits
+    return route_sum(logits(x.contiguous(), weight.contiguous()), bias, options)
 
 
-def _partial_logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def few_logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """[splits, T, E]: one summand of the logits for each BLOCK_K columns of the weight."""
     (tokens, width), experts = x.shape, weight.shape[0]
     splits = triton.cdiv(width, BLOCK_K)
@@ -199,7 +241,7 @@ def _partial_logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     if tokens:
         _logits_kernel[(triton.cdiv(experts, BLOCK_E), splits, triton.cdiv(tokens, rows))](
             x,
-            weight.contiguous(),
+            weight,
             parts,
             tokens,
             width,
@@ -213,7 +255,19 @@ def _partial_logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return parts
 
 
-def _route_sum(
+def many_logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """[1, T, E], for any T."""
+    (tokens, width), experts = x.shape, weight.shape[0]
+    logits = torch.empty((1, tokens, experts), dtype=torch.float32, device=x.device)
+    if tokens:
+        grid = triton.cdiv(experts, TILE["BLOCK_E"]), triton.cdiv(tokens, TILE["BLOCK_T"])
+        _many_logits_kernel[grid](
+            x, weight, logits, tokens, width, experts, **TILE, num_warps=4, **pdl_options(x)
+        )
+    return logits
+
+
+def route_sum(
     parts: torch.Tensor, bias: torch.Tensor, options: Options
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     splits, tokens, experts = parts.shape

@@ -24,10 +24,12 @@ def warm_up(device: torch.device | str, sizes: Sizes) -> None:
 
     for slots in known(1):
         moe_router.route(logits, bias, options._replace(slots=slots))
-    tokens = 1
-    while tokens <= moe_router.FUSED_TOKENS:
+    if not moe_router.fuses(weight.to(sizes.dtype), weight):
+        return
+    from longcat_kernels.moe_router._triton import FEW_TOKENS
+
+    powers = [2**n for n in range(FEW_TOKENS.bit_length())]
+    for tokens in (*powers, FEW_TOKENS + 1):
         x = torch.zeros(tokens, sizes.hidden, dtype=sizes.dtype, device=device)
-        if moe_router.fuses(x, weight):
-            for slots in known(tokens):
-                moe_router.route_tokens(x, weight, bias, options._replace(slots=slots))
-        tokens *= 2
+        for slots in known(tokens):
+            moe_router.route_tokens(x, weight, bias, options._replace(slots=slots))
