@@ -5,9 +5,9 @@
 The kernel is flashinfer's, behind SGLang's norm; an engine has it with
 --flashinfer-allreduce-fusion-backend trtllm (other backends may create NVLink multicast objects;
 this one maps the memory of the other GPUs of a machine). Not by default: it compiles for minutes at
-the first start, and on two GPUs it only gains between some 64 and 256 rows, 1 us of a sum. Between
-two stages SGLang's layer boundaries leave a sum to the norm that reads it. Owns what they lack: the
-sums at both ends of the stack, and up to how many rows the kernel is taken.
+the first start, and it only gains between some 30 and 256 rows on two GPUs, 64 on four, 1 us of a
+sum. Between two stages SGLang's layer boundaries leave a sum to the norm that reads it. Owns what
+they lack: the sums at both ends of the stack, and up to how many rows the kernel is taken.
 """
 
 from __future__ import annotations
@@ -39,15 +39,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Where the separate kernels are faster from there on. 2 x H200, fused against separate, us: 4.5 and
-# 3.7 at 1 row, 5.0 and 4.0 at 8, 6.0 and 6.8 at 64, 9.3 and 10.1 at 256, 33 and 27 at 1,024
+# Rows up to which the kernel is taken, by ranks: where the separate ones are not faster yet. Fused
+# against separate, us, on H200: two 4.4 and 3.6 at 1 row, 5.3 and 6.1 at 30, 9.3 and 10.1 at 256,
+# 33 and 27 at 1,024; four 5.7 and 3.9, 6.9 and 7.2, 8.7 and 9.5 at 64, 19 and 15 at 256
 # (ci/results/h200-allreduce.csv). Above, SGLang sums with flashinfer's plain kernel up to its own
 # limit of 2,048, and with its own beyond.
-FUSED_ROWS = 256
+FUSED_ROWS = {2: 256, 4: 64}
+
+
+def most_rows() -> int:
+    """FUSED_ROWS of an engine's ranks; numbers that were not measured take those of four."""
+    return FUSED_ROWS.get(get_parallel().tp_size, FUSED_ROWS[4])
 
 
 class SumNorm(RMSNorm):
-    """SGLang's RMSNorm, which takes the kernel for at most FUSED_ROWS rows."""
+    """SGLang's RMSNorm, which takes the kernel for at most `most_rows()`."""
 
     def forward_with_allreduce_fusion(
         self,
@@ -57,7 +63,7 @@ class SumNorm(RMSNorm):
         use_attn_tp_group: bool = True,
     ) -> Any:
         """x: [T, hidden], this rank's share -> (y, residual'), both new where the kernel ran."""
-        if residual is not None and x.shape[0] > FUSED_ROWS:
+        if residual is not None and x.shape[0] > most_rows():
             attention = get_parallel().attn_tp_group
             group = attention if use_attn_tp_group else post_experts_reduction_group()
             return self(group.all_reduce(x), residual, post_residual_addition)
@@ -77,7 +83,7 @@ def fuses(x: torch.Tensor) -> bool:
     """Whether a sum of x's rows over the ranks is left to the norm that reads it. The same on
     every rank."""
     rows = x.shape[0]
-    return bool(rows <= FUSED_ROWS and flashinfer_ar_fusion_applies(rows))
+    return bool(rows <= most_rows() and flashinfer_ar_fusion_applies(rows))
 
 
 def leave_sum(partial: torch.Tensor, forward_batch: ForwardBatch) -> Any:

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import injected
 import pytest
+import torch
 from scoring import Answer, Oracle, ask, assert_same
 
 from acceptance_modes import nextn
 from harness import engine
 from sglang_longcat.checkpoint.tiny import TinyOptions
+from sglang_longcat.layers import fused_sums
 
 PLUGIN = """
 import os
@@ -56,8 +59,8 @@ def register():
     from sglang_longcat.layers import fused_sums
     from sglang_longcat.models import longcat_flash
 
-    if rows := os.environ["FUSED_ROWS"]:
-        fused_sums.FUSED_ROWS = int(rows)
+    if rows := os.environ["MOST_ROWS"]:
+        fused_sums.most_rows = lambda: int(rows)
         wrapper.flashinfer_allreduce_residual_rmsnorm = fused
         for module in (exit, allreduce, add_norm, fused_sums):
             module.flashinfer_ar_fusion_applies = applies
@@ -118,7 +121,7 @@ def test_every_sum_in_one_kernel(
     """Red if a boundary sums before it hands on, if a sum is taken twice or over other ranks, if
     the embedding's residual is not zero, or if attention DP takes a kernel."""
     prompts = [answer.prompt for answer in together.values()]
-    answers, found = run(tiny, prompts, plugin | {"FUSED_ROWS": str(rows)}, **flags)
+    answers, found = run(tiny, prompts, plugin | {"MOST_ROWS": str(rows)}, **flags)
     assert_same(answers, oracle)
     if sums is None:
         assert {fused for fused, _ in found} == {0}
@@ -132,7 +135,7 @@ def test_more_rows_are_summed_alone(
     """Red if the limit cuts a forward in two: prefills here are longer than 16 rows, decode steps
     are not, and either sums all in one way."""
     prompts = [answer.prompt for answer in together.values()]
-    answers, found = run(tiny, prompts, plugin | {"FUSED_ROWS": "16"}, tp_size=2)
+    answers, found = run(tiny, prompts, plugin | {"MOST_ROWS": "16"}, tp_size=2)
     assert_same(answers, oracle)
     assert found == {(4 * LAYERS + 1, 0), (0, 4 * LAYERS + 1)}
 
@@ -144,6 +147,15 @@ def test_drafts_and_verification(
     fuse attention's sum only; what they count is added to the next forward of the target."""
     some = ("1 tokens", "17 tokens", "200 tokens", "EOS inside")
     prompts = [together[name].prompt for name in some]
-    answers, found = run(tiny, prompts, plugin | {"FUSED_ROWS": "2048"}, tp_size=2, **nextn(3))
+    answers, found = run(tiny, prompts, plugin | {"MOST_ROWS": "2048"}, tp_size=2, **nextn(3))
     assert_same(answers, oracle)
     assert min(fused for fused, _ in found) >= 4 * LAYERS + 1
+
+
+@pytest.mark.parametrize(("ranks", "rows"), [(2, 256), (3, 64), (4, 64), (8, 64)])
+def test_more_ranks_stop_earlier(monkeypatch: pytest.MonkeyPatch, ranks: int, rows: int) -> None:
+    """Red if four GPUs take the kernel for 256 rows, where it loses 4 us of 15."""
+    monkeypatch.setattr(fused_sums, "get_parallel", lambda: SimpleNamespace(tp_size=ranks))
+    monkeypatch.setattr(fused_sums, "flashinfer_ar_fusion_applies", lambda rows: True)
+    assert fused_sums.fuses(torch.empty(rows, 8))
+    assert not fused_sums.fuses(torch.empty(rows + 1, 8))
