@@ -195,6 +195,8 @@ ATTRIBUTES: tuple[Needs, ...] = (
         "layers.layernorm:RMSNorm.forward_with_allreduce_fusion",
         ("x", "residual", "post_residual_addition", "use_attn_tp_group"),
     ),
+    # refused flags
+    Needs("layers.deep_gemm_wrapper:ENABLE_JIT_DEEPGEMM"),
     # block FP8 on a GPU
     Needs("layers.layernorm:RMSNorm.forward"),
     Needs("layers.layernorm:RMSNorm.forward_cuda", ("x", "residual", "post_residual_addition")),

@@ -51,6 +51,8 @@ def unsupported_flags(args: ServerArgs) -> list[str]:
         "'deep_gemm' skip identity slots; leave it out": (
             args.moe_runner_backend not in ("auto", "triton", "deep_gemm")
         ),
+        "--moe-runner-backend deep_gemm: DeepGEMM does not run here: wants a GPU from Hopper on; "
+        "leave it out": args.moe_runner_backend == "deep_gemm" and not _runs_deep_gemm(),
         f"--dwdp-size {args.dwdp_size}: not tested, it gives a layer other experts after loading; "
         "leave it at 1": args.dwdp_size > 1,
         "--enable-two-batch-overlap: no strategy for this layer; leave it out": (
@@ -58,6 +60,13 @@ def unsupported_flags(args: ServerArgs) -> list[str]:
         ),
     }
     return [message for message, is_set in refused.items() if is_set] + _speculative_flags(args)
+
+
+def _runs_deep_gemm() -> bool:
+    """Elsewhere SGLang's runner would only fail at its first step, or not be asked (CPU)."""
+    from sglang.srt.layers import deep_gemm_wrapper
+
+    return bool(deep_gemm_wrapper.ENABLE_JIT_DEEPGEMM)
 
 
 def _speculative_flags(args: ServerArgs) -> list[str]:

@@ -215,8 +215,15 @@ def test_unsupported_flag(flag, changes):
 
 
 @pytest.mark.parametrize("runner", ["auto", "triton", "deep_gemm"])
-def test_runners_that_skip_identity_slots(runner):
+def test_runners_that_skip_identity_slots(monkeypatch, runner):
+    monkeypatch.setattr("sglang.srt.layers.deep_gemm_wrapper.ENABLE_JIT_DEEPGEMM", True)
     refuse_unsupported(arguments(moe_runner_backend=runner))
+
+
+def test_deep_gemm_where_it_does_not_run(monkeypatch):
+    monkeypatch.setattr("sglang.srt.layers.deep_gemm_wrapper.ENABLE_JIT_DEEPGEMM", False)
+    with pytest.raises(UnsupportedFlag, match=r"deep_gemm: .* wants a GPU from Hopper on; leave"):
+        refuse_unsupported(arguments(moe_runner_backend="deep_gemm"))
 
 
 def test_tables_that_do_not_divide_over_the_ranks(monkeypatch):
