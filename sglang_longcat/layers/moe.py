@@ -63,11 +63,6 @@ def slots_of(rows: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor | 
     return None if moved else slots
 
 
-def _is_deterministic() -> bool:
-    """Then SGLang's GEMM gives a token the same bits in every batch; ours has two kernels."""
-    return bool(get_exec().deterministic.enable_deterministic_inference)
-
-
 class LongcatMoE(LongcatFlashMoE):
     """`forward(x [T, hidden], route(x), adds_identity) -> Mixture`; x is left as it is."""
 
@@ -102,8 +97,13 @@ class LongcatMoE(LongcatFlashMoE):
         options = Options(
             self.top_k, self.num_experts, self.routed_scaling_factor, self.held, slots
         )
-        fused = classifier.bias is None and fuses(hidden_states, classifier.weight)
-        if fused and env.takes_ours("moe_router") and not _is_deterministic():
+        # Ours has two kernels; deterministic inference wants one for all batches.
+        if (
+            classifier.bias is None
+            and fuses(hidden_states, classifier.weight)
+            and env.takes_ours("moe_router")
+            and not get_exec().deterministic.enable_deterministic_inference
+        ):
             return route_tokens(hidden_states, classifier.weight, bias, options)
         return route(self.router(hidden_states), bias, options)
 

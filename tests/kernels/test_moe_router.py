@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -284,8 +283,8 @@ def route_inputs(inputs: tuple[torch.Tensor, ...], device: str, options: Options
 @pytest.fixture(params=["few", "many"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel that multiplies, whatever the number of tokens."""
-    triton = importlib.import_module("longcat_kernels.moe_router._triton")
-    monkeypatch.setattr(triton, "FEW_TOKENS", {"few": 10**6, "many": -1}[request.param])
+    limit = {"few": 10**6, "many": -1}[request.param]
+    monkeypatch.setattr("longcat_kernels.moe_router._triton.FEW_TOKENS", limit)
 
 
 def test_from_hidden_states(device: str) -> None:

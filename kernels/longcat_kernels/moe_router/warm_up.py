@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from longcat_kernels import moe_router
+from longcat_kernels.moe_router import _triton
 
 if TYPE_CHECKING:
     from longcat_kernels.warmup import Sizes
@@ -24,12 +25,8 @@ def warm_up(device: torch.device | str, sizes: Sizes) -> None:
 
     for slots in known(1):
         moe_router.route(logits, bias, options._replace(slots=slots))
-    if not moe_router.fuses(weight.to(sizes.dtype), weight):
-        return
-    from longcat_kernels.moe_router._triton import FEW_TOKENS
-
-    powers = [2**n for n in range(FEW_TOKENS.bit_length())]
-    for tokens in (*powers, FEW_TOKENS + 1):
-        x = torch.zeros(tokens, sizes.hidden, dtype=sizes.dtype, device=device)
-        for slots in known(tokens):
-            moe_router.route_tokens(x, weight, bias, options._replace(slots=slots))
+    x = torch.zeros(_triton.FEW_TOKENS + 1, sizes.hidden, dtype=sizes.dtype, device=device)
+    if moe_router.fuses(x, weight):
+        for tokens in (*(2**n for n in range(_triton.MOST_ROWS.bit_length())), len(x)):
+            for slots in known(tokens):
+                moe_router.route_tokens(x[:tokens], weight, bias, options._replace(slots=slots))
