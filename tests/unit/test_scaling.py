@@ -45,6 +45,9 @@ def test_batches_without_room_are_left_out(capsys, monkeypatch):
     in_tree, device, host = plan(capsys, monkeypatch, "--gpus", "1")
     assert all("--batch 1,8 " in line for line in (in_tree, device))
     assert "--batch 1,8,64,256 " in host
+    for line in plan(capsys, monkeypatch, "--gpus", "1", "--batch", "30,33,44"):
+        fits = {"in-tree": "30", "device": "30,33,44", "host": "30,33,44"}
+        assert f"--batch {fits[shlex.split(line)[3]]} " in line
     in_tree, device, host = plan(capsys, monkeypatch, "--gpus", "1", "--gpu", "H100-80G")
     assert in_tree == "# tp1-ep1-in-tree: no batch fits"
     assert device == "# tp1-ep1-device: no batch fits"
