@@ -50,6 +50,6 @@ MODES: dict[str, Mode] = {
     "retraction": Mode(nextn(**_FULL), ignore_eos=False),
     "tp2": Mode(nextn(tp_size=2)),
     "tp2-ep2": Mode(nextn(tp_size=2, ep_size=2)),
-    "tp2-dp2": Mode(nextn(tp_size=2, dp_size=2, enable_dp_attention=True)),
+    "tp2-dp2": Mode(nextn(tp_size=2, attn_dp_size=2)),
     "ngram": Mode(dict(_NGRAM)),
 }

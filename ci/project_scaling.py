@@ -6,7 +6,8 @@
 Inputs: a result of `ci/bench_engine.py` on one GPU, the CSV of `ci/allreduce_time.py`. The formula
 and what it assumes: `roofline.projected_seconds`. Where the CSV has no row of that many GPUs, the
 largest it has is taken and named in the last column: a lower bound, since more ranks sum no faster.
---check FILE adds what a run on several GPUs really took, so that the projection can be judged.
+--check FILE adds what a run on several GPUs really took, so that the projection can be judged;
+--check-arm names its arm where that is another (the tables' place changes a step by 0.4 %).
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--gpu", choices=roofline.GPUS, default="H200")
     parser.add_argument("--ranks", default="2,4,8")
     parser.add_argument("--check", type=Path, help="bench_engine.py on several GPUs")
+    parser.add_argument("--check-arm", help="--arm without it")
     return parser.parse_args()
 
 
@@ -52,7 +54,8 @@ def rows(args: argparse.Namespace) -> Iterator[str]:
     times = read_times(args.all_reduce)
     for ranks in map(int, args.ranks.split(",")):
         taken = ranks if ranks in times else max(times)
-        checked = results(args.check, args.arm, ranks=ranks) if args.check else {}
+        arm = args.check_arm or args.arm
+        checked = results(args.check, arm, ranks=ranks) if args.check else {}
         for (batch, length), seconds in sorted(one_gpu.items()):
             each = time_at(times[taken], batch)
             found = checked.get((batch, length))

@@ -59,6 +59,7 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("utils:get_device_memory_capacity", ("device",)),
     Needs("environ:envs.SGLANG_MAX_KV_CHUNK_CAPACITY"),
     Needs("server_args:ServerArgs.flashinfer_allreduce_fusion_backend"),
+    Needs("server_args:ServerArgs.attn_dp_size"),
     # hooks
     Needs("model_executor.forward_batch_info:ForwardBatch.init_new", ("batch", "model_runner")),
     Needs(

@@ -31,8 +31,8 @@ _MB_PER_PREFIX_TOKEN = 28 / 1024
 PREFIX_TOKENS = 32768  # expanded at a time, a quarter of SGLang's default
 _MB_PER_GRAPH_ROW = 3.5  # 0.9 GiB for graphs of up to 256 rows
 _MB_PER_RANK = 256  # custom all-reduce and NCCL buffers
-# Rows gathered from the replicas and their exchange. Without it, 0.4 GiB were left on two H200s
-# after prompts of 4,096, and a request for 2 GiB had been refused first.
+# What the exchange with the replicas takes, where it goes is not known. Of 5.25 GiB that were free
+# on two H200s 0.2 were left after one prompt of 4,096, on the rank without a request too.
 _MB_ATTENTION_DP = 2048
 # flashinfer's fused all-reduce, which SGLang gives memory after the KV cache: four buffers of
 # [ranks, 2048, 3072] in bf16 (one to exchange, three to take turns), once for attention's ranks and
@@ -85,7 +85,7 @@ def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> N
         prefill,
         cfg.cuda_graph_config.decode.max_bs or 0,
         cfg.tp_size,
-        attention_dp=cfg.enable_dp_attention,
+        attention_dp=cfg.attn_dp_size > 1,
         fused_sums=cfg.flashinfer_allreduce_fusion_backend is not None,
     )
     fraction = round(1 - reserve / memory, 3)

@@ -165,8 +165,7 @@ def test_many_gpus(
         attention_backend="flashinfer",
         tp_size=tp,
         ep_size=ep,
-        dp_size=dp,
-        enable_dp_attention=dp > 1,
+        attn_dp_size=dp,
     )
     assert FUSED not in logs[0]
     assert "workspace initialized" not in logs[0]

@@ -104,9 +104,7 @@ def run(
             {"tp_size": 4, "ep_size": 2}, 2048, (2 * LAYERS + 1, 2 * LAYERS), id="tp4-ep2"
         ),
         pytest.param({"tp_size": 2}, "", (0, 4 * LAYERS + 1), id="tp2-off"),
-        pytest.param(
-            {"tp_size": 2, "dp_size": 2, "enable_dp_attention": True}, 2048, None, id="tp2-dp2"
-        ),
+        pytest.param({"tp_size": 2, "attn_dp_size": 2}, 2048, None, id="tp2-dp2"),
     ],
 )
 def test_every_sum_in_one_kernel(

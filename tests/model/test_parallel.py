@@ -20,7 +20,7 @@ SLOW_START_S = 400  # of eight ranks while others use the same two cores: 120 s 
 
 def shares(*, tp: int = 1, ep: int = 1, dp: int = 1) -> dict[str, Any]:
     """Engine arguments; dp > 1: attention in `dp` groups of tp / dp ranks."""
-    return {"tp_size": tp, "ep_size": ep, "dp_size": dp, "enable_dp_attention": dp > 1}
+    return {"tp_size": tp, "ep_size": ep, "attn_dp_size": dp}
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ def test_separate_draft_checkpoint(
 
 @pytest.mark.parametrize(
     "flags",
-    [{}, {"tp_size": 2}, {"tp_size": 2, "dp_size": 2, "enable_dp_attention": True}],
+    [{}, {"tp_size": 2}, {"tp_size": 2, "attn_dp_size": 2}],
     ids=["tp1", "tp2", "tp2-dp2"],
 )
 def test_reduced_draft_vocabulary(
@@ -340,7 +340,7 @@ def conditional(
     [
         pytest.param({}, id="tp2"),
         pytest.param({"ep_size": 2, "disable_overlap_schedule": True}, id="tp2-ep2"),
-        pytest.param({"dp_size": 2, "enable_dp_attention": True}, id="tp2-dp2"),
+        pytest.param({"attn_dp_size": 2}, id="tp2-dp2"),
     ],
 )
 def test_two_ranks(

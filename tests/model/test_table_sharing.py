@@ -26,7 +26,7 @@ def at_once(*paths: Path) -> Iterator[list[Engine]]:
     """An engine of two data-parallel replicas for each checkpoint, all started together."""
 
     def start(stack: ExitStack, path: Path) -> Engine:
-        flags = {"tp_size": 2, "dp_size": 2, "enable_dp_attention": True, "port": free_port()}
+        flags = {"tp_size": 2, "attn_dp_size": 2, "port": free_port()}
         return stack.enter_context(engine(path, **flags))
 
     with ExitStack() as stack, ThreadPoolExecutor() as pool:
