@@ -28,14 +28,13 @@ from pathlib import Path
 from typing import Any
 
 from gpus import gpu_count
-from sglang_longcat import memory, roofline, sizing
+from sglang_longcat import reserve, roofline, sizing
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.estimate import PUBLISHED
 
 BENCH = Path(__file__).resolve().parents[1] / "ci" / "bench_engine.py"
 SIZES = (1, 2, 4, 8)
 IN_TREE_FRACTION = 0.95  # what bench_engine.py gives it; ours choose their own
-CHUNK = 8192  # tokens of a prefill, SGLang's default on these GPUs
 FOUND = 0.96  # of the KV cache expected here, engines on 1 to 4 H200 had 96.5 to 99.2 %
 CONTEXT = 1.3  # GiB of what the driver shows that SGLang does not find free: 1.2 on an H100
 ARMS = ("in-tree", "device", "host")
@@ -188,7 +187,8 @@ def room(config: LongcatConfig, gib: float, plan: Plan, arm: str, *, rows: int) 
     if plan.dp:
         weights = whole.without_tables - whole.experts + share.experts
     gpu = roofline.Gpu(memory=gib, bandwidth=1, bf16=1)
-    kept = memory.reserve_mb(CHUNK, rows, plan.ranks, attention_dp=plan.dp) / 1024
+    chunk, _ = reserve.defaults(gib * 1024, plan.ranks)
+    kept = reserve.reserve_mb(chunk, rows, plan.ranks, attention_dp=plan.dp) / 1024
     fraction = IN_TREE_FRACTION if arm == "in-tree" else 1 - kept / gib
     tokens = roofline.kv_tokens(gpu, config, weights=weights + tables, mem_fraction=fraction)
     return int(FOUND * (tokens * plan.ranks if plan.dp else tokens))

@@ -13,13 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sglang_longcat import roofline, sizing
+from sglang_longcat import reserve, roofline, sizing
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.roofline import GIB, GPUS
 
 PUBLISHED = Path(__file__).parent / "checkpoint" / "lite_config.json"
-# What stays free of the static memory: activations and CUDA graphs of the recipes.
-MEM_FRACTION = 0.93
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,18 @@ def read_config(path: Path | None) -> LongcatConfig:
 
 
 def estimate(
-    config: LongcatConfig, choice: Choice, *, context: int, batches: Sequence[int], fraction: float
+    config: LongcatConfig,
+    choice: Choice,
+    *,
+    context: int,
+    batches: Sequence[int],
+    fraction: float | None = None,
 ) -> Row:
-    """The row of one choice. Raises KeyError for a GPU that `roofline.GPUS` lacks."""
+    """The row of one choice; fraction None: as the plugin chooses it. Raises KeyError for a GPU
+    that `roofline.GPUS` lacks."""
     gpu = GPUS[choice.gpu]
+    if fraction is None:
+        fraction = 1 - reserve.default_mb(gpu.memory * 1024, choice.tp) / 1024 / gpu.memory
     if choice.dtype == "fp8" and not (config.quant and config.quant.is_block_fp8):
         config = sizing.in_fp8(config)
     share = sizing.parts(config, ranks=choice.tp, table_dtype=choice.table_dtype)
@@ -91,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table-dtype", **two, default=["bf16"])
     parser.add_argument("--context", type=_positive, default=4096, help="tokens of a request")
     parser.add_argument("--batch", nargs="+", type=_positive, default=[1, 8, 32, 128, 400])
-    parser.add_argument("--mem-fraction", type=float, default=MEM_FRACTION)
+    parser.add_argument("--mem-fraction", type=float, help="without it as the plugin chooses")
     parser.add_argument("--json", action="store_true")
 
 
@@ -133,12 +139,14 @@ def _print_table(rows: Sequence[Row], args: argparse.Namespace) -> None:
         table.add_column(f"{batch}", justify="right")
     for row in rows:
         table.add_row(*_cells(row, args.batch))
+    given = args.mem_fraction
+    fraction = "as the plugin chooses it" if given is None else f"{given:g}"
     console = Console()
     console.print(table)
     console.print(
         f"Requests of {args.context:,} tokens; after them the shortest possible TPOT in ms by "
         f"batch size (memory bandwidth and arithmetic only; nothing where the batch does not fit). "
-        f"--mem-fraction-static {args.mem_fraction:g}; host GiB: of all GPUs together.",
+        f"--mem-fraction-static {fraction}; host GiB: of all GPUs together.",
         highlight=False,
     )
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from sglang_longcat import env, memory, sizing
+from sglang_longcat import env, reserve, sizing
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.doctor.finding import Finding
 from sglang_longcat.doctor.machine import GIB, UNLIMITED, Device, Machine
 from sglang_longcat.ngram import placement
 
-_CHUNK, _GRAPH_ROWS = 8192, 256  # tokens of a prefill, rows of the largest CUDA graph
 # (part of the GPU's name, fewest of them, recipe in launch/recipes), the first that fits.
 RECIPES = (
     ("H20", 8, "h20-tp8-ep8-balanced"),
@@ -84,10 +83,10 @@ def _room(here: Machine, config: LongcatConfig, plan: Plan) -> placement.Room:
 
 
 def _reserve(gpu: Device, plan: Plan) -> int:
-    """What lies outside of weights and KV cache, in bytes, with SGLang's default chunks."""
+    """What lies outside of weights and KV cache, in bytes."""
     if plan.mem_fraction is not None:
         return int(gpu.total * (1 - plan.mem_fraction))
-    return int(memory.reserve_mb(_CHUNK, _GRAPH_ROWS, plan.tp)) << 20
+    return int(reserve.default_mb(gpu.total / 2**20, plan.tp)) << 20
 
 
 def _kv_cache(room: placement.Room, plan: Plan, *, on_device: bool) -> Finding:

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sglang.srt.arg_groups import overrides, parallel_hook, resolution_hooks
+from sglang.srt.arg_groups import memory_hook, overrides, parallel_hook, resolution_hooks
 from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.environ import envs
 from sglang.srt.model_executor.cuda_graph_config import CudaGraphConfig
 from sglang.srt.server_args import ServerArgs
 
-from sglang_longcat import hf_config, memory
+from sglang_longcat import hf_config, memory, reserve
 from sglang_longcat.checkpoint.tiny import write_tiny
 
-H100, H200 = 81_559, 143_771  # MiB, as nvidia-smi shows them
+H100, H200, B200 = 81_559, 143_771, 183_359  # MiB, as nvidia-smi shows them
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_an_80_gb_gpu_gets_room_for_100_000_tokens(
     left = 78.5 * fraction - 69.7
     assert left * 2**30 / 32_256 > 100_000
     assert 78.5 * (1 - fraction) > 4.2  # the H100 run used 2.9 GiB of 4.8
-    assert envs.SGLANG_MAX_KV_CHUNK_CAPACITY.get() == memory.PREFIX_TOKENS
+    assert envs.SGLANG_MAX_KV_CHUNK_CAPACITY.get() == reserve.PREFIX_TOKENS
 
 
 def test_a_users_fraction_is_not_touched(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,3 +96,19 @@ def test_data_parallel_attention_keeps_more_free(
     plain = settle(checkpoint, monkeypatch, H200, tp_size=2)
     replicas = settle(checkpoint, monkeypatch, H200, tp_size=2, **flags)
     assert (plain - replicas) * H200 > 1500
+
+
+@pytest.mark.parametrize(
+    ("capacity", "ranks"), [(H100, 1), (H100, 4), (H200, 2), (H200, 8), (B200, 1)]
+)
+def test_defaults_are_sglangs(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capacity: int, ranks: int
+) -> None:
+    """Red if `estimate` and `doctor` expect another prefill or other graphs than a server has."""
+    monkeypatch.setattr(memory_hook, "get_device_memory_capacity", lambda device: capacity)
+    given = ServerArgs(model_path=str(checkpoint), tp_size=ranks)
+    overrides.declare_resolution(given, "test", device="cuda", cuda_graph_config=CudaGraphConfig())
+    memory_hook.handle_gpu_memory_settings(given)
+    cfg = resolving_view(given)
+    found = cfg.chunked_prefill_size, cfg.cuda_graph_config.decode.max_bs
+    assert found == reserve.defaults(capacity, ranks)
