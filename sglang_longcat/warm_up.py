@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from longcat_kernels.ngram_rows import RowTable
+from longcat_kernels.row_table import RowTable
 from longcat_kernels.small_linear.workloads import Shape, model_shapes
 from longcat_kernels.warmup import Sizes, warm_up
 from sglang_longcat import env

@@ -15,8 +15,8 @@ from timing import Call, Case, Implementation, Row, parse, run
 from longcat_kernels import ngram_ids, ngram_rows
 from longcat_kernels.ngram_ids import HashTable, make_hash_table
 from longcat_kernels.ngram_ids import workloads as lite
-from longcat_kernels.ngram_rows import RowTable
 from longcat_kernels.ngram_rows import workloads as work
+from longcat_kernels.row_table import SCALE_BYTES, RowTable
 
 PREFILLS = {f"prefill 1x{work.PREFILL_TOKENS}": [work.PREFILL_TOKENS], "prefill 8x512": [512] * 8}
 
@@ -53,7 +53,7 @@ def implementation(
 
 def storage(rows: int, where: str, kind: str) -> RowTable:
     """Zeros: what is read does not change how fast."""
-    width = work.COLUMNS + (ngram_rows.SCALE_BYTES if kind == "fp8" else 0)
+    width = work.COLUMNS + (SCALE_BYTES if kind == "fp8" else 0)
     dtype = torch.uint8 if kind == "fp8" else torch.bfloat16
     if where == "host":
         from sglang_longcat.ngram.host_memory import HostMemory

@@ -19,9 +19,9 @@ TARGET = (
 
 
 def apply(result: Any, scheduler: Any, *_args: Any, **_kwargs: Any) -> None:
-    from sglang_longcat.models.longcat_flash import LongcatFlashForCausalLM
+    from sglang_longcat.ngram.model import NgramModel
     from sglang_longcat.ngram.seeds import arrived_cells
 
     model = scheduler.tp_worker.model_runner.model
-    if result is not None and isinstance(model, LongcatFlashForCausalLM):
+    if result is not None and isinstance(model, NgramModel):
         model.note_arrivals(arrived_cells(result, model.ngram_order))

@@ -19,9 +19,9 @@ TARGET = "sglang.srt.speculative.ngram_worker.NGRAMWorker._prepare_draft_tokens"
 def apply(result: Any, worker: Any, *_args: Any, **_kwargs: Any) -> Any:
     import numpy as np
 
-    from sglang_longcat.models.longcat_flash import LongcatFlashForCausalLM
+    from sglang_longcat.ngram.model import NgramModel
 
-    if not isinstance(worker.model_runner.model, LongcatFlashForCausalLM):
+    if not isinstance(worker.model_runner.model, NgramModel):
         return result
     drafts, sees = result
     window = worker.draft_token_num

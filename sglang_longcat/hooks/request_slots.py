@@ -18,15 +18,15 @@ TARGET = (
 
 
 def apply(result: Any, *_args: Any, **kwargs: Any) -> None:
-    from sglang_longcat.models.longcat_flash import LongcatFlashForCausalLM
     from sglang_longcat.ngram import gather_time
+    from sglang_longcat.ngram.model import NgramModel
     from sglang_longcat.warm_up import ready_kernels
 
     model, config = kwargs["model"], kwargs["model_config"]
-    if isinstance(model, LongcatFlashForCausalLM):
+    if isinstance(model, NgramModel):
         model.allocate_cache(
             slots=kwargs["req_to_token_pool"].req_to_token.shape[0], context=config.context_len
         )
-        embedding = model.model.embed_tokens
+        embedding = model.embedding
         ready_kernels(model.sizes, config.dtype, embedding.tables.table, kwargs["device"])
         gather_time.publish(embedding.cache, embedding.tables, vocab=model.sizes.vocab_size)

@@ -17,9 +17,9 @@ TARGET = "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new"
 def apply(
     result: Any, cls: Any, batch: Any, model_runner: Any, *_args: Any, **_kwargs: Any
 ) -> None:
-    from sglang_longcat.models.longcat_flash import LongcatFlashForCausalLM
+    from sglang_longcat.ngram.model import NgramModel
     from sglang_longcat.ngram.seeds import collect_seeds
 
     model = model_runner.model
-    if isinstance(model, LongcatFlashForCausalLM):
+    if isinstance(model, NgramModel):
         result.longcat_seeds = collect_seeds(batch, model.ngram_order, model.take_arrivals())

@@ -32,10 +32,10 @@ def apply(
 ) -> tuple[bool, str]:
     """(False, why) for files that do not fit the model being served; else SGLang's own answer."""
     from sglang_longcat.checkpoint.check import CheckpointError
-    from sglang_longcat.models.longcat_flash import LongcatFlashForCausalLM
+    from sglang_longcat.ngram.model import NgramModel
 
     model = updater.get_model()
-    if isinstance(model, LongcatFlashForCausalLM):
+    if isinstance(model, NgramModel):
         try:
             model.reader.check_files(model_path)
         except CheckpointError as error:

@@ -24,7 +24,7 @@ from sglang.srt.runtime_context import get_parallel, get_server_args, get_spec
 from sglang.srt.utils import add_prefix
 from torch import nn
 
-from sglang_longcat import hooks, metrics, plugin
+from sglang_longcat import hooks, plugin
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.layers.fused_sums import final_norm
 from sglang_longcat.layers.ngram_embedding import NgramEmbedding
@@ -34,14 +34,13 @@ from sglang_longcat.models.branch import prepare_streams
 from sglang_longcat.models.decoder_layer import LongcatDecoderLayer
 from sglang_longcat.models.unsupported import refuse_unsupported
 from sglang_longcat.models.zeros import LateZeros
+from sglang_longcat.ngram.model import NgramModel
 from sglang_longcat.weights import CheckpointReader, DraftReader
 
 if TYPE_CHECKING:
     from sglang.srt.configs import LongcatFlashConfig
     from sglang.srt.layers.quantization.base_config import QuantizationConfig
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-
-    from sglang_longcat.ngram.seeds import Cells, Seeds
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +98,7 @@ class LongcatModel(upstream.LongcatFlashModel):
         return normed
 
 
-class LongcatFlashForCausalLM(upstream.LongcatFlashForCausalLM):
+class LongcatFlashForCausalLM(NgramModel, upstream.LongcatFlashForCausalLM):
     """The class that SGLang instantiates; configs that are not Lite get SGLang's own."""
 
     def __new__(cls, config: LongcatFlashConfig, *args: Any, **kwargs: Any) -> Self:
@@ -145,39 +144,15 @@ class LongcatFlashForCausalLM(upstream.LongcatFlashForCausalLM):
             use_attn_tp_group=get_parallel().enable_dp_lm_head,
         )
         self.logits_processor = LogitsProcessor(config)
-        self.arrivals: Cells = {}
+        self.arrivals = {}
 
     @property
-    def ngram_order(self) -> int:
-        assert self.sizes.ngram is not None
-        return self.sizes.ngram.n
-
-    def allocate_cache(self, slots: int, context: int) -> None:
-        size = self.model.embed_tokens.cache.allocate(slots)
-        metrics.publish_bytes(part="cache", place="device", size=size)
-        logger.info(
-            "N-gram cache: %d request slots, %.1f KiB (in-tree token table: %.1f MiB)",
-            slots,
-            size / 2**10,
-            slots * context * 4 / 2**20,
-        )
-
-    def note_arrivals(self, cells: Cells) -> None:
-        """Seeds of requests that came with their KV, for the next forward."""
-        self.arrivals |= cells
-
-    def take_arrivals(self) -> Cells:
-        arrivals, self.arrivals = self.arrivals, {}
-        return arrivals
-
-    def prepare_for_forward(self, forward_batch: ForwardBatch) -> None:
-        """Called by ModelRunner before every forward, eager or replayed, on the forward stream."""
-        seeds: Seeds | None = forward_batch.__dict__.get("longcat_seeds")
-        self.model.embed_tokens.cache.seed(seeds)
+    def embedding(self) -> NgramEmbedding:
+        return self.model.embed_tokens
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        super().load_weights(self.reader.feed(self.model.embed_tokens, weights))
-        self.model.embed_tokens.tables.finish_load()
+        super().load_weights(self.reader.feed(self.embedding, weights))
+        self.embedding.tables.finish_load()
 
     def get_embed_and_head(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What the draft shares. With --speculative-token-map SGLang then picks rows by token id,
@@ -187,7 +162,7 @@ class LongcatFlashForCausalLM(upstream.LongcatFlashForCausalLM):
             by_dp = parallel.enable_dp_lm_head
             group = parallel.attn_tp_group if by_dp else parallel.tp_group
             head = group.all_gather(head, dim=0)[: self.config.vocab_size]
-        return self.model.embed_tokens.word_embed.weight, head
+        return self.embedding.word_embed.weight, head
 
 
 EntryClass = [LongcatFlashForCausalLM]

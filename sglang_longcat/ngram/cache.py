@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from longcat_kernels.ngram_ids import HashTable, extend_ids, make_hash_table, seed, window_ids
-from longcat_kernels.ngram_rows import RowTable, extend_rows, window_rows
+from longcat_kernels.ngram_rows import extend_rows, window_rows
+from longcat_kernels.row_table import RowTable
 from sglang_longcat.config import LongcatConfig
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from longcat_kernels.ngram_rows import SCALE_BYTES, RowTable, quantise, reference, row_scales
+from longcat_kernels.ngram_rows import reference
+from longcat_kernels.row_table import SCALE_BYTES, RowTable, quantise, row_scales
 from sglang_longcat.ngram.host_memory import HostMemory, cores
 from sglang_longcat.ngram.placement import Where
 from sglang_longcat.ngram.sharing import Sharers

@@ -12,8 +12,8 @@ import torch
 from longcat_kernels import ngram_ids, ngram_rows
 from longcat_kernels.ngram_ids import HashTable
 from longcat_kernels.ngram_ids import workloads as lite
-from longcat_kernels.ngram_rows import RowTable
 from longcat_kernels.ngram_rows.workloads import make_rows
+from longcat_kernels.row_table import RowTable, quantise, row_scales
 
 SMALL_ROWS = tuple(50 + 2 * i for i in range(lite.TABLES))
 COLUMNS = [256, 128, 32, 48]  # TP1, TP2, TP8, and no power of two
@@ -101,8 +101,8 @@ def test_fp8_rows_stay_within_their_rounding() -> None:
     scale below those. Red if a scale is misplaced or taken over other values than its row's."""
     weight = torch.randn(100, 64) * torch.logspace(-6, 6, 100)[:, None]
     weight[7] = 0
-    scale = ngram_rows.row_scales(weight)
-    rows = RowTable(ngram_rows.quantise(weight, scale), 64, torch.float32)
+    scale = row_scales(weight)
+    rows = RowTable(quantise(weight, scale), 64, torch.float32)
     got = ngram_rows.reference.gather(torch.arange(100)[:, None], rows)
     bound = (weight.abs() / 16).clamp_min((scale * 2**-10)[:, None])
     assert bool(((got - weight).abs() <= bound * 1.001).all())

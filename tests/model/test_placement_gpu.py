@@ -16,7 +16,7 @@ import torch
 from longcat_kernels import ngram_ids, ngram_rows
 from longcat_kernels.ngram_ids import HashTable
 from longcat_kernels.ngram_ids import workloads as lite
-from longcat_kernels.ngram_rows import RowTable
+from longcat_kernels.row_table import RowTable
 from sglang_longcat.ngram.host_memory import HostMemory, available_bytes
 
 pytestmark = pytest.mark.gpu

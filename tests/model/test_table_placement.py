@@ -12,7 +12,8 @@ import torch
 from scoring import Oracle, ask, assert_same
 
 from harness import HarnessError, engine
-from longcat_kernels.ngram_rows import RowTable, quantise, reference, row_scales
+from longcat_kernels.ngram_rows import reference
+from longcat_kernels.row_table import RowTable, quantise, row_scales
 from sglang_longcat.reference import ReferenceModel
 
 

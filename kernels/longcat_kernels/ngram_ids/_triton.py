@@ -21,7 +21,7 @@ from longcat_kernels.dispatch import pdl_options
 
 if TYPE_CHECKING:
     from longcat_kernels.ngram_ids import HashTable
-    from longcat_kernels.ngram_rows import RowTable
+    from longcat_kernels.row_table import RowTable
 
 
 @triton.jit

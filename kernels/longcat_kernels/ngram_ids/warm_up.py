@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from longcat_kernels.ngram_ids import make_hash_table
-from longcat_kernels.ngram_rows import SCALE_BYTES, RowTable, extend_rows, window_rows
+from longcat_kernels.ngram_rows import extend_rows, window_rows
+from longcat_kernels.row_table import SCALE_BYTES, RowTable
 
 if TYPE_CHECKING:
     from longcat_kernels.warmup import Sizes

@@ -10,7 +10,7 @@ from longcat_kernels.ngram_ids import reference as ids
 
 if TYPE_CHECKING:
     from longcat_kernels.ngram_ids import HashTable
-    from longcat_kernels.ngram_rows import RowTable
+    from longcat_kernels.row_table import RowTable
 
 
 def gather(row_ids: torch.Tensor, rows: RowTable) -> torch.Tensor:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from longcat_kernels import ngram_rows
 from longcat_kernels.ngram_ids import workloads as lite
-from longcat_kernels.ngram_rows import RowTable
+from longcat_kernels.row_table import RowTable, quantise, row_scales
 
 COLUMNS = 256
 DECODE_BATCHES = (1, 4, 16, 64, 256, 512, 1024)
@@ -18,7 +17,7 @@ def make_rows(count: int, columns: int, kind: str, *, seed: int, device: str) ->
     random = torch.Generator().manual_seed(seed)
     weight = torch.randn(count, columns, generator=random)
     if kind == "fp8":
-        storage = ngram_rows.quantise(weight, ngram_rows.row_scales(weight))
+        storage = quantise(weight, row_scales(weight))
         return RowTable(storage.to(device), columns, torch.bfloat16)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[kind]
     return RowTable(weight.to(device, dtype), columns, dtype)
