@@ -178,20 +178,18 @@ def gpu_memory(args: argparse.Namespace) -> float:
 
 
 def room(config: LongcatConfig, gib: float, plan: Plan, arm: str, *, rows: int) -> int:
-    """Tokens of KV cache in all beside graphs of `rows`; negative if the weights do not fit.
-    Attention DP keeps attention, tables and embedding whole on every rank, and a KV cache of its
-    own on each."""
-    share, whole = sizing.parts(config, ranks=plan.ranks), sizing.parts(config)
-    tables = 0 if arm == "host" else (whole if plan.dp else share).tables
-    weights = share.without_tables
-    if plan.dp:
-        weights = whole.without_tables - whole.experts + share.experts
+    """Tokens of KV cache in all beside graphs of `rows`; negative if the weights do not fit."""
+    replicas = plan.ranks if plan.dp else 1
+    share = sizing.parts(config, ranks=plan.ranks, attention_dp=replicas)
+    tables = 0 if arm == "host" else share.tables
     gpu = roofline.Gpu(memory=gib, bandwidth=1, bf16=1)
     chunk, _ = reserve.defaults(gib * 1024, plan.ranks)
     kept = reserve.reserve_mb(chunk, rows, plan.ranks, attention_dp=plan.dp) / 1024
     fraction = IN_TREE_FRACTION if arm == "in-tree" else 1 - kept / gib
-    tokens = roofline.kv_tokens(gpu, config, weights=weights + tables, mem_fraction=fraction)
-    return int(FOUND * (tokens * plan.ranks if plan.dp else tokens))
+    tokens = roofline.kv_tokens(
+        gpu, config, weights=share.without_tables + tables, mem_fraction=fraction
+    )
+    return int(FOUND * tokens * replicas)
 
 
 def measure(run: Run) -> None:

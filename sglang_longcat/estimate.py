@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ class Choice:
     dtype: Literal["bf16", "fp8"]  # of the linear layers
     tables: Literal["device", "host"]
     table_dtype: Literal["bf16", "fp8"]
+    attention_dp: int = 1  # replicas of attention among the tp ranks
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Row:
     weights_gib: float
     tables_gib: float
     host_gib: float
-    kv_tokens: int  # negative: the weights do not fit
+    kv_tokens: int  # of all replicas; negative: the weights do not fit
     requests: int  # of the context length
     tpot_ms: dict[int, float]  # by batch; of those that fit
 
@@ -62,12 +63,15 @@ def estimate(
 ) -> Row:
     """The row of one choice; fraction None: as the plugin chooses it. Raises KeyError for a GPU
     that `roofline.GPUS` lacks."""
-    gpu = GPUS[choice.gpu]
+    gpu, replicas = GPUS[choice.gpu], choice.attention_dp
     if fraction is None:
-        fraction = 1 - reserve.default_mb(gpu.memory * 1024, choice.tp) / 1024 / gpu.memory
+        kept = reserve.default_mb(gpu.memory * 1024, choice.tp, attention_dp=replicas > 1)
+        fraction = 1 - kept / 1024 / gpu.memory
     if choice.dtype == "fp8" and not (config.quant and config.quant.is_block_fp8):
         config = sizing.in_fp8(config)
-    share = sizing.parts(config, ranks=choice.tp, table_dtype=choice.table_dtype)
+    share = sizing.parts(
+        config, ranks=choice.tp, attention_dp=replicas, table_dtype=choice.table_dtype
+    )
     on_gpu = share.tables if choice.tables == "device" else 0
     weights = share.without_tables + on_gpu
     tokens = roofline.kv_tokens(gpu, config, weights=weights, mem_fraction=fraction)
@@ -75,14 +79,21 @@ def estimate(
         choice=choice,
         weights_gib=weights / GIB,
         tables_gib=on_gpu / GIB,
-        host_gib=(share.tables - on_gpu) * choice.tp / GIB,
-        kv_tokens=tokens,
-        requests=max(tokens, 0) // context,
+        host_gib=(share.tables - on_gpu) * (choice.tp // replicas) / GIB,  # replicas share theirs
+        kv_tokens=tokens * replicas,
+        requests=max(tokens, 0) // context * replicas,
         tpot_ms={
             batch: 1e3
-            * roofline.step_seconds(gpu, config, batch=batch, context=context, ranks=choice.tp)
+            * roofline.step_seconds(
+                gpu,
+                config,
+                batch=batch,
+                context=context,
+                ranks=choice.tp,
+                attention_dp=replicas,
+            )
             for batch in batches
-            if batch * context <= tokens
+            if -(-batch // replicas) * context <= tokens
         },
     )
 
@@ -92,6 +103,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-path", type=Path, help="checkpoint or config.json; else published")
     parser.add_argument("--gpu", nargs="+", choices=GPUS, default=list(GPUS), metavar="NAME")
     parser.add_argument("--tp", nargs="+", type=_positive, default=[1], metavar="N")
+    parser.add_argument(
+        "--attn-dp-size",
+        nargs="+",
+        type=_positive,
+        default=[1],
+        metavar="N",
+        help="replicas of attention; with each --tp that it divides",
+    )
     parser.add_argument("--dtype", **two, default=["bf16"], help="of the linear layers")
     parser.add_argument("--tables", nargs="+", choices=("device", "host"), default=None)
     parser.add_argument("--table-dtype", **two, default=["bf16"])
@@ -120,11 +139,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _choices(args: argparse.Namespace, config: LongcatConfig) -> Iterator[Choice]:
+def _choices(args: argparse.Namespace, config: LongcatConfig) -> list[Choice]:
     dtypes = ["fp8"] if config.quant and config.quant.is_block_fp8 else args.dtype
     places = args.tables or ["device", "host"]
-    axes = (args.gpu, args.tp, dtypes, places, args.table_dtype)
-    yield from itertools.starmap(Choice, itertools.product(*axes))
+    axes = (args.gpu, args.tp, dtypes, places, args.table_dtype, args.attn_dp_size)
+    choices = list(itertools.starmap(Choice, itertools.product(*axes)))
+    possible = [choice for choice in choices if choice.tp % choice.attention_dp == 0]
+    if not possible:
+        raise ValueError(
+            f"--attn-dp-size {args.attn_dp_size} divides none of --tp {args.tp}: expected a size "
+            "that deals the ranks out to replicas, say --tp 8 --attn-dp-size 8."
+        )
+    return possible
 
 
 def _print_table(rows: Sequence[Row], args: argparse.Namespace) -> None:
@@ -154,7 +180,7 @@ def _print_table(rows: Sequence[Row], args: argparse.Namespace) -> None:
 def _cells(row: Row, batches: Sequence[int]) -> list[str]:
     choice = row.choice
     head = [
-        f"{choice.tp} x {choice.gpu}",
+        f"{choice.tp} x {choice.gpu}" + f", DP{choice.attention_dp}" * (choice.attention_dp > 1),
         choice.dtype,
         f"{choice.tables} {choice.table_dtype}",
         f"{row.weights_gib:.1f}",

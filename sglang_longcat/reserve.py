@@ -52,6 +52,6 @@ def defaults(gpu_mb: float, ranks: int) -> tuple[int, int]:
     return 8192, 256 if ranks < 4 else 512
 
 
-def default_mb(gpu_mb: float, ranks: int) -> float:
+def default_mb(gpu_mb: float, ranks: int, *, attention_dp: bool = False) -> float:
     """`reserve_mb` of a server with SGLang's defaults."""
-    return reserve_mb(*defaults(gpu_mb, ranks), ranks)
+    return reserve_mb(*defaults(gpu_mb, ranks), ranks, attention_dp=attention_dp)

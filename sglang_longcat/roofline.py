@@ -51,11 +51,19 @@ def kv_tokens(
 
 
 def step_seconds(
-    gpu: Gpu, config: LongcatConfig, *, batch: int, context: int, ranks: int = 1
+    gpu: Gpu,
+    config: LongcatConfig,
+    *,
+    batch: int,
+    context: int,
+    ranks: int = 1,
+    attention_dp: int = 1,
 ) -> float:
     """The lower bound of a decode step: reading its bytes, or its arithmetic if that is longer."""
     fast = gpu.fp8 if config.quant is not None and gpu.fp8 else gpu.bf16
-    read = sizing.step_bytes(config, batch=batch, context=context, ranks=ranks)
+    read = sizing.step_bytes(
+        config, batch=batch, context=context, ranks=ranks, attention_dp=attention_dp
+    )
     computed = sizing.step_flops(config, batch=batch, context=context, ranks=ranks)
     return max(read / (gpu.bandwidth * 1e12), computed / (fast * 1e12))
 

@@ -19,6 +19,7 @@ KV_WIDTH = {"bf16": 2, "fp8": 1}
 FP8_ROW_SCALE = 16  # bytes beside each fp8 row of a rank: its scale, padded to keep rows aligned
 _BLOCK = (128, 128)
 # Whole on every rank: the latent projections feed all heads, the router scores all experts.
+_OF_ATTENTION = (".self_attn.", "embed_tokens")  # split over the ranks of one replica only
 _REPLICATED = (".q_a_proj.", ".kv_a_proj_with_mqa.", "norm", ".router.", "enorm.m", "hnorm.m")
 
 
@@ -43,19 +44,27 @@ def in_fp8(config: LongcatConfig) -> LongcatConfig:
 
 
 def parts(
-    config: LongcatConfig, *, ranks: int = 1, table_dtype: TableDtype = "bf16", mtp: bool = False
+    config: LongcatConfig,
+    *,
+    ranks: int = 1,
+    attention_dp: int = 1,
+    table_dtype: TableDtype = "bf16",
+    mtp: bool = False,
 ) -> Parts:
-    """One rank's share; with expert parallelism the same, since experts are equal in size."""
+    """One rank's share; with expert parallelism the same, since experts are equal in size. Of
+    `attention_dp` replicas each has attention, embedding and tables once, over its own ranks."""
+    replica = ranks // attention_dp
     sums = {"embedding": 0, "experts": 0, "rest": 0, "copies": 0}
     for name, shape in add_scales(expected_tensors(config, mtp=mtp), config.quant).items():
         if ".embedders." in name:
             continue
         size = WIDTH[tensor_dtype(name, config.quant)] * math.prod(shape)
-        size = size if any(part in name for part in _REPLICATED) else -(-size // ranks)
+        sharers = replica if any(part in name for part in _OF_ATTENTION) else ranks
+        size = size if any(part in name for part in _REPLICATED) else -(-size // sharers)
         sums[_use(name)] += size
         if name.endswith(".kv_b_proj.weight"):
-            sums["copies"] += -(-math.prod(shape) * WIDTH["BF16"] // ranks)
-    return Parts(tables=table_bytes(config, table_dtype, ranks=ranks), **sums)
+            sums["copies"] += -(-math.prod(shape) * WIDTH["BF16"] // replica)
+    return Parts(tables=table_bytes(config, table_dtype, ranks=replica), **sums)
 
 
 def _use(name: str) -> str:
@@ -101,18 +110,21 @@ def step_bytes(
     batch: int,
     context: int,
     ranks: int = 1,
+    attention_dp: int = 1,
     kv_dtype: Literal["bf16", "fp8"] = "bf16",
 ) -> float:
     """What one rank reads from its own memory to decode one token of each of `batch` requests of
-    `context` tokens: weights once, the experts reached, the KV cache. Rows of embeddings (6 KiB a
-    token) and activations are left out."""
-    share = parts(config, ranks=ranks)
+    `context` tokens: weights once, the experts reached, the KV cache of its replica's requests.
+    Rows of embeddings (6 KiB a token) and activations are left out."""
+    share = parts(config, ranks=ranks, attention_dp=attention_dp)
     experts = share.experts * experts_read(config, batch) / config.n_routed_experts
-    return share.rest + experts + batch * context * kv_bytes_per_token(config, kv_dtype)
+    requests = -(-batch // attention_dp)
+    return share.rest + experts + requests * context * kv_bytes_per_token(config, kv_dtype)
 
 
 def step_flops(config: LongcatConfig, *, batch: int, context: int, ranks: int = 1) -> float:
-    """Of one rank: two for each weight and token, and attention over the latent cache."""
+    """Of one rank: two for each weight and token, and attention over the latent cache. Attention DP
+    deals the same work out by requests in place of heads."""
     plain = parts(replace(config, quant=None), ranks=ranks)
     routed = plain.experts * config.moe_topk / config.router_logits
     heads = config.num_attention_heads / ranks

@@ -19,6 +19,7 @@ from sglang_longcat.doctor.finding import Finding, Status
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-path", help="directory, or the name of a downloaded model")
     parser.add_argument("--tp", type=int, help="tensor-parallel size (default: all GPUs)")
+    parser.add_argument("--attn-dp-size", type=int, default=1, help="replicas of attention")
     parser.add_argument("--mem-fraction", type=float, help="--mem-fraction-static, if you set it")
     parser.add_argument("--context", type=int, default=32768, help="--context-length")
     parser.add_argument("--json", action="store_true")
@@ -56,7 +57,12 @@ def examine(args: argparse.Namespace) -> list[Finding]:
     found += about
     if config is not None:
         tp = args.tp or max(1, len(here.gpus))
-        plan = placement.Plan(tp=tp, mem_fraction=args.mem_fraction, context=args.context)
+        plan = placement.Plan(
+            tp=tp,
+            mem_fraction=args.mem_fraction,
+            context=args.context,
+            attention_dp=args.attn_dp_size,
+        )
         found += placement.check(here, config, plan)
     return found
 

@@ -37,11 +37,17 @@ class Plan:
     tp: int
     mem_fraction: float | None
     context: int
+    attention_dp: int = 1
 
 
 def check(here: Machine, config: LongcatConfig, plan: Plan) -> list[Finding]:
     if not here.gpus:
         return [Finding.info("recipe", "cpu-tiny")]
+    if plan.attention_dp < 1 or plan.tp % plan.attention_dp:
+        text = (
+            f"--attn-dp-size {plan.attention_dp} does not divide --tp {plan.tp}; use one that does"
+        )
+        return [Finding.error("placement", text)]
     if plan.tp > len(here.gpus):
         text = f"--tp {plan.tp}, but {len(here.gpus)} GPUs are visible; use a smaller one"
         return [Finding.error("placement", text)]
@@ -70,11 +76,12 @@ def suggest(here: Machine) -> str:
 
 def _room(here: Machine, config: LongcatConfig, plan: Plan) -> placement.Room:
     dtype: sizing.TableDtype = "fp8" if env.ngram_fp8() else "bf16"
-    share = sizing.parts(config, ranks=plan.tp, table_dtype=dtype)
+    replicas = plan.attention_dp
+    share = sizing.parts(config, ranks=plan.tp, attention_dp=replicas, table_dtype=dtype)
     smallest = min(here.gpus, key=lambda gpu: gpu.free)
     return placement.Room(
         tables=share.tables,
-        tables_on_node=share.tables * plan.tp,
+        tables_on_node=share.tables * (plan.tp // replicas),
         device=smallest.free - _reserve(smallest, plan) - share.without_tables,
         host=here.host,
         kv_token=sizing.kv_bytes_per_token(config),
@@ -86,7 +93,8 @@ def _reserve(gpu: Device, plan: Plan) -> int:
     """What lies outside of weights and KV cache, in bytes."""
     if plan.mem_fraction is not None:
         return int(gpu.total * (1 - plan.mem_fraction))
-    return int(reserve.default_mb(gpu.total / 2**20, plan.tp)) << 20
+    attention_dp = plan.attention_dp > 1
+    return int(reserve.default_mb(gpu.total / 2**20, plan.tp, attention_dp=attention_dp)) << 20
 
 
 def _kv_cache(room: placement.Room, plan: Plan, *, on_device: bool) -> Finding:
@@ -98,7 +106,8 @@ def _kv_cache(room: placement.Room, plan: Plan, *, on_device: bool) -> Finding:
             f"{max(0, tokens):,} tokens, less than one request of {plan.context:,}. Use more GPUs "
             "(--tp), LONGCAT_NGRAM_TABLES=host, an FP8 checkpoint, or a shorter --context.",
         )
-    return Finding.ok("KV cache", f"{tokens:,} tokens expected, at --tp {plan.tp}")
+    each = f" and --attn-dp-size {plan.attention_dp}, on each replica" * (plan.attention_dp > 1)
+    return Finding.ok("KV cache", f"{tokens:,} tokens expected, at --tp {plan.tp}{each}")
 
 
 def _host(here: Machine, room: placement.Room) -> list[Finding]:

@@ -136,9 +136,9 @@ def test_unknown_model_is_one_finding():
     assert "neither a directory nor a downloaded model" in problem
 
 
-def examined(*gpus, host=500 * GIB, memlock=UNLIMITED, tp=1, fraction=None, context=32768):
+def examined(*gpus, host=500 * GIB, memlock=UNLIMITED, tp=1, dp=1, fraction=None, context=32768):
     here = Machine(gpus=gpus, driver="580", host=host, memlock=memlock)
-    plan = placement.Plan(tp=tp, mem_fraction=fraction, context=context)
+    plan = placement.Plan(tp=tp, mem_fraction=fraction, context=context, attention_dp=dp)
     return placement.check(here, LITE, plan)
 
 
@@ -161,6 +161,19 @@ def test_two_gpus_keep_them():
     found = examined(H200, H200, tp=2)
     assert "29.25 GiB in HBM" in text_of(found, "placement")
     assert text_of(found, "recipe") == "h200-tp2-ep2"
+
+
+def test_replicas_have_the_tables_each_on_the_gpu_and_once_in_host_memory():
+    """Two H200 had 1,258,233 tokens a replica, with 2 GiB less kept free."""
+    found = examined(H200, H200, tp=2, dp=2)
+    assert "58.50 GiB in HBM" in text_of(found, "placement")
+    tokens = int(text_of(found, "KV cache").split()[0].replace(",", ""))
+    assert 1_100_000 < tokens < 1_258_233
+    assert "on each replica" in text_of(found, "KV cache")
+    found = examined(H100, H100, tp=2, dp=2, host=80 * GIB)  # enough for one copy
+    assert "58.50 GiB pinned" in text_of(found, "placement")
+    for dp in (0, 3):
+        assert "does not divide --tp 2" in text_of(examined(H200, H200, tp=2, dp=dp), "placement")
 
 
 def test_container_without_memory_for_the_tables():

@@ -41,6 +41,26 @@ def test_published_sizes():
     assert sizing.weight_bytes(sizing.in_fp8(LITE)) / 1e9 == pytest.approx(101, abs=1)
 
 
+def test_attention_dp_repeats_attention_embedding_and_tables():
+    """94.75 GiB of weights on each of two H200 with the tables there; experts, dense MLPs and head
+    stay split. A replica of two ranks has what two GPUs have of attention."""
+    share = sizing.parts(LITE, ranks=2, attention_dp=2)
+    assert (share.tables + share.without_tables) / GIB == pytest.approx(94.75, abs=0.25)
+    wide = sizing.parts(LITE, ranks=4, attention_dp=2)
+    two = sizing.parts(LITE, ranks=2)
+    assert (wide.tables, wide.embedding, wide.copies) == (two.tables, two.embedding, two.copies)
+    assert wide.experts * 2 == two.experts
+
+
+def test_a_replica_reads_its_own_requests():
+    """Twice the attention weights, half of the KV cache."""
+    size = {"batch": 64, "ranks": 2}
+    weights = [sizing.step_bytes(LITE, **size, context=0, attention_dp=dp) for dp in (1, 2)]
+    whole = [sizing.step_bytes(LITE, **size, context=4096, attention_dp=dp) for dp in (1, 2)]
+    assert 0.5 < (weights[1] - weights[0]) / 1e9 < 1.1
+    assert whole[1] - weights[1] == pytest.approx((whole[0] - weights[0]) / 2)
+
+
 def test_tables_of_a_rank():
     assert sizing.table_bytes(LITE, ranks=8) * 8 == sizing.table_bytes(LITE)
     rows = sum(LITE.ngram.rows)
@@ -160,6 +180,23 @@ def test_expects_what_the_plugin_keeps_free(capsys):
     assert 2_100_000 < host["kv_tokens"] < 2_138_454
     small, _ = rows(capsys, "--gpu", "H200", "--mem-fraction", "0.93")
     assert small["kv_tokens"] < 50_000
+
+
+def test_attention_dp_multiplies_the_kv_cache(capsys):
+    """Two H200 had 1,258,233 tokens a replica with 2 GiB less kept free; host tables lie there
+    once."""
+    two, eight = rows(
+        capsys, "--gpu", "H200", "--tables", "device", "--tp", "2", "8", "--attn-dp-size", "2", "8"
+    )[::2]
+    assert 1_100_000 < two["kv_tokens"] / 2 < 1_258_233
+    assert (two["choice"]["tp"], eight["choice"]["attention_dp"]) == (2, 8)
+    [host] = rows(capsys, "--gpu", "H200", "--tables", "host", "--tp", "8", "--attn-dp-size", "8")
+    assert host["host_gib"] == pytest.approx(58.5, abs=0.01)
+
+
+def test_replicas_must_divide_the_ranks(capsys):
+    assert command.main(["estimate", "--tp", "2", "--attn-dp-size", "3"]) == 2
+    assert "--attn-dp-size [3] divides none of --tp [2]" in capsys.readouterr().err
 
 
 def test_table_shows_what_does_not_fit(capsys, monkeypatch):
