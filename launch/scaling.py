@@ -184,7 +184,7 @@ def room(config: LongcatConfig, gib: float, plan: Plan, arm: str, *, rows: int) 
     tables = 0 if arm == "host" else share.tables
     gpu = roofline.Gpu(memory=gib, bandwidth=1, bf16=1)
     chunk, _ = reserve.defaults(gib * 1024, plan.ranks)
-    kept = reserve.reserve_mb(chunk, rows, plan.ranks, attention_dp=plan.dp) / 1024
+    kept = reserve.reserve_mb(chunk, rows, plan.ranks, attention_dp=replicas) / 1024
     fraction = IN_TREE_FRACTION if arm == "in-tree" else 1 - kept / gib
     tokens = roofline.kv_tokens(
         gpu, config, weights=share.without_tables + tables, mem_fraction=fraction

@@ -65,7 +65,7 @@ def estimate(
     that `roofline.GPUS` lacks."""
     gpu, replicas = GPUS[choice.gpu], choice.attention_dp
     if fraction is None:
-        kept = reserve.default_mb(gpu.memory * 1024, choice.tp, attention_dp=replicas > 1)
+        kept = reserve.default_mb(gpu.memory * 1024, choice.tp, attention_dp=replicas)
         fraction = 1 - kept / 1024 / gpu.memory
     if choice.dtype == "fp8" and not (config.quant and config.quant.is_block_fp8):
         config = sizing.in_fp8(config)

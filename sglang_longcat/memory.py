@@ -50,7 +50,7 @@ def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> N
         prefill,
         cfg.cuda_graph_config.decode.max_bs or 0,
         cfg.tp_size,
-        attention_dp=cfg.attn_dp_size > 1,
+        attention_dp=cfg.attn_dp_size,
         fused_sums=cfg.flashinfer_allreduce_fusion_backend is not None,
     )
     fraction = round(1 - reserve / memory, 3)

@@ -1,8 +1,8 @@
 """Memory that the model needs outside of weights and KV cache: what --mem-fraction-static leaves.
 
 Owns: this arithmetic, and SGLang's defaults of the two sizes that it depends on most. `memory.py`
-tells SGLang; `estimate`, `doctor` and `launch/scaling.py` expect it. Knows neither SGLang
-nor torch.
+tells SGLang; `estimate`, `doctor` and `launch/scaling.py` expect it. `attention_dp` counts
+replicas, as in `sizing`. Knows neither SGLang nor torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def reserve_mb(
     graph_rows: int,
     ranks: int,
     *,
-    attention_dp: bool = False,
+    attention_dp: int = 1,
     fused_sums: bool = False,
 ) -> float:
     """Memory to leave outside of the static share, in MiB."""
@@ -39,7 +39,7 @@ def reserve_mb(
         + _MB_PER_PREFIX_TOKEN * PREFIX_TOKENS
         + _MB_PER_GRAPH_ROW * graph_rows
         + (_MB_PER_RANK * ranks if ranks > 1 else 0)
-        + (_MB_ATTENTION_DP if attention_dp else 0)
+        + (_MB_ATTENTION_DP if attention_dp > 1 else 0)
         + (_MB_FUSED_SUMS_PER_RANK * ranks if fused_sums and ranks > 1 else 0)
     )
 
@@ -52,6 +52,6 @@ def defaults(gpu_mb: float, ranks: int) -> tuple[int, int]:
     return 8192, 256 if ranks < 4 else 512
 
 
-def default_mb(gpu_mb: float, ranks: int, *, attention_dp: bool = False) -> float:
+def default_mb(gpu_mb: float, ranks: int, *, attention_dp: int = 1) -> float:
     """`reserve_mb` of a server with SGLang's defaults."""
     return reserve_mb(*defaults(gpu_mb, ranks), ranks, attention_dp=attention_dp)

@@ -19,8 +19,9 @@ KV_WIDTH = {"bf16": 2, "fp8": 1}
 FP8_ROW_SCALE = 16  # bytes beside each fp8 row of a rank: its scale, padded to keep rows aligned
 _BLOCK = (128, 128)
 # Whole on every rank: the latent projections feed all heads, the router scores all experts.
-_OF_ATTENTION = (".self_attn.", "embed_tokens")  # split over the ranks of one replica only
 _REPLICATED = (".q_a_proj.", ".kv_a_proj_with_mqa.", "norm", ".router.", "enorm.m", "hnorm.m")
+# Whole on every replica of attention, and split over its ranks.
+_OF_ATTENTION = (".self_attn.", "embed_tokens")
 
 
 @dataclass(frozen=True)

@@ -93,8 +93,8 @@ def _reserve(gpu: Device, plan: Plan) -> int:
     """What lies outside of weights and KV cache, in bytes."""
     if plan.mem_fraction is not None:
         return int(gpu.total * (1 - plan.mem_fraction))
-    attention_dp = plan.attention_dp > 1
-    return int(reserve.default_mb(gpu.total / 2**20, plan.tp, attention_dp=attention_dp)) << 20
+    kept = reserve.default_mb(gpu.total / 2**20, plan.tp, attention_dp=plan.attention_dp)
+    return int(kept) << 20
 
 
 def _kv_cache(room: placement.Room, plan: Plan, *, on_device: bool) -> Finding:
