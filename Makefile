@@ -13,10 +13,10 @@ setup: ## create or refresh .venv (about 11 GB the first time, then seconds)
 	@$(PYTHON) ci/setup_env.py
 
 serve: setup ## serve LongCat-nano, answer one chat request, keep serving (ARGS=--once stops then)
-	@$(RUN) launch/serve.py $(ARGS)
+	@$(RUN) -m launch.serve $(ARGS)
 
 kernels: setup ## compile our GPU kernels now: a server then finds them in Triton's cache
-	@$(RUN) -m longcat_kernels.warmup $(ARGS)
+	@$(RUN) -m longcat_kernels.warm_up $(ARGS)
 
 test: setup ## run the tests (ARGS goes to pytest: make test ARGS="-k wheel")
 	@$(RUN) -m pytest $(ARGS)

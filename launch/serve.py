@@ -4,7 +4,7 @@ Owns: choosing recipe, device and model (LongCat-nano when none is named; a smal
 for the recipes `*-tiny`), the server process from start to clean shutdown. Leaves to others: the
 flags (a recipe is one of SGLang's own `--config` files), the CPU variables
 (`sglang_longcat.cpu.environment`), the checkpoints' content (`sglang_longcat.assets` and
-`.checkpoint`). Options it does not know go to `sglang.launch_server` unchanged.
+`.testing`). Options it does not know go to `sglang.launch_server` unchanged.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import NoReturn
 
 import yaml
 
-from gpus import gpu_count
+from launch.gpus import gpu_count
 from sglang_longcat.assets import NANO, nano
 from sglang_longcat.cpu.environment import CPU_ENV, tp_env
 
@@ -143,7 +143,8 @@ def small_checkpoint() -> Path:
     """Build the small random checkpoint once per version of its writer; returns its directory."""
     package = ROOT / "sglang_longcat"
     writer = hashlib.sha256()
-    for source in sorted([package / "config.py", *(package / "checkpoint").rglob("*.*")]):
+    folders = package / "checkpoint", package / "testing"
+    for source in sorted([package / "config.py", *(f for d in folders for f in d.rglob("*.*"))]):
         if source.is_file() and "__pycache__" not in source.parts:
             writer.update(source.read_bytes())
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -151,7 +152,7 @@ def small_checkpoint() -> Path:
     if not target.exists():
         say(f"building the small checkpoint: {target}")
         partial = target.with_name(f"{target.name}.{os.getpid()}")
-        command = [sys.executable, "-m", "sglang_longcat.checkpoint", "tiny", str(partial)]
+        command = [sys.executable, "-m", "sglang_longcat.testing", "tiny", str(partial)]
         subprocess.run(command, check=True)
         try:
             partial.rename(target)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from sglang_longcat import __version__, doctor, draft_vocabulary, estimate
-
-TEMPLATE = Path(__file__).parent / "checkpoint" / "chat_template.jinja"
+from sglang_longcat import __version__, doctor
+from sglang_longcat.checkpoint import CHAT_TEMPLATE
+from sglang_longcat.planning import estimate
+from sglang_longcat.speculation import draft_vocabulary
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _print_template(args: argparse.Namespace) -> int:
-    print(TEMPLATE)
+    print(CHAT_TEMPLATE)
     return 0
 
 

@@ -27,24 +27,26 @@ def register() -> None:
 
 
 def _register() -> None:
-    from sglang_longcat import cpu, host
+    from sglang_longcat import cpu
     from sglang_longcat.cpu import environment
+    from sglang_longcat.host import contract
 
     environment.require()
-    host.require()
+    contract.require()
 
     from sglang.srt.models.registry import ModelRegistry
     from sglang.srt.utils import is_cpu
 
     from longcat_kernels import dispatch
-    from sglang_longcat import hf_config, hooks, memory, ray_actors, tool_parser
+    from sglang_longcat import hooks, tool_parser
+    from sglang_longcat.host import hf_config, memory_share, refuse_ray
 
     dispatch.allow_pdl(env.pdl())
     hf_config.register()
     ModelRegistry.register("sglang_longcat.models", overwrite=True, strict=True)
     hooks.register_all()
-    memory.register()
-    ray_actors.register()
+    memory_share.register()
+    refuse_ray.register()
     tool_parser.register()
     _implementations[:] = cpu.install() if is_cpu() else [_ON_A_GPU]
 

@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-from gpus import gpu_count
+from launch.gpus import gpu_count
 from sglang_longcat.cpu.environment import CPU_ENV
 
 GPUS = gpu_count()

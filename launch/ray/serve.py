@@ -13,10 +13,9 @@ import argparse
 import subprocess
 from pathlib import Path
 
+import ray
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-import ray
 
 SERVE = Path(__file__).resolve().parents[1] / "serve.sh"
 PORT = 5000  # of SGLang's own rendezvous

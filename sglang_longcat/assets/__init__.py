@@ -1,7 +1,7 @@
 """Files that ship with the package: `nano`, a small trained checkpoint.
 
-Owns: where they are. Leaves to others: what made them (tools/train_nano.py), who serves or measures
-them (launch/serve.py, ci/accuracy.py). Beside the checkpoint's own files `nano` has
+Owns: where they are. Leaves to others: what made them (training/nano), who serves or measures
+them (launch/serve.py, ci/accuracy). Beside the checkpoint's own files `nano` has
 held_out.json (windows of text that was not trained on) and golden.json (greedy answers).
 """
 
@@ -17,6 +17,6 @@ def nano() -> Path:
     if not (NANO / "model.safetensors").is_file():
         raise FileNotFoundError(
             f"{NANO} has no model.safetensors; expected the LongCat-nano that ships with the "
-            "package. Install the wheel again, or train it: tools/train_nano.py."
+            "package. Install the wheel again, or train it: python -m training.nano."
         )
     return NANO

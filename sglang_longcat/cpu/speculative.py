@@ -3,7 +3,7 @@
 Owns: registration of `chain_ops` as the sgl_kernel operators that the CPU branches of
 srt/speculative and kernels/ops/speculative call (a compiled library that has them keeps its own),
 the draft attention of `torch_native`, and sampled verification. Trees (topk above 1) are refused by
-`models/unsupported.py`.
+`host/refused_flags.py`.
 Upstream: speculative/draft_utils.py, DraftBackendFactory._create_backend, raises for torch_native;
 speculative/eagle_utils.py, _verify_uses_greedy, answers True on every CPU, so that a request with a
 temperature would silently be greedy; managers/overlap_utils.py gathers with a Triton kernel, which

@@ -9,11 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sglang_longcat import sizing
 from sglang_longcat.checkpoint.check import CheckpointError, check_checkpoint
 from sglang_longcat.checkpoint.generation import SAMPLING
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.doctor.finding import Finding
+from sglang_longcat.planning import sizing
 from sglang_longcat.tool_parser import scan
 
 GIB = 1 << 30

@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from sglang_longcat import env, reserve, sizing
+from sglang_longcat import env
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.doctor.finding import Finding
 from sglang_longcat.doctor.machine import GIB, UNLIMITED, Device, Machine
-from sglang_longcat.ngram import placement
+from sglang_longcat.planning import placement, reserve, sizing
 
 # (part of the GPU's name, fewest of them, recipe in launch/recipes), the first that fits.
 RECIPES = (

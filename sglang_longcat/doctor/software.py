@@ -35,17 +35,17 @@ def _version(package: str) -> str:
 
 
 def _contract() -> list[Finding]:
-    from sglang_longcat import host
+    from sglang_longcat.host import contract
 
     try:
-        lines = host.problems()
+        lines = contract.problems()
     except PackageNotFoundError:
-        lines = [f"SGLang is not installed: pip install 'sglang{host.SUPPORTED}'"]
+        lines = [f"SGLang is not installed: pip install 'sglang{contract.SUPPORTED}'"]
     if lines:
-        advice = f". Install the supported SGLang: pip install 'sglang{host.SUPPORTED}'"
+        advice = f". Install the supported SGLang: pip install 'sglang{contract.SUPPORTED}'"
         return [Finding.error("SGLang", line + advice) for line in lines]
     return [
-        Finding.ok("SGLang", f"all {len(host.ATTRIBUTES)} attributes that we rely on are there")
+        Finding.ok("SGLang", f"all {len(contract.ATTRIBUTES)} attributes that we rely on are there")
     ]
 
 

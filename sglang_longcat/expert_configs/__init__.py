@@ -1,7 +1,7 @@
 """Measured tile sizes of SGLang's expert GEMM for this model's shapes, in SGLang's file format.
 
 One file per shape, GPU and dtype, named as SGLang names them; those that end in `_down` are for the
-second GEMM. `tools/tune_experts.py` measures and writes them. Owns finding and reading a file;
+second GEMM. `benchmarks/tune/experts` measures and writes them. Owns finding and reading a file;
 `hooks/expert_configs.py` decides when ours are used.
 """
 

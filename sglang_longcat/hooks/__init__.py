@@ -11,7 +11,7 @@ from sglang_longcat.hooks import (
     arrived_requests,
     beam_search,
     expert_configs,
-    ngram_chain,
+    ngram_draft_chain,
     prompt_tokens,
     request_slots,
     seed_predecessors,
@@ -19,7 +19,7 @@ from sglang_longcat.hooks import (
     weight_update,
 )
 
-AFTER = (arrived_requests, ngram_chain, prompt_tokens, request_slots, seed_predecessors)
+AFTER = (arrived_requests, ngram_draft_chain, prompt_tokens, request_slots, seed_predecessors)
 AROUND = (beam_search, expert_configs, verify_sampling, weight_update)
 ALL = (*AFTER, *AROUND)
 

@@ -19,8 +19,8 @@ TARGET = (
 
 
 def apply(result: Any, scheduler: Any, *_args: Any, **_kwargs: Any) -> None:
-    from sglang_longcat.ngram.model import NgramModel
     from sglang_longcat.ngram.seeds import arrived_cells
+    from sglang_longcat.ngram.state import NgramModel
 
     model = scheduler.tp_worker.model_runner.model
     if result is not None and isinstance(model, NgramModel):

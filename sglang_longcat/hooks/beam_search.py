@@ -23,7 +23,7 @@ def apply(
     original: Callable[..., str | None], coordinator: BeamCoordinator, *args: Any, **kwargs: Any
 ) -> str | None:
     """The error message for the client; None lets the request pass."""
-    from sglang_longcat.hf_config import is_served_by_us
+    from sglang_longcat.host.hf_config import is_served_by_us
 
     if not is_served_by_us(coordinator.model_config.hf_config):
         return original(coordinator, *args, **kwargs)

@@ -41,7 +41,7 @@ def _is_ours() -> bool:
     """Our model, and no deterministic inference, which needs one tile size for all batches."""
     from sglang.srt.runtime_context import get_exec, process_model_config
 
-    from sglang_longcat.hf_config import is_served_by_us
+    from sglang_longcat.host.hf_config import is_served_by_us
 
     deterministic = get_exec().deterministic.enable_deterministic_inference
     return not deterministic and is_served_by_us(process_model_config().hf_config)

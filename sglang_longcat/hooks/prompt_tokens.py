@@ -23,7 +23,7 @@ def apply(result: str | None, req: Req, *_args: object, **_kwargs: object) -> st
     """The error message for the client; None lets the request pass."""
     from sglang.srt.runtime_context import process_model_config
 
-    from sglang_longcat.hf_config import is_served_by_us
+    from sglang_longcat.host.hf_config import is_served_by_us
 
     model = process_model_config()
     if result or not is_served_by_us(model.hf_config):

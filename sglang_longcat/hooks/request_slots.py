@@ -18,9 +18,9 @@ TARGET = (
 
 
 def apply(result: Any, *_args: Any, **kwargs: Any) -> None:
+    from sglang_longcat.host.kernel_warm_up import ready_kernels
     from sglang_longcat.ngram import gather_time
-    from sglang_longcat.ngram.model import NgramModel
-    from sglang_longcat.warm_up import ready_kernels
+    from sglang_longcat.ngram.state import NgramModel
 
     model, config = kwargs["model"], kwargs["model_config"]
     if isinstance(model, NgramModel):

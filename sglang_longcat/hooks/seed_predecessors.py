@@ -17,8 +17,8 @@ TARGET = "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new"
 def apply(
     result: Any, cls: Any, batch: Any, model_runner: Any, *_args: Any, **_kwargs: Any
 ) -> None:
-    from sglang_longcat.ngram.model import NgramModel
     from sglang_longcat.ngram.seeds import collect_seeds
+    from sglang_longcat.ngram.state import NgramModel
 
     model = model_runner.model
     if isinstance(model, NgramModel):

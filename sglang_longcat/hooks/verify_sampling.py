@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from sglang_longcat.window_sampling import (
+from sglang_longcat.speculation.window_sampling import (
     RecentTokens,
     Wishes,
     add_recent,
@@ -65,7 +65,7 @@ def apply(
 def _is_concerned(info: Any) -> bool:
     from sglang.srt.runtime_context import process_model_config
 
-    from sglang_longcat.hf_config import is_served_by_us
+    from sglang_longcat.host.hf_config import is_served_by_us
 
     wanted = info.acc_additive_penalties is not None or info.need_min_p_sampling
     return wanted and is_served_by_us(process_model_config().hf_config)

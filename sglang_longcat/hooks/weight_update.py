@@ -32,7 +32,7 @@ def apply(
 ) -> tuple[bool, str]:
     """(False, why) for files that do not fit the model being served; else SGLang's own answer."""
     from sglang_longcat.checkpoint.check import CheckpointError
-    from sglang_longcat.ngram.model import NgramModel
+    from sglang_longcat.ngram.state import NgramModel
 
     model = updater.get_model()
     if isinstance(model, NgramModel):

@@ -27,7 +27,7 @@ from longcat_kernels.mla_decode import fits, mla_decode, pays, project_values
 from longcat_kernels.mla_prologue import absorb_query, norm_and_store, norm_quantise_and_store
 from longcat_kernels.small_linear import linear
 from sglang_longcat import env
-from sglang_longcat.layers.fp8 import accepts_pair
+from sglang_longcat.layers.fp8_inputs import accepts_pair
 from sglang_longcat.layers.linear import takes_kernel
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from sglang.srt.runtime_context import get_exec
 
 from longcat_kernels.small_linear import linear, pays, swiglu_linear
 from sglang_longcat import env
-from sglang_longcat.layers.fp8 import accepts_pair, prefer_pairs, quantises, swiglu_quantise
+from sglang_longcat.layers.fp8_inputs import accepts_pair, prefer_pairs, quantises, swiglu_quantise
 
 if TYPE_CHECKING:
     from longcat_kernels.small_linear.configs import Op

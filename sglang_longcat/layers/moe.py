@@ -25,7 +25,7 @@ from longcat_kernels.expert_finalize import finalize
 from longcat_kernels.identity_experts import add_identity_
 from longcat_kernels.moe_router import Options, Routing, fuses, route, route_tokens
 from sglang_longcat import env
-from sglang_longcat.layers.fp8 import accepts_pair, pair_of
+from sglang_longcat.layers.fp8_inputs import accepts_pair, pair_of
 
 if TYPE_CHECKING:
     from sglang.srt.configs import LongcatFlashConfig

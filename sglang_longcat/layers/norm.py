@@ -8,9 +8,9 @@ only.
 
 from __future__ import annotations
 
-from sglang_longcat.layers.fp8 import Fp8Norm
-from sglang_longcat.layers.fused_sums import SumNorm
-from sglang_longcat.layers.owed import OwedNorm
+from sglang_longcat.layers.allreduce_norm import SumNorm
+from sglang_longcat.layers.deferred_sum import OwedNorm
+from sglang_longcat.layers.fp8_inputs import Fp8Norm
 
 
 class StageNorm(OwedNorm, SumNorm, Fp8Norm):

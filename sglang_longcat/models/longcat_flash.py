@@ -25,17 +25,17 @@ from sglang.srt.utils import add_prefix
 from torch import nn
 
 from sglang_longcat import hooks, plugin
+from sglang_longcat.checkpoint.reader import CheckpointReader, DraftReader
 from sglang_longcat.config import LongcatConfig
-from sglang_longcat.layers.fused_sums import final_norm
-from sglang_longcat.layers.ngram_embedding import NgramEmbedding
+from sglang_longcat.host.refused_flags import refuse_unsupported
+from sglang_longcat.layers.allreduce_norm import final_norm
+from sglang_longcat.layers.branches import prepare_streams
+from sglang_longcat.layers.decoder_layer import LongcatDecoderLayer
+from sglang_longcat.layers.deferred_sum import must_be_paid
+from sglang_longcat.layers.lazy_allocator import LateZeros
 from sglang_longcat.layers.norm import FinalNorm
-from sglang_longcat.layers.owed import must_be_paid
-from sglang_longcat.models.branch import prepare_streams
-from sglang_longcat.models.decoder_layer import LongcatDecoderLayer
-from sglang_longcat.models.unsupported import refuse_unsupported
-from sglang_longcat.models.zeros import LateZeros
-from sglang_longcat.ngram.model import NgramModel
-from sglang_longcat.weights import CheckpointReader, DraftReader
+from sglang_longcat.ngram.embedding import NgramEmbedding
+from sglang_longcat.ngram.state import NgramModel
 
 if TYPE_CHECKING:
     from sglang.srt.configs import LongcatFlashConfig

@@ -33,11 +33,11 @@ from sglang.srt.runtime_context import get_parallel, get_spec, process_model_con
 from torch import nn
 
 from sglang_longcat import env
+from sglang_longcat.checkpoint.reader import DraftReader
 from sglang_longcat.config import LongcatConfig
+from sglang_longcat.layers.decoder_layer import mla_attention
 from sglang_longcat.layers.linear import LongcatMLP, prefer_kernels
 from sglang_longcat.layers.norm import StageNorm
-from sglang_longcat.models.decoder_layer import mla_attention
-from sglang_longcat.weights import DraftReader
 
 if TYPE_CHECKING:
     from sglang.srt.configs import LongcatFlashConfig

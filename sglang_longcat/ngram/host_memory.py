@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from sglang_longcat.ngram.placement import HOST_MARGIN
+from sglang_longcat.planning.placement import HOST_MARGIN
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from longcat_kernels.ngram_rows import reference
 from longcat_kernels.row_table import SCALE_BYTES, RowTable, quantise, row_scales
 from sglang_longcat.ngram.host_memory import HostMemory, cores
-from sglang_longcat.ngram.placement import Where
 from sglang_longcat.ngram.sharing import Sharers
+from sglang_longcat.planning.placement import Where
 
 logger = logging.getLogger(__name__)
 _BLOCK_ROWS = 1 << 18  # 128 MiB of a full row: what one loading thread holds at a time

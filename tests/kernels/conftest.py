@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_ops import OPS
+
+from tests.kernels.kernel_ops import OPS
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICES = ["interpreter"] if INTERPRETED else ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

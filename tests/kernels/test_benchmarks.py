@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "kernels" / "benchmarks"
-
+from benchmarks.kernels import timing
 
 TABLES = {
     "ngram_ids": ["ngram_ids"],
@@ -24,12 +23,9 @@ TABLES = {
 
 
 @pytest.mark.parametrize("op", TABLES)
-def test_the_benchmark_times_the_reference_on_a_cpu(
-    op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_benchmark_times_the_reference_on_a_cpu(op: str, tmp_path: Path) -> None:
     """The GPU columns need a GPU; this keeps shapes, inputs and the CSV from rotting until then."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    module = importlib.import_module(f"bench_{op}")
+    module = importlib.import_module(f"benchmarks.kernels.{op}")
     module.main(["--device", "cpu", "--quick", "--out", str(tmp_path)])
     for table in TABLES[op]:
         with (tmp_path / f"{table}.csv").open() as file:
@@ -38,12 +34,8 @@ def test_the_benchmark_times_the_reference_on_a_cpu(
         assert all(float(row["us"]) > 0 and row["torch"] for row in rows)
 
 
-def test_a_run_that_is_cut_off_leaves_what_it_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_is_cut_off_leaves_what_it_has(tmp_path: Path) -> None:
     """Red if rows are written at the end only: a time limit took the tables of five operations."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    timing = importlib.import_module("timing")
 
     def prepare(case: Any, copy: int) -> Any:
         if case.shape == "third":

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from kernel_ops import OPS
+
+from tests.kernels.kernel_ops import OPS
 
 HERE = Path(__file__).parent
 FILES = [str(HERE / f"test_{op}.py") for op in OPS]

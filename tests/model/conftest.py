@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from scoring import Answer, Oracle, ask, chat_prompt, fixed_prompts
 
-from harness import engine
-from sglang_longcat.checkpoint.tiny import write_tiny
+from sglang_longcat.testing.tiny import write_tiny
+from tests.harness import engine
+from tests.model.scoring import Answer, Oracle, ask, chat_prompt, fixed_prompts
 
 
 @pytest.fixture(scope="session", autouse=True)

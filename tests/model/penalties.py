@@ -9,7 +9,8 @@ from collections import Counter
 from typing import Any
 
 import torch
-from scoring import Answer, Oracle, text
+
+from tests.model.scoring import Answer, Oracle, text
 
 BIAS = dict.fromkeys(range(100, 140), 30.0)  # 40 words only, so that they repeat
 PENALTIES: list[dict[str, Any]] = [

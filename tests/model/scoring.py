@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from harness import Engine
 from sglang_longcat.reference import ReferenceModel, Semantics
+from tests.harness import Engine
 
 BOS, EOS = 1, 2
 NEW = 8  # tokens generated per prompt

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from scoring import Answer, Oracle, ask, assert_same, rewritten, text
 
-from harness import engine
-from sglang_longcat.checkpoint.tiny import TinyOptions, write_tiny
+from sglang_longcat.testing.tiny import TinyOptions, write_tiny
+from tests.harness import engine
+from tests.model.scoring import Answer, Oracle, ask, assert_same, rewritten, text
 
 SECOND_EOS = 777  # in the prompts below, so that a list of EOS ids changes their hashes
 

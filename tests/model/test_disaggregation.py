@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scoring import EOS, Answer, Oracle, answer, assert_same, text
 
-from harness import Engine, engine
+from tests.harness import Engine, engine
+from tests.model.scoring import EOS, Answer, Oracle, answer, assert_same, text
 
 TRANSPORT = Path(__file__).with_name("transport")
 ENV = {

@@ -11,9 +11,9 @@ from statistics import mean
 
 import pytest
 import torch
-from scoring import EOS, Answer, Oracle, ask, assert_same, mistaken
 
-from harness import engine
+from tests.harness import engine
+from tests.model.scoring import EOS, Answer, Oracle, ask, assert_same, mistaken
 
 RULES = ("identity_scaled", "eos_cuts_lookback", "word_row_divided")  # fields of Semantics
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_fp8 import write_fp8
 
-from harness import engine
-from sglang_longcat.checkpoint.tiny import TinyOptions, write_tiny
 from sglang_longcat.reference import ReferenceModel, Semantics
+from sglang_longcat.testing.tiny import TinyOptions, write_tiny
+from tests.harness import engine
+from tests.model.test_fp8 import write_fp8
 
 MEAN_NATS = 0.1
 # Each token of a choice moves by up to 0.74 (see above), both so far apart hardly ever.

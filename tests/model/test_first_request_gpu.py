@@ -10,10 +10,10 @@ import importlib
 from pathlib import Path
 
 import pytest
-from scoring import ask, text
 
-from harness import engine
-from longcat_kernels.warmup import OPS
+from longcat_kernels.warm_up import OPS
+from tests.harness import engine
+from tests.model.scoring import ask, text
 
 
 def our_kernels() -> set[str]:

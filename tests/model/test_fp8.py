@@ -18,14 +18,14 @@ from typing import Any, cast
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from scoring import Answer, Oracle, ask, assert_same, text
 
-from harness import engine
 from sglang_longcat.checkpoint.headers import CheckpointError
-from sglang_longcat.checkpoint.tiny import TinyOptions, write_tiny
+from sglang_longcat.checkpoint.reader import CheckpointReader
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.reference.load import SCALE_SUFFIX, Checkpoint
-from sglang_longcat.weights import CheckpointReader
+from sglang_longcat.testing.tiny import TinyOptions, write_tiny
+from tests.harness import engine
+from tests.model.scoring import Answer, Oracle, ask, assert_same, text
 
 PROMPTS = [text(length, seed=1100 + length) for length in (1, 2, 9, 130)]
 PLAIN = TinyOptions(mtp=False, experts=8, zero_experts=4)

@@ -4,7 +4,7 @@ The engines load a plugin in which torch stands in for the GPU's libraries: prod
 the reference, and a layer that gets no pair quantises its input itself, as on a GPU. So an engine
 with pairs and one without (LONGCAT_SGLANG_OPS) mean the same, and both print what each layer got.
 Owns: that pairs arrive, and are of the right activation. The kernels are tests/kernels' business,
-which layers take part on a GPU is tests/unit/test_fp8_layers.py's.
+which layers take part on a GPU is tests/unit/layers/test_fp8_inputs.py's.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scoring import Answer, ask, text
-from test_fp8 import write_fp8
 
-from harness import engine
+from tests.harness import engine
+from tests.model.scoring import Answer, ask, text
+from tests.model.test_fp8 import write_fp8
 
 PLUGIN = """
 import os
@@ -25,7 +25,7 @@ import os
 import torch
 from longcat_kernels.fp8_inputs.reference import add_norm, quantise, swiglu, widen
 from sglang_longcat.cpu.fp8 import TorchBlockFp8Experts, TorchBlockFp8Linear
-from sglang_longcat.layers import attention, fp8
+from sglang_longcat.layers import attention, fp8_inputs
 from sglang_longcat.plugin import register as register_longcat
 
 def read(name, pair, x):

@@ -12,15 +12,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import injected
 import pytest
 import torch
-from scoring import Answer, Oracle, ask, assert_same
 
-from acceptance_modes import nextn
-from harness import engine
-from sglang_longcat.checkpoint.tiny import TinyOptions
-from sglang_longcat.layers import fused_sums
+from ci.acceptance.modes import nextn
+from sglang_longcat.layers import allreduce_norm
+from sglang_longcat.testing.tiny import TinyOptions
+from tests.harness import engine
+from tests.model import injected
+from tests.model.scoring import Answer, Oracle, ask, assert_same
 
 PLUGIN = """
 import os
@@ -56,13 +56,13 @@ def count(group, x):
 def register():
     register_longcat()  # whichever of the two plugins SGLang loads first
     GroupCoordinator.all_reduce = count
-    from sglang_longcat.layers import fused_sums
+    from sglang_longcat.layers import allreduce_norm
     from sglang_longcat.models import longcat_flash
 
     if rows := os.environ["MOST_ROWS"]:
-        fused_sums.most_rows = lambda: int(rows)
+        allreduce_norm.most_rows = lambda: int(rows)
         wrapper.flashinfer_allreduce_residual_rmsnorm = fused
-        for module in (exit, allreduce, add_norm, fused_sums):
+        for module in (exit, allreduce, add_norm, allreduce_norm):
             module.flashinfer_ar_fusion_applies = applies
     final = longcat_flash.final_norm
 
@@ -153,7 +153,7 @@ def test_drafts_and_verification(
 @pytest.mark.parametrize(("ranks", "rows"), [(2, 256), (3, 64), (4, 64), (8, 64)])
 def test_more_ranks_stop_earlier(monkeypatch: pytest.MonkeyPatch, ranks: int, rows: int) -> None:
     """Red if four GPUs take the kernel for 256 rows, where it loses 4 us of 15."""
-    monkeypatch.setattr(fused_sums, "get_parallel", lambda: SimpleNamespace(tp_size=ranks))
-    monkeypatch.setattr(fused_sums, "flashinfer_ar_fusion_applies", lambda rows: True)
-    assert fused_sums.fuses(torch.empty(rows, 8))
-    assert not fused_sums.fuses(torch.empty(rows + 1, 8))
+    monkeypatch.setattr(allreduce_norm, "get_parallel", lambda: SimpleNamespace(tp_size=ranks))
+    monkeypatch.setattr(allreduce_norm, "flashinfer_ar_fusion_applies", lambda rows: True)
+    assert allreduce_norm.fuses(torch.empty(rows, 8))
+    assert not allreduce_norm.fuses(torch.empty(rows + 1, 8))

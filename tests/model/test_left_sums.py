@@ -10,13 +10,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import injected
 import pytest
-from scoring import Answer, Oracle, ask, assert_same
 
-from acceptance_modes import nextn
-from harness import engine
-from sglang_longcat.checkpoint.tiny import TinyOptions
+from ci.acceptance.modes import nextn
+from sglang_longcat.testing.tiny import TinyOptions
+from tests.harness import engine
+from tests.model import injected
+from tests.model.scoring import Answer, Oracle, ask, assert_same
 
 PLUGIN = """
 import dataclasses
@@ -30,8 +30,9 @@ counts = Counter()
 
 def register():
     register_longcat()  # whichever of the two plugins SGLang loads first
-    from sglang_longcat.layers import owed
-    from sglang_longcat.models import decoder_layer, longcat_flash
+    from sglang_longcat.layers import deferred_sum
+    from sglang_longcat.layers import decoder_layer
+    from sglang_longcat.models import longcat_flash
 
     leave, add, final = decoder_layer.leave, owed.finalize_norm, longcat_flash.final_norm
 

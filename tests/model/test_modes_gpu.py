@@ -18,9 +18,9 @@ from statistics import mean
 from typing import Any
 
 import pytest
-from scoring import EOS, Answer, Oracle, ask, text
 
-from harness import engine
+from tests.harness import engine
+from tests.model.scoring import EOS, Answer, Oracle, ask, text
 
 NEW = 16
 OFF = {"disable_radix_cache": True, "disable_overlap_schedule": True}

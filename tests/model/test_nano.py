@@ -1,7 +1,7 @@
 """LongCat-nano through the real server and engine on a CPU: the accuracy gates and their teeth.
 
-Owns: that every way of serving keeps the numbers of ci/thresholds.toml, and that known mistakes
-break them by far. Leaves metrics and limits to ci/accuracy_*.py.
+Owns: that every way of serving keeps the numbers of ci/accuracy/thresholds.toml, and that known
+mistakes break them by far. Leaves metrics and limits to ci/accuracy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from accuracy_nano import (
+from ci.accuracy.nano import (
     MISTAKES,
     Oracle,
     Text,
@@ -22,9 +22,9 @@ from accuracy_nano import (
     metrics,
     over_http,
 )
-from accuracy_report import Row, judge, markdown, thresholds
-from harness import engine, server
+from ci.accuracy.report import Row, judge, markdown, thresholds
 from sglang_longcat.assets import nano
+from tests.harness import engine, server
 
 SLOTS = 16384  # KV cache for all windows at once
 WIDE = 5.0  # times what is allowed
@@ -103,7 +103,7 @@ def test_known_mistakes_fail_by_far(
 
 def test_speculation_pays_and_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """Red if a trained draft stops helping: of 4 tokens a step it brings 2.7 on held-out text."""
-    from acceptance import main
+    from ci.acceptance.__main__ import main
 
     assert main(["--prompts", "4", "--tokens", "32"]) == 0
     mtp, word = map(json.loads, capsys.readouterr().out.splitlines())

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from accuracy_nano import Oracle, Text, measure
-from accuracy_report import judge, markdown, thresholds
-from harness import engine
+from ci.accuracy.nano import Oracle, Text, measure
+from ci.accuracy.report import judge, markdown, thresholds
 from sglang_longcat.assets import nano
+from tests.harness import engine
 
 GPU: dict[str, Any] = {
     "device": "cuda",

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scoring import Answer, Oracle, ask, assert_same
 
-from harness import engine
+from tests.harness import engine
+from tests.model.scoring import Answer, Oracle, ask, assert_same
 
 NATS = 1e-4  # the sum over ranks is one more rounding of the same fp32 sums
 SLOW_START_S = 400  # of eight ranks while others use the same two cores: 120 s seen

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scoring import EOS, Answer, Oracle, answer, assert_same, text
-from test_scheduling import open_stream, post
 
-from harness import server
+from tests.harness import server
+from tests.model.scoring import EOS, Answer, Oracle, answer, assert_same, text
+from tests.model.test_scheduling import open_stream, post
 
 SLOTS = 2
 LONG = {"temperature": 0, "max_new_tokens": 160, "ignore_eos": True}

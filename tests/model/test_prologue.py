@@ -12,14 +12,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import injected
 import pytest
 import torch
-from scoring import Answer, Oracle, ask, assert_same
 
-from acceptance_modes import nextn
-from harness import engine
+from ci.acceptance.modes import nextn
 from longcat_kernels.mla_decode import FEW
+from tests.harness import engine
+from tests.model import injected
+from tests.model.scoring import Answer, Oracle, ask, assert_same
 
 PLUGIN = """
 from sglang_longcat.layers import attention

@@ -16,9 +16,9 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
-from scoring import EOS, NATS, Answer, Oracle, answer, ask, assert_same, text
 
-from harness import Server, engine, server
+from tests.harness import Server, engine, server
+from tests.model.scoring import EOS, NATS, Answer, Oracle, answer, ask, assert_same, text
 
 # Several at once, of lengths around every chunk size below, some with an EOS on a chunk's edge.
 LENGTHS = (1, 2, 3, 5, 8, 17, 29, 40)

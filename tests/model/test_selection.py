@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scoring import rewritten
 
-from harness import HarnessError, engine
+from tests.harness import HarnessError, engine
+from tests.model.scoring import rewritten
 
 IN_TREE = {"model_type": "longcat_flash", "architectures": ["LongcatFlashForCausalLM"]}
 SPARSE = {**IN_TREE, "index_topk": 512, "index_n_heads": 8, "index_head_dim": 128}
@@ -60,7 +60,7 @@ def test_class_of_other_configs(tiny: Path, monkeypatch: pytest.MonkeyPatch, edi
     from sglang.srt.configs import LongcatFlashConfig
     from sglang.srt.models import longcat_flash as in_tree
 
-    from sglang_longcat.hf_config import LongcatConfigForSGLang
+    from sglang_longcat.host.hf_config import LongcatConfigForSGLang
     from sglang_longcat.models.longcat_flash import LongcatFlashForCausalLM
 
     raw = json.loads((tiny / "config.json").read_text())

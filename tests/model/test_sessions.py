@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scoring import EOS, Answer, Oracle, answer, assert_same, text
-from test_scheduling import complete, open_stream, post
 
-from harness import Engine, Server, engine, server
+from tests.harness import Engine, Server, engine, server
+from tests.model.scoring import EOS, Answer, Oracle, answer, assert_same, text
+from tests.model.test_scheduling import complete, open_stream, post
 
 LENGTHS = (1, 2, 3, 9)  # of what a turn adds, around the n-gram order
 SAMPLING = {"temperature": 0, "max_new_tokens": 5, "ignore_eos": True}

@@ -19,16 +19,16 @@ from typing import Any
 
 import pytest
 import torch
-from drafting import Drafter, predictable, small_llama
-from penalties import BIAS, PENALTIES, ask_penalised, penalised_rows
 from safetensors.torch import load_file, save_file
-from scoring import Answer, Oracle, ask, assert_same, text
-from test_disaggregation import pair
-from test_scheduling import complete, open_stream, post
 
-from acceptance_modes import nextn as drafting
-from harness import Engine, engine, server
+from ci.acceptance.modes import nextn as drafting
 from sglang_longcat.reference import ReferenceModel
+from tests.harness import Engine, engine, server
+from tests.model.drafting import Drafter, predictable, small_llama
+from tests.model.penalties import BIAS, PENALTIES, ask_penalised, penalised_rows
+from tests.model.scoring import Answer, Oracle, ask, assert_same, text
+from tests.model.test_disaggregation import pair
+from tests.model.test_scheduling import complete, open_stream, post
 
 
 @pytest.fixture(scope="session")

@@ -10,14 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from drafting import Drafter, predictable
-from penalties import PENALTIES, ask_penalised, penalised_rows
-from scoring import Oracle, ask, text
-from test_modes_gpu import GPU, assert_right_tokens
 
-from acceptance_modes import nextn
-from harness import engine
+from ci.acceptance.modes import nextn
 from sglang_longcat.reference import ReferenceModel
+from tests.harness import engine
+from tests.model.drafting import Drafter, predictable
+from tests.model.penalties import PENALTIES, ask_penalised, penalised_rows
+from tests.model.scoring import Oracle, ask, text
+from tests.model.test_modes_gpu import GPU, assert_right_tokens
 
 STEPS, NEW = 3, 24
 

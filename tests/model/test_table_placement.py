@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from scoring import Oracle, ask, assert_same
 
-from harness import HarnessError, engine
 from longcat_kernels.ngram_rows import reference
 from longcat_kernels.row_table import RowTable, quantise, row_scales
 from sglang_longcat.reference import ReferenceModel
+from tests.harness import HarnessError, engine
+from tests.model.scoring import Oracle, ask, assert_same
 
 
 def test_tables_as_a_parameter(tiny: Path, prompts: dict[str, list[int]], oracle: Oracle) -> None:

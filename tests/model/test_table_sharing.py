@@ -9,13 +9,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from scoring import Oracle, ask, assert_same, text
 
-from harness import Engine, engine, free_port
-from mappings import holders, inodes
-from sglang_longcat.checkpoint.tiny import TinyOptions, write_tiny
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.ngram.sharing import NAME
+from sglang_longcat.testing.tiny import TinyOptions, write_tiny
+from tests.harness import Engine, engine, free_port
+from tests.harness.mappings import holders, inodes
+from tests.model.scoring import Oracle, ask, assert_same, text
 
 PROMPTS = [text(length, seed=1300 + length) for length in (2, 9, 33, 120)]
 FP32 = 4

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from scoring import Oracle, ask, assert_same, rewritten, text
 
-from harness import engine
-from sglang_longcat.checkpoint.tiny import TinyOptions, write_tiny
+from sglang_longcat.testing.tiny import TinyOptions, write_tiny
+from tests.harness import engine
+from tests.model.scoring import Oracle, ask, assert_same, rewritten, text
 
 PROMPTS = [text(length, seed=900 + length) for length in (2, 9, 33)]
 EXPERT = "model.layers.1.mlp.experts.7.down_proj.weight"

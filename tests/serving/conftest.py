@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from sglang_longcat.checkpoint.tiny import TinyOptions, write_tiny
 from sglang_longcat.reference import ReferenceModel
+from sglang_longcat.testing.tiny import TinyOptions, write_tiny
 
 Decode = Callable[[list[int], int], list[int]]
 

@@ -1,16 +1,13 @@
-"""`ci/accuracy.py` against a running server, with local questions: the path of the real suites."""
+"""`ci/accuracy` against a running server, with local questions: the path of the real suites."""
 
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-import harness
 from sglang_longcat.assets import nano
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests import ROOT, harness
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +17,10 @@ def base_url():
 
 
 def accuracy(*words):
-    command = [sys.executable, str(ROOT / "ci" / "accuracy.py"), *words]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "ci.accuracy", *words]
+    return subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=300, cwd=ROOT
+    )
 
 
 def test_local_suites(base_url, tmp_path):
@@ -41,13 +40,12 @@ def test_local_suites(base_url, tmp_path):
 def test_without_lm_eval(base_url):
     """The message says what to install, and where nothing needs to be."""
     code = (
-        "import sys; sys.modules['lm_eval'] = None; sys.argv = ['accuracy.py', *sys.argv[1:]]\n"
-        f"sys.path[:0] = [{str(ROOT / 'ci')!r}]\n"
-        "import accuracy; sys.exit(accuracy.main())"
+        "import sys; sys.modules['lm_eval'] = None; from ci.accuracy.__main__ import main; "
+        "sys.exit(main(sys.argv[1:]))"
     )
     words = ["--suite", "gsm8k", "--base-url", base_url]
     done = subprocess.run(
-        [sys.executable, "-c", code, *words], check=False, capture_output=True, text=True
+        [sys.executable, "-c", code, *words], check=False, capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 1
     assert 'pip install "sglang-longcat[eval]"' in done.stderr

@@ -11,7 +11,7 @@ import urllib.request
 
 import pytest
 
-import harness
+from tests import harness
 
 PROMPT = [5, 6, 7, 8]
 NEW = 3

@@ -1,7 +1,7 @@
 """What cannot be served is refused while starting, before weights are read, with the way out.
 
 Real engines show that the message reaches the user and how soon; every single flag and defect is
-tested on its own function (files: tests/unit/test_checkpoint.py, config.json: test_config.py).
+tested on its own function (files: tests/unit/checkpoint, config.json: tests/unit/test_config.py).
 """
 
 import json
@@ -12,13 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 
-import harness
 from sglang_longcat.checkpoint.headers import INDEX_NAME
-from sglang_longcat.checkpoint.tiny import TinyOptions, tiny_config, write_tiny
 from sglang_longcat.config import ConfigError, LongcatConfig
 from sglang_longcat.cpu.environment import tp_env
-from sglang_longcat.layers import ngram_embedding
-from sglang_longcat.models.unsupported import UnsupportedFlag, refuse_unsupported
+from sglang_longcat.host.refused_flags import UnsupportedFlag, refuse_unsupported
+from sglang_longcat.ngram import embedding
+from sglang_longcat.testing.tiny import TinyOptions, tiny_config, write_tiny
+from tests import harness
 
 SECONDS = 30  # a failed start takes 2-3; loading would be visible in the log anyway
 OPTIONS = TinyOptions(experts=4, zero_experts=2, topk=2, layers=1, mtp=False)
@@ -229,8 +229,8 @@ def test_deep_gemm_where_it_does_not_run(monkeypatch):
 def test_tables_that_do_not_divide_over_the_ranks(monkeypatch):
     """12 tables of hidden 768 are 64 columns wide: not over 3 ranks."""
     config = LongcatConfig.from_dict(tiny_config(OPTIONS))
-    monkeypatch.setattr(ngram_embedding, "is_dp_attention_enabled", lambda: False)
+    monkeypatch.setattr(embedding, "is_dp_attention_enabled", lambda: False)
     ranks = SimpleNamespace(tp_size=3, tp_rank=0)
-    monkeypatch.setattr(ngram_embedding, "get_parallel", lambda: ranks)
+    monkeypatch.setattr(embedding, "get_parallel", lambda: ranks)
     with pytest.raises(ConfigError, match=r"64 columns wide .* 3 tensor-parallel ranks.*--tp-size"):
-        ngram_embedding.NgramEmbedding(config)
+        embedding.NgramEmbedding(config)

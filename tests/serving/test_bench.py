@@ -3,11 +3,10 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-import harness
+from tests import ROOT, harness
 
-SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "bench.sh"
+SCRIPT = ROOT / "launch" / "bench.sh"
 
 
 def test_benchmark_of_a_running_server(checkpoint, tmp_path):

@@ -5,10 +5,9 @@ import re
 import urllib.request
 from pathlib import Path
 
-import harness
 import sglang_longcat
+from tests import ROOT, harness
 
-ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = json.loads((ROOT / "launch" / "grafana" / "longcat.json").read_text())
 NAME = re.compile(r"\b(?:sglang|longcat):\w+")
 # Exported only when there is something to count.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from openai import OpenAI
 
-import harness
+from tests import harness
 
 NEW = 8  # tokens per answer
 MODEL = "longcat"

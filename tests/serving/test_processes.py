@@ -8,8 +8,8 @@ import urllib.request
 
 import pytest
 
-import harness
 from sglang_longcat.cpu.environment import CPU_ENV, tp_env
+from tests import harness
 
 PROMPT = "The water of the river"
 NEW = 4

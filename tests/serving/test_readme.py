@@ -9,7 +9,6 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 import tomllib
 import urllib.request
 from collections.abc import Callable
@@ -17,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import Server, server
+from ci.accuracy import __main__ as accuracy
+from tests import ROOT
+from tests.harness import Server, server
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = "meituan-longcat/LongCat-Flash-Lite"
 
 
@@ -71,14 +71,10 @@ def request(command: str, http: Server) -> None:
 
 
 def script(command: str, _: Server) -> None:
-    """The script's own parser takes the arguments."""
-    _, path, *arguments = shlex.split(command)
-    code = (
-        f"import sys, argparse; sys.path.insert(0, 'ci'); sys.argv = {[path, *arguments]!r}\n"
-        "import accuracy; accuracy._parser().parse_args()"
-    )
-    assert path == "ci/accuracy.py"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+    """The command's own parser takes the arguments."""
+    _, _, module, *arguments = shlex.split(command)
+    assert module == "ci.accuracy"
+    accuracy._parser().parse_args(arguments)
 
 
 CHECKS: dict[str, Callable[[str, Server], None]] = {
@@ -86,7 +82,7 @@ CHECKS: dict[str, Callable[[str, Server], None]] = {
     "pip install ": install,
     "python -m sglang.launch_server ": launch,
     "curl ": request,
-    "python ci/accuracy.py": script,
+    "python -m ci.accuracy": script,
 }
 
 

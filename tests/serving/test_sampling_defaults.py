@@ -3,8 +3,8 @@
 import pytest
 from openai import OpenAI
 
-import harness
 from sglang_longcat.checkpoint.generation import SAMPLING
+from tests import harness
 
 ASK = [{"role": "user", "content": "Name three rivers of Europe."}]
 DRAWS = 24
@@ -54,7 +54,7 @@ def test_what_sglang_reads(checkpoint, source, wanted):
     """All four keys, under the names that SGLang looks for."""
     from sglang.srt.configs.model_config import ModelConfig
 
-    from sglang_longcat import hf_config
+    from sglang_longcat.host import hf_config
 
     hf_config.register()
     config = ModelConfig(str(checkpoint), sampling_defaults=source)

@@ -1,16 +1,13 @@
-"""The soak of `ci/soak.py`: a short run, and proof that its verdict can be "wrong"."""
+"""The soak of `ci/soak`: a short run, and proof that its verdict can be "wrong"."""
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "ci"))
-import soak
-from soak_client import last_event
-from soak_requests import Draw, fault
+from ci.soak import __main__ as soak
+from ci.soak.client import last_event
+from ci.soak.random_requests import Draw, fault
 
 
 def test_300_random_requests(capsys):

@@ -7,8 +7,8 @@ import pytest
 from openai import OpenAI
 from transformers import PreTrainedTokenizerFast
 
-import harness
 from sglang_longcat.assets import nano
+from tests import harness
 
 MODEL = "longcat"
 ASK = [{"role": "user", "content": "What is 125679 + 234519?"}]

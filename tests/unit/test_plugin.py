@@ -9,15 +9,16 @@ from collections import defaultdict
 import pytest
 from torch import nn
 
-from sglang_longcat import hooks, host, plugin
+from sglang_longcat import hooks, plugin
 from sglang_longcat.cpu.environment import CPU_ENV
+from sglang_longcat.host import contract
 
 
 def test_failure_ends_a_process_that_loads_plugins():
     """SGLang's real load_plugins with an SGLang attribute gone: it must not reach the next line."""
     script = """
-        from sglang_longcat import host
-        host.ATTRIBUTES = (host.Needs("plugins.hook_registry:HookRegistry.gone"),)
+        from sglang_longcat.host import contract
+        contract.ATTRIBUTES = (contract.Needs("plugins.hook_registry:HookRegistry.gone"),)
         from sglang.srt.plugins import load_plugins
         load_plugins()
         print("still running")
@@ -40,7 +41,7 @@ def test_any_exception_becomes_an_exit(monkeypatch):
     def fail():
         raise KeyError("something upstream")
 
-    monkeypatch.setattr(host, "require", fail)
+    monkeypatch.setattr(contract, "require", fail)
     with pytest.raises(SystemExit, match=r"could not register: KeyError.*something upstream"):
         plugin.register()
 

@@ -3,11 +3,11 @@
 import importlib.metadata
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import ROOT
+
 LOCK = (ROOT / "ci" / "constraints.txt").read_text().splitlines()
 PINS = [line for line in LOCK if line and not line.startswith("#")]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -5,11 +5,11 @@ import subprocess
 import sys
 import venv
 import zipfile
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import ROOT
+
 SOURCES = {"sglang_longcat": ROOT, "longcat_kernels": ROOT / "kernels"}
 NOT_SHIPPED = {"__pycache__"}
 
@@ -27,7 +27,7 @@ def wheel(tmp_path_factory):
     copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("sglang_longcat", "kernels"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns(*NOT_SHIPPED))
-    for name in ("pyproject.toml", "README.md", "LICENSE", "common_ops.py"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     pip("wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", str(out), str(copy))
     (built,) = out.glob("*.whl")
@@ -81,7 +81,7 @@ def test_installed_wheel_announces_the_plugin(clean_python):
     )
     assert sorted(run_clean(clean_python, code)) == [
         "longcat=sglang_longcat.plugin:register",
-        "longcat_dummy_routing=sglang_longcat.dummy_weights:register",
+        "longcat_dummy_routing=sglang_longcat.testing.dummy_routing:register",
     ]
 
 

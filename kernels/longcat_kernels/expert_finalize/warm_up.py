@@ -11,7 +11,7 @@ import torch
 from longcat_kernels.expert_finalize import finalize, finalize_norm
 
 if TYPE_CHECKING:
-    from longcat_kernels.warmup import Sizes
+    from longcat_kernels.warm_up import Sizes
 
 
 def warm_up(device: torch.device | str, sizes: Sizes) -> None:

@@ -9,7 +9,7 @@ same kernel changes no value. Scales lie as DeepGEMM's TMA loads read them on Ho
 group, rows padded to a multiple of four tokens.
 
 Owns the formula, the layout, and the references of three producers: residual add + RMSNorm, SwiGLU
-(libraries have kernels for both: `sglang_longcat/layers/fp8.py`), and MLA's query latent
+(libraries have kernels for both: `sglang_longcat/layers/fp8_inputs.py`), and MLA's query latent
 (`mla_prologue`).
 """
 

@@ -9,7 +9,7 @@ import torch
 from longcat_kernels.identity_experts import add_identity_
 
 if TYPE_CHECKING:
-    from longcat_kernels.warmup import Sizes
+    from longcat_kernels.warm_up import Sizes
 
 
 def warm_up(device: torch.device | str, sizes: Sizes) -> None:

@@ -12,7 +12,7 @@ from longcat_kernels.dispatch import is_hopper
 from longcat_kernels.mla_decode import FEW, fits, mla_decode, pays, workloads
 
 if TYPE_CHECKING:
-    from longcat_kernels.warmup import Sizes
+    from longcat_kernels.warm_up import Sizes
 
 
 def warm_up(device: torch.device | str, sizes: Sizes) -> None:

@@ -20,7 +20,7 @@ from longcat_kernels.mla_prologue import (
 )
 
 if TYPE_CHECKING:
-    from longcat_kernels.warmup import Sizes
+    from longcat_kernels.warm_up import Sizes
 
 HEADS = 2
 

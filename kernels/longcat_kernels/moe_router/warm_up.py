@@ -10,7 +10,7 @@ from longcat_kernels import moe_router
 from longcat_kernels.moe_router import _triton
 
 if TYPE_CHECKING:
-    from longcat_kernels.warmup import Sizes
+    from longcat_kernels.warm_up import Sizes
 
 
 def warm_up(device: torch.device | str, sizes: Sizes) -> None:

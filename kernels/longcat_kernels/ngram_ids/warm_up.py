@@ -14,7 +14,7 @@ from longcat_kernels.ngram_rows import extend_rows, window_rows
 from longcat_kernels.row_table import SCALE_BYTES, RowTable
 
 if TYPE_CHECKING:
-    from longcat_kernels.warmup import Sizes
+    from longcat_kernels.warm_up import Sizes
 
 
 def warm_up(device: torch.device | str, sizes: Sizes) -> None:

@@ -1,6 +1,6 @@
 """Which program with which tile sizes computes which projection: `configs.json`, and a fallback.
 
-The table is `kernels/benchmarks/tune_small_linear.py`'s, measured with cold weights. A shape that
+The table is `benchmarks/tune/linear`'s, measured with cold weights. A shape that
 it lacks, and a null where cuBLAS was faster, mean that serving calls the library.
 """
 

@@ -10,7 +10,7 @@ from longcat_kernels.small_linear import _triton
 from longcat_kernels.small_linear.configs import TOKENS, find
 
 if TYPE_CHECKING:
-    from longcat_kernels.warmup import Sizes
+    from longcat_kernels.warm_up import Sizes
 
 
 def warm_up(device: torch.device | str, sizes: Sizes) -> None:

@@ -1,0 +1,1 @@
+"""One benchmark per operation: `python -m benchmarks.kernels.moe_router`."""

@@ -1,0 +1,108 @@
+"""MLA decode: ours against flashinfer's MLA kernel, one attention of a step.
+
+The `flashinfer` column runs the same pages with page size 1, as SGLang does; its plan is made
+beforehand. `sglang --attention-backend fa3` and `flashmla` take 22 and 37 us at batch 1. Columns
+with `+bmm` multiply by w_vc in a launch of torch's, `ours+values` as a step does: in the second
+launch of ours up to 4 tokens. Every copy has weights of its own, so they are cold as a layer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.kernels.timing import Call, Case, Implementation, Row, parse, run
+from longcat_kernels.mla_decode import mla_decode, project_values, reference
+from longcat_kernels.mla_decode import workloads as lite
+
+K = 1024
+# Requests, query tokens of each, cached tokens of each.
+SHAPES = [
+    *((b, 1, 4 * K) for b in (1, 2, 4, 8, 16, 30, 64)),
+    *((1, 1, n * K) for n in (1, 16, 32, 128)),
+    (4, 1, 16 * K),
+    *((b, 4, 4 * K) for b in (1, 8, 30)),
+]
+
+
+def cases() -> list[Case]:
+    return [
+        Case(label(*s), s[0] * s[1], lite.bytes_moved(*of(s)), lite.flops(*of(s))) for s in SHAPES
+    ]
+
+
+def label(requests: int, width: int, context: int) -> str:
+    return f"B {requests} x {width} at {context}"
+
+
+def of(shape: tuple[int, int, int]) -> tuple[list[int], int]:
+    return [shape[2]] * shape[0], shape[1]
+
+
+def make(case: Case, copy: int, device: str) -> tuple[lite.Inputs, int]:
+    shape = next(shape for shape in SHAPES if label(*shape) == case.shape)
+    lengths, width = of(shape)
+    return lite.make_inputs(lengths, seed=copy, device=device, width=width), width
+
+
+def ours(device: str, name: str) -> Implementation:
+    """ours, ours+bmm, ours+values, or the reference."""
+    op = reference.mla_decode if name == "reference" else mla_decode
+
+    def prepare(case: Case, copy: int) -> Call:
+        inputs, width = make(case, copy, device)
+        options: dict[str, Any] = {"scale": lite.SCALE, "width": width}
+        w_vc = lite.make_values(seed=copy, device=device) if "+" in name else None
+        if name == "ours+bmm":
+            assert w_vc is not None
+            return lambda: project_values(op(*inputs, **options), w_vc)
+        return lambda: op(*inputs, **options, w_vc=w_vc)
+
+    return Implementation(name, prepare, cuda_only=name != "reference")
+
+
+def plan(workspace: torch.Tensor, inputs: lite.Inputs, width: int) -> Any:
+    """flashinfer's wrapper, planned for requests that fill the page table."""
+    from flashinfer.mla import BatchMLAPagedAttentionWrapper
+
+    pages = inputs.pages[inputs.requests]
+    requests, context = pages.shape
+    step = torch.arange(requests + 1, dtype=torch.int32, device=pages.device)
+    lengths = torch.full((requests,), context, dtype=torch.int32, device=pages.device)
+    wrapper = BatchMLAPagedAttentionWrapper(workspace, backend="auto")
+    sizes = (lite.HEADS, lite.RANK, lite.ROPE, 1, width > 1, lite.SCALE)
+    dtype = torch.bfloat16
+    wrapper.plan(step * width, step * context, pages.flatten(), lengths, *sizes, dtype, dtype)
+    return wrapper
+
+
+def flashinfer(device: str, *, values: bool) -> Implementation:
+    workspace = torch.empty(128 << 20, dtype=torch.uint8, device=device)
+
+    def prepare(case: Case, copy: int) -> Call:
+        inputs, width = make(case, copy, device)
+        wrapper = plan(workspace, inputs, width)
+        c, r = inputs.latents[:, None, : lite.RANK], inputs.latents[:, None, lite.RANK :]
+        out = torch.empty_like(inputs.q_nope)
+        if not values:
+            return lambda: wrapper.run(inputs.q_nope, inputs.q_pe, c, r, out=out)
+        w_vc = lite.make_values(seed=copy, device=device)
+        return lambda: project_values(wrapper.run(inputs.q_nope, inputs.q_pe, c, r, out=out), w_vc)
+
+    return Implementation("flashinfer+bmm" if values else "flashinfer", prepare)
+
+
+def main(argv: Sequence[str] | None = None) -> list[Row]:
+    options = parse(__doc__, argv)
+    names = ["ours", "ours+bmm", "ours+values"]
+    names += ["reference"] if options.device == "cpu" else []
+    implementations = [ours(options.device, name) for name in names]
+    if options.device == "cuda" and not options.no_sglang:
+        implementations += [flashinfer(options.device, values=v) for v in (False, True)]
+    return run("mla_decode", cases(), implementations, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Draws docs/throughput.svg, decode tok/s against batch, and docs/speculation.svg, what drafts make
+of them; from the files in benchmarks/results.
+
+    python -m benchmarks.plots        # needs matplotlib
+
+Owns: which measured rows are shown. What they are and how they were taken: benchmarks/engine.py.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from matplotlib import pyplot
+
+from benchmarks import RESULTS, ROOT
+
+INPUT = 4096
+# files, arm, label, style
+LINES = (
+    (["h200/tp1.json"], "in-tree", "in-tree, one H200 (30 requests fill it)", "o--"),
+    (
+        ["h200/tables.json"],
+        "device",
+        "ours, tables in HBM, before the fused kernels",
+        "s-",
+    ),
+    (
+        ["h200/tp1.json", "h200/host-400.json"],
+        "host",
+        "ours, tables in host memory",
+        "o-",
+    ),
+    (["h200/speculation.json"], "spec", "the same, 3 drafts a step, 3.15 tokens accepted", "d-"),
+    (["h100/host.json"], "host", "ours, one H100-80GB", "^-"),
+)
+
+
+SPECULATION = "h200/batches.json"  # ours with and without, in one session
+
+
+def main() -> None:
+    pyplot.rcParams["svg.hashsalt"] = "longcat"  # the same file for the same numbers
+    throughput()
+    speculation()
+
+
+def throughput() -> None:
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for files, arm, label, style in LINES:
+        rows = [
+            row
+            for file in files
+            for row in json.loads((RESULTS / file).read_text())["results"][arm]
+        ]
+        shown = [row for row in rows if row["input"] == INPUT]
+        axes.plot(
+            [row["batch"] for row in shown],
+            [1e3 * row["batch"] / row["tpot_ms"] for row in shown],
+            style,
+            label=label,
+        )
+    axes.set(yscale="log", ylabel="decode tokens per second")
+    axes.legend(fontsize=8)
+    save(figure, axes, "throughput.svg")
+
+
+def speculation() -> None:
+    """How many times faster; below the line at 1 it would not pay."""
+    results = json.loads((RESULTS / SPECULATION).read_text())["results"]
+    without = {row["batch"]: row for row in results["host"]}
+    batches = [row["batch"] for row in results["spec"]]
+    # The fastest of three repeats: others ran on the machine, which one request feels most.
+    gains = [
+        min(without[row["batch"]]["tpot_all_ms"]) / min(row["tpot_all_ms"])
+        for row in results["spec"]
+    ]
+    figure, axes = pyplot.subplots(figsize=(7, 3))
+    axes.plot(batches, gains, "d-", label="3 drafts a step, 3.15 tokens accepted (simulated)")
+    for batch, gain in zip(batches, gains, strict=True):
+        axes.annotate(f"{gain:.2f}", (batch, gain), (0, 6), textcoords="offset points", ha="center")
+    axes.axhline(1, color="grey", linestyle="--", label="where it stops paying")
+    axes.set(ylim=(0, 3), ylabel="times faster than without")
+    axes.legend(fontsize=8, loc="lower right")
+    save(figure, axes, "speculation.svg")
+
+
+def save(figure: Any, axes: Any, name: str) -> None:
+    axes.set(xscale="log", xlabel=f"concurrent requests ({INPUT:,} input tokens each)")
+    axes.grid(visible=True, which="both", alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(ROOT / "docs" / name, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

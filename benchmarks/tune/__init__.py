@@ -1,0 +1,1 @@
+"""Searches for tile sizes, on the GPU at hand."""

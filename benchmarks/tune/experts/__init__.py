@@ -1,0 +1,1 @@
+"""Tiles of the expert GEMMs: `python -m benchmarks.tune.experts`."""

@@ -1,0 +1,1 @@
+"""Tiles of the dense projections: `python -m benchmarks.tune.linear`."""

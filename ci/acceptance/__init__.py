@@ -1,0 +1,1 @@
+"""Acceptance length of speculative decoding on LongCat-nano: `python -m ci.acceptance`."""

@@ -1,0 +1,1 @@
+"""Accuracy gates of LongCat-nano, and lm-eval suites: `python -m ci.accuracy`."""

@@ -1,0 +1,89 @@
+"""Accuracy gates, of LongCat-nano and of the published checkpoint.
+
+    python -m ci.accuracy --suite nano                                 starts a server on the CPU
+    python -m ci.accuracy --suite nano --base-url URL --dtype bfloat16 nano is served at URL
+    python -m ci.accuracy --suite gsm8k,mmlu,math500 --base-url URL    needs lm-eval
+    python -m ci.accuracy --record                                     writes nano's thresholds
+
+Prints a Markdown table; --out NAME also writes NAME.json and NAME.md. Exit status 1 when a gate
+fails. Owns: the command line. Leaves numbers to nano.py and suites.py, limits to thresholds.toml,
+read by report.py and written anew by record.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ci.accuracy.report import Row, judge, markdown, thresholds, write
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    if args.record:
+        from ci.accuracy.record import record
+
+        record()
+        return 0
+    names = args.suite.split(",")
+    rows: list[Row] = []
+    if "nano" in names:
+        rows += _nano(args.base_url, dtype=args.dtype)
+        names.remove("nano")
+    if names:
+        rows += _suites(names, args)
+    print(markdown(rows))
+    if args.out:
+        write(rows, args.out, about={"command": " ".join(sys.argv), "server": args.base_url})
+    return 0 if all(row.passed for row in rows) else 1
+
+
+def _nano(base_url: str | None, *, dtype: str) -> list[Row]:
+    """The gates, and what each known mistake would have done to them."""
+    from ci.accuracy.nano import MISTAKES, Oracle, Text, measure, measure_mistake, over_http
+    from sglang_longcat.assets import nano
+    from tests.harness import server
+
+    path = nano()
+    text = Text.of(path)
+    oracle = Oracle.of(path, text)
+    if base_url:
+        found = measure(over_http(base_url), text, oracle)
+    else:
+        with server(path, dtype=dtype, max_total_tokens=16384) as running:
+            found = measure(over_http(running.base_url), text, oracle)
+    limits = thresholds("nano", dtype)
+    for name, semantics in MISTAKES.items():
+        wrong = measure_mistake(path, text, oracle, semantics)
+        print(f"\nWith a known mistake, {name}:\n")
+        print(markdown(judge(wrong, limits, prefix="mistake")))
+    print(f"\nThe server, {dtype}:\n")
+    return judge(found, limits, prefix=f"nano {dtype}")
+
+
+def _suites(names: list[str], args: argparse.Namespace) -> list[Row]:
+    from ci.accuracy.suites import run
+
+    if not args.base_url:
+        sys.exit("these suites ask a running server: give --base-url http://HOST:PORT")
+    return run(names, base_url=args.base_url, limit=args.limit, concurrency=args.concurrency)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--suite", default="nano", help="names with commas between them")
+    parser.add_argument("--base-url", help="a running server, without /v1")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--limit", type=int, help="questions of each suite, for a quick look")
+    parser.add_argument("--concurrency", type=int, default=32, help="requests at a time")
+    parser.add_argument("--out", type=Path, help="report files, without their endings")
+    parser.add_argument("--record", action="store_true", help="measure nano, write thresholds.toml")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Thousands of random requests against the oracle: `python -m ci.soak`."""

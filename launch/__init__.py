@@ -1,0 +1,1 @@
+"""Recipes and the scripts that start them. Data first."""

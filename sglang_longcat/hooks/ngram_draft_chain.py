@@ -1,0 +1,31 @@
+"""Let NGRAM speculation propose one chain of drafts, its padding included.
+
+Why: SGLang pads a proposal to its length with siblings of the first draft: several tokens at one
+position, of which the N-gram cache keeps the last. Chained, they come after the real drafts; what
+is accepted is decided by the target either way.
+Upstream: speculative/ngram_worker.py, NGRAMWorker._prepare_draft_tokens, which returns the tokens
+[B * N] and who sees whom [B * N * N]. `host/refused_flags.py` asks for proposals without branches
+(--speculative-ngram-max-bfs-breadth 1).
+Remove when: the padding follows the last draft.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+TARGET = "sglang.srt.speculative.ngram_worker.NGRAMWorker._prepare_draft_tokens"
+
+
+def apply(result: Any, worker: Any, *_args: Any, **_kwargs: Any) -> Any:
+    import numpy as np
+
+    from sglang_longcat.ngram.state import NgramModel
+
+    if not isinstance(worker.model_runner.model, NgramModel):
+        return result
+    drafts, sees = result
+    window = worker.draft_token_num
+    chain = np.tril(np.ones((window, window), dtype=sees.dtype))
+    return drafts, np.broadcast_to(chain, (sees.size // chain.size, window, window)).reshape(
+        sees.shape
+    )

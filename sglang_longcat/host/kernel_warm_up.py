@@ -1,0 +1,94 @@
+"""Readies our kernels while a server starts, so that its first request compiles nothing of ours.
+
+SGLang's own kernels are its business: it captures graphs and sends itself a request. Owns the
+translation from the model's config and SGLang's flags to the kernels' sizes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import torch
+
+from longcat_kernels.row_table import RowTable
+from longcat_kernels.small_linear.workloads import Shape, model_shapes
+from longcat_kernels.warm_up import Sizes, warm_up
+from sglang_longcat import env
+from sglang_longcat.config import LongcatConfig
+from sglang_longcat.ngram.cache import RING
+
+logger = logging.getLogger(__name__)
+
+
+def kernel_sizes(
+    config: LongcatConfig,
+    dtype: torch.dtype,
+    table: RowTable,
+    draft_tokens: int | None,
+    mlp_ranks: int = 1,
+    attention_ranks: int = 1,
+    context: int = 0,
+) -> Sizes:
+    """draft_tokens: width of a verify window (--speculative-num-draft-tokens), None without
+    speculation. ranks: how many share the heads, and the dense MLP. context: of the server."""
+    assert config.ngram is not None
+    return Sizes(
+        dtype=dtype,
+        hidden=config.hidden_size,
+        experts=config.router_logits,
+        routed=config.n_routed_experts,
+        top_k=config.moe_topk,
+        heads=config.num_attention_heads // attention_ranks,
+        split_tokens=env.split_attention() if env.takes_ours("mla_decode") else 0,
+        context=context,
+        q_lora=config.q_lora_rank,
+        kv_lora=config.kv_lora_rank,
+        nope=config.qk_nope_head_dim,
+        rope=config.qk_rope_head_dim,
+        values=config.v_head_dim,
+        orders=tuple(config.ngram.order(i) for i in range(config.ngram.tables)),
+        eos=len(config.eos_token_ids),
+        ring=RING,
+        columns=table.columns,
+        fp8_rows=table.scaled,
+        fp8_inputs=config.quant is not None and config.quant.is_block_fp8,
+        windows=tuple(sorted({1, draft_tokens or 1})),
+        projections=_projections(config, mlp_ranks, attention_ranks, draft_tokens is not None),
+    )
+
+
+def _projections(
+    config: LongcatConfig, mlp_ranks: int, attention_ranks: int, drafts: bool
+) -> tuple[Shape, ...]:
+    heads, query = config.num_attention_heads, config.qk_nope_head_dim + config.qk_rope_head_dim
+    shapes = model_shapes(
+        hidden=config.hidden_size,
+        ffn=config.ffn_hidden_size,
+        q_rank=config.q_lora_rank,
+        latents=config.kv_lora_rank + config.qk_rope_head_dim,
+        queries=heads * query,
+        values=heads * config.v_head_dim,
+        mlp_ranks=mlp_ranks,
+        attention_ranks=attention_ranks,
+    )
+    draft = Shape("eh", "linear", config.hidden_size, 2 * config.hidden_size)
+    return (*shapes, draft) if drafts else shapes
+
+
+def ready_kernels(config: LongcatConfig, dtype: torch.dtype, table: RowTable, device: str) -> None:
+    """Compiles, or loads from Triton's cache, what this server will launch. Logs one line. Nothing
+    to do on a CPU."""
+    from sglang.srt.runtime_context import get_parallel, get_server_args, process_model_config
+
+    if torch.device(device).type != "cuda":
+        return
+    begin = time.perf_counter()
+    draft_tokens = get_server_args().speculative_num_draft_tokens
+    parallel = get_parallel()
+    ranks = parallel.tp_size, parallel.attn_tp_size
+    context = process_model_config().context_len
+    count = warm_up(device, kernel_sizes(config, dtype, table, draft_tokens, *ranks, context))
+    if parallel.tp_rank == 0:
+        seconds = time.perf_counter() - begin
+        logger.info("Triton kernels: %d variants ready in %.2f s", count, seconds)

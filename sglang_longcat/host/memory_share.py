@@ -1,0 +1,71 @@
+"""The share of GPU memory that weights and KV cache get when --mem-fraction-static is not given.
+
+SGLang keeps 10 GiB and more free on GPUs of over 60 GiB, for any model. This one needs less, and on
+one 80 GB GPU those gigabytes are the KV cache: 70 GiB of weights leave 9. Registered with SGLang's
+own registry of resolution steps; a fraction that the user gives is never touched.
+
+A prefill that continues cached prefixes expands these, 28 KiB a token here, in pieces of
+SGLANG_MAX_KV_CHUNK_CAPACITY tokens: 3.5 GiB by default, 0.9 with ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sglang_longcat.host import hf_config
+from sglang_longcat.planning.reserve import PREFIX_TOKENS, reserve_mb
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
+
+logger = logging.getLogger(__name__)
+STEP = "handle_gpu_memory_settings"
+
+
+def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> None:
+    """SGLang's step, then our fraction where it chose one itself and ours is larger."""
+    from sglang.srt.arg_groups.overrides import (
+        declare_resolution,
+        model_config_of,
+        resolving_view,
+    )
+    from sglang.srt.environ import envs
+    from sglang.srt.utils import get_device_memory_capacity
+
+    cfg = resolving_view(server_args)
+    chosen_by_user = cfg.mem_fraction_static is not None
+    previous(server_args)
+    cfg = resolving_view(server_args)
+    if chosen_by_user or cfg.device != "cuda":
+        return
+    if not hf_config.is_served_by_us(model_config_of(server_args).hf_config):
+        return
+    memory = get_device_memory_capacity(cfg.device)
+    prefill = cfg.chunked_prefill_size
+    prefill = prefill if prefill > 0 else cfg.max_prefill_tokens
+    reserve = reserve_mb(
+        prefill,
+        cfg.cuda_graph_config.decode.max_bs or 0,
+        cfg.tp_size,
+        attention_dp=cfg.attn_dp_size,
+        fused_sums=cfg.flashinfer_allreduce_fusion_backend is not None,
+    )
+    fraction = round(1 - reserve / memory, 3)
+    if fraction > cfg.mem_fraction_static:
+        logger.info("mem_fraction_static %s -> %s", cfg.mem_fraction_static, fraction)
+        declare_resolution(
+            server_args, "sglang_longcat.host.memory_share", mem_fraction_static=fraction
+        )
+        if not envs.SGLANG_MAX_KV_CHUNK_CAPACITY.is_set():
+            envs.SGLANG_MAX_KV_CHUNK_CAPACITY.set(PREFIX_TOKENS)
+
+
+@functools.cache
+def register() -> None:
+    """Once per process: the registry keeps every function it is given."""
+    from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
+
+    register_resolution_hook(STEP)(settle)

@@ -1,0 +1,198 @@
+"""`sglang-longcat estimate`: what fits on which GPUs, and the shortest decode step there.
+
+Owns: the rows of the table and its printing. The arithmetic: `sizing` and `roofline`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sglang_longcat.checkpoint import PUBLISHED_CONFIG
+from sglang_longcat.config import LongcatConfig
+from sglang_longcat.planning import reserve, roofline, sizing
+from sglang_longcat.planning.roofline import GIB, GPUS
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to serve the model."""
+
+    gpu: str
+    tp: int
+    dtype: Literal["bf16", "fp8"]  # of the linear layers
+    tables: Literal["device", "host"]
+    table_dtype: Literal["bf16", "fp8"]
+    attention_dp: int = 1  # replicas of attention among the tp ranks
+
+
+@dataclass(frozen=True)
+class Row:
+    """Sizes in GiB per GPU but for host_gib, which is of all of them; TPOT bounds in ms."""
+
+    choice: Choice
+    weights_gib: float
+    tables_gib: float
+    host_gib: float
+    kv_tokens: int  # of all replicas; negative: the weights do not fit
+    requests: int  # of the context length
+    tpot_ms: dict[int, float]  # by batch; of those that fit
+
+
+def read_config(path: Path | None) -> LongcatConfig:
+    """Of a checkpoint directory or a config.json; None: the published model."""
+    path = path or PUBLISHED_CONFIG
+    if path.is_dir():
+        return LongcatConfig.from_dir(path)
+    return LongcatConfig.from_dict(json.loads(path.read_text()))
+
+
+def estimate(
+    config: LongcatConfig,
+    choice: Choice,
+    *,
+    context: int,
+    batches: Sequence[int],
+    fraction: float | None = None,
+) -> Row:
+    """The row of one choice; fraction None: as the plugin chooses it. Raises KeyError for a GPU
+    that `roofline.GPUS` lacks."""
+    gpu, replicas = GPUS[choice.gpu], choice.attention_dp
+    if fraction is None:
+        kept = reserve.default_mb(gpu.memory * 1024, choice.tp, attention_dp=replicas)
+        fraction = 1 - kept / 1024 / gpu.memory
+    if choice.dtype == "fp8" and not (config.quant and config.quant.is_block_fp8):
+        config = sizing.in_fp8(config)
+    share = sizing.parts(
+        config, ranks=choice.tp, attention_dp=replicas, table_dtype=choice.table_dtype
+    )
+    on_gpu = share.tables if choice.tables == "device" else 0
+    weights = share.without_tables + on_gpu
+    tokens = roofline.kv_tokens(gpu, config, weights=weights, mem_fraction=fraction)
+    return Row(
+        choice=choice,
+        weights_gib=weights / GIB,
+        tables_gib=on_gpu / GIB,
+        host_gib=(share.tables - on_gpu) * (choice.tp // replicas) / GIB,  # replicas share theirs
+        kv_tokens=tokens * replicas,
+        requests=max(tokens, 0) // context * replicas,
+        tpot_ms={
+            batch: 1e3
+            * roofline.step_seconds(
+                gpu,
+                config,
+                batch=batch,
+                context=context,
+                ranks=choice.tp,
+                attention_dp=replicas,
+            )
+            for batch in batches
+            if -(-batch // replicas) * context <= tokens
+        },
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    two: dict[str, Any] = {"nargs": "+", "choices": ("bf16", "fp8")}
+    parser.add_argument("--model-path", type=Path, help="checkpoint or config.json; else published")
+    parser.add_argument("--gpu", nargs="+", choices=GPUS, default=list(GPUS), metavar="NAME")
+    parser.add_argument("--tp", nargs="+", type=_positive, default=[1], metavar="N")
+    parser.add_argument(
+        "--attn-dp-size",
+        nargs="+",
+        type=_positive,
+        default=[1],
+        metavar="N",
+        help="replicas of attention; with each --tp that it divides",
+    )
+    parser.add_argument("--dtype", **two, default=["bf16"], help="of the linear layers")
+    parser.add_argument("--tables", nargs="+", choices=("device", "host"), default=None)
+    parser.add_argument("--table-dtype", **two, default=["bf16"])
+    parser.add_argument("--context", type=_positive, default=4096, help="tokens of a request")
+    parser.add_argument("--batch", nargs="+", type=_positive, default=[1, 8, 32, 128, 400])
+    parser.add_argument("--mem-fraction", type=float, help="without it as the plugin chooses")
+    parser.add_argument("--json", action="store_true")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = read_config(args.model_path)
+    rows = [
+        estimate(
+            config,
+            choice,
+            context=args.context,
+            batches=args.batch,
+            fraction=args.mem_fraction,
+        )
+        for choice in _choices(args, config)
+    ]
+    if args.json:
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+    else:
+        _print_table(rows, args)
+    return 0
+
+
+def _choices(args: argparse.Namespace, config: LongcatConfig) -> list[Choice]:
+    dtypes = ["fp8"] if config.quant and config.quant.is_block_fp8 else args.dtype
+    places = args.tables or ["device", "host"]
+    axes = (args.gpu, args.tp, dtypes, places, args.table_dtype, args.attn_dp_size)
+    choices = list(itertools.starmap(Choice, itertools.product(*axes)))
+    possible = [choice for choice in choices if choice.tp % choice.attention_dp == 0]
+    if not possible:
+        raise ValueError(
+            f"--attn-dp-size {args.attn_dp_size} divides none of --tp {args.tp}: expected a size "
+            "that deals the ranks out to replicas, say --tp 8 --attn-dp-size 8."
+        )
+    return possible
+
+
+def _print_table(rows: Sequence[Row], args: argparse.Namespace) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("GPUs", "weights", "tables", "GiB/GPU", "host GiB", "KV tokens", "requests"):
+        table.add_column(name, justify="left" if name in ("GPUs", "weights", "tables") else "right")
+    for batch in args.batch:
+        table.add_column(f"{batch}", justify="right")
+    for row in rows:
+        table.add_row(*_cells(row, args.batch))
+    given = args.mem_fraction
+    fraction = "as the plugin chooses it" if given is None else f"{given:g}"
+    console = Console()
+    console.print(table)
+    console.print(
+        f"Requests of {args.context:,} tokens; after them the shortest possible TPOT in ms by "
+        f"batch size (memory bandwidth and arithmetic only; nothing where the batch does not fit). "
+        f"--mem-fraction-static {fraction}; host GiB: of all GPUs together.",
+        highlight=False,
+    )
+
+
+def _cells(row: Row, batches: Sequence[int]) -> list[str]:
+    choice = row.choice
+    head = [
+        f"{choice.tp} x {choice.gpu}" + f", DP{choice.attention_dp}" * (choice.attention_dp > 1),
+        choice.dtype,
+        f"{choice.tables} {choice.table_dtype}",
+        f"{row.weights_gib:.1f}",
+        f"{row.host_gib:.1f}" if row.host_gib else "",
+    ]
+    if row.kv_tokens < 0:
+        return [*head, "does not fit", *[""] * (1 + len(batches))]
+    bounds = [f"{row.tpot_ms[batch]:.1f}" if batch in row.tpot_ms else "" for batch in batches]
+    return [*head, f"{row.kv_tokens:,}", f"{row.requests:,}", *bounds]
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a positive integer")
+    return value

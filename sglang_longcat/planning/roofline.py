@@ -1,0 +1,124 @@
+"""GPUs by their data sheets, and the shortest decode step that their memory and cores allow.
+
+Owns: these figures, the bound, and a projection of a measured step to other numbers of GPUs. The
+bound knows no launches, no communication and no latency, so real steps take longer: on one H200 the
+measured TPOT is 2.5 times the bound at batch 1, 1.4 at 30.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from sglang_longcat.config import LongcatConfig
+from sglang_longcat.planning import sizing
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """`memory`: GiB that SGLang finds free before it loads; bandwidth in TB/s, dense TFLOPS."""
+
+    memory: float
+    bandwidth: float
+    bf16: float
+    fp8: float | None = None
+
+
+# memory: measured for H100 and H200; for the others the same 98.5 % of what the driver shows.
+GPUS = {
+    "A100-80G": Gpu(memory=78.8, bandwidth=2.04, bf16=312),
+    "H20-96G": Gpu(memory=94.0, bandwidth=4.0, bf16=148, fp8=296),
+    "H20-141G": Gpu(memory=139.1, bandwidth=4.8, bf16=148, fp8=296),
+    "H800-80G": Gpu(memory=78.5, bandwidth=3.35, bf16=989, fp8=1979),
+    "H100-80G": Gpu(memory=78.5, bandwidth=3.35, bf16=989, fp8=1979),
+    "H200": Gpu(memory=139.1, bandwidth=4.8, bf16=989, fp8=1979),
+    "B200": Gpu(memory=176.0, bandwidth=7.7, bf16=2250, fp8=4500),
+    "B300": Gpu(memory=264.0, bandwidth=7.7, bf16=2250, fp8=4500),
+}
+
+
+def kv_tokens(
+    gpu: Gpu, config: LongcatConfig, *, weights: int, mem_fraction: float, kv_dtype: str = "bf16"
+) -> int:
+    """Tokens of KV cache beside `weights` bytes; negative if these alone are too large.
+
+    SGLang's static memory is `mem_fraction` of what is free before loading, weights included.
+    """
+    room = gpu.memory * GIB * mem_fraction - weights
+    return int(room // sizing.kv_bytes_per_token(config, "fp8" if kv_dtype == "fp8" else "bf16"))
+
+
+def step_seconds(
+    gpu: Gpu,
+    config: LongcatConfig,
+    *,
+    batch: int,
+    context: int,
+    ranks: int = 1,
+    attention_dp: int = 1,
+) -> float:
+    """The lower bound of a decode step: reading its bytes, or its arithmetic if that is longer."""
+    fast = gpu.fp8 if config.quant is not None and gpu.fp8 else gpu.bf16
+    read = sizing.step_bytes(
+        config, batch=batch, context=context, ranks=ranks, attention_dp=attention_dp
+    )
+    computed = sizing.step_flops(config, batch=batch, context=context, ranks=ranks)
+    return max(read / (gpu.bandwidth * 1e12), computed / (fast * 1e12))
+
+
+def all_reduces(config: LongcatConfig) -> int:
+    """Of a decode step with tensor parallelism: four a layer (two attentions, the first dense MLP,
+    the second together with the experts) and the embedding's."""
+    return 4 * config.num_layers + 1
+
+
+def busiest_rank_experts(
+    config: LongcatConfig, *, batch: int, ranks: int, draws: int = 256
+) -> float:
+    """Expected experts of a layer that the busiest of `ranks` reads, uniform routing, by `draws`
+    seeded draws: the others wait for it at the layer's sum."""
+    draw, local = random.Random(0), config.n_routed_experts // ranks
+    total = 0
+    for _ in range(draws):
+        reached = {
+            slot
+            for _ in range(batch)
+            for slot in draw.sample(range(config.router_logits), config.moe_topk)
+            if slot < config.n_routed_experts
+        }
+        total += max(sum(e // local == rank for e in reached) for rank in range(ranks))
+    return total / draws
+
+
+def rank_bytes(config: LongcatConfig, *, batch: int, context: int, ranks: int) -> float:
+    """What the busiest rank reads in a decode step with TP and EP over all `ranks`."""
+    even = sizing.step_bytes(config, batch=batch, context=context, ranks=ranks)
+    one = sizing.parts(config).experts / config.n_routed_experts
+    busiest = busiest_rank_experts(config, batch=batch, ranks=ranks)
+    return even + one * (busiest - sizing.experts_read(config, batch) / ranks)
+
+
+def projected_seconds(
+    gpu: Gpu,
+    config: LongcatConfig,
+    *,
+    batch: int,
+    context: int,
+    ranks: int,
+    one_gpu: float,
+    all_reduce: float,
+) -> float:
+    """A PROJECTION of the decode step on `ranks` GPUs, not a measurement:
+
+        one_gpu - bytes(1) / bandwidth + bytes(ranks) / bandwidth + all_reduces * all_reduce
+
+    with one_gpu the seconds of a measured step on one GPU and all_reduce those of one measured sum
+    over `ranks`. It assumes that whatever one GPU spends beyond reading (launches, latency, small
+    kernels) stays as it is, and that no rank waits for another except for its experts.
+    """
+    first = rank_bytes(config, batch=batch, context=context, ranks=1)
+    share = rank_bytes(config, batch=batch, context=context, ranks=ranks)
+    saved = (first - share) / (gpu.bandwidth * 1e12)
+    return one_gpu - saved + all_reduces(config) * all_reduce

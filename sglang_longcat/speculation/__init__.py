@@ -1,0 +1,1 @@
+"""Everything that a drafted token meets outside the model and the N-gram cache."""

@@ -1,0 +1,1 @@
+"""Small random checkpoints and dummy routing, for tests, demos and speed measurements."""

@@ -1,0 +1,283 @@
+"""Real SGLang engines and HTTP servers for tests, a few seconds each.
+
+    with engine(path, tp_size=2) as llm:
+        out = llm.generate(input_ids=[[1, 2]], sampling_params={"temperature": 0})
+    with server(path) as http:
+        requests.get(http.base_url + "/v1/models")
+
+Owns: start, time limits, logs and certain death of the processes. `main` is the other end.
+The first CPU engine of a test run pays about 20 s for one preload of SGLang, each later one about
+5 s. `spawn=True` starts a fresh interpreter as users do (40 s; the only way for device="cuda").
+Environment variables that SGLang reads while it is imported can only be changed with `spawn=True`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from sglang_longcat.cpu.environment import CPU_ENV, tp_env
+
+DEFAULTS: dict[str, Any] = {
+    "device": "cpu",
+    "dtype": "float32",
+    "disable_cuda_graph": True,
+    "max_total_tokens": 4096,
+    "max_running_requests": 8,
+    "context_length": 1024,
+    "chunked_prefill_size": 512,
+    "mem_fraction_static": 0.3,
+    "skip_server_warmup": True,
+    "random_seed": 1,
+    "log_level": "info",
+}
+_MAIN = str(Path(__file__).with_name("main.py"))
+_ONE_AT_A_TIME = threading.Lock()  # a request to the fork server and its answer
+_LOG_TAIL = 4000  # characters of log in an error
+
+
+class HarnessError(RuntimeError):
+    """The engine or server failed, died or ran out of time; the message ends with its log."""
+
+
+class _Process:
+    """One engine or server and all it started: `conn` to its main process, `log`, `kill`."""
+
+    def __init__(self, conn: Connection, log_path: Path, kill: Callable[[], None]) -> None:
+        self._conn, self._log_path, self._kill = conn, log_path, functools.cache(kill)
+
+    @property
+    def log(self) -> str:
+        """Everything written to stdout and stderr so far."""
+        return self._log_path.read_text(errors="replace")
+
+    def close(self) -> None:
+        self._kill()
+        self._conn.close()
+
+    def _fail(self, what: str) -> HarnessError:
+        self.close()
+        return HarnessError(f"{what}\n--- log ---\n{self.log[-_LOG_TAIL:]}")
+
+
+class Engine(_Process):
+    """A running `sglang.Engine` in another process."""
+
+    def call(self, method: str, *args: Any, timeout: float = 120, **kwargs: Any) -> Any:
+        """Run a method of the engine. Raises HarnessError with the remote error, or on time-out."""
+        self._conn.send((method, args, kwargs))
+        return self._result(what=method, timeout=timeout)
+
+    def generate(self, *, timeout: float = 120, **kwargs: Any) -> Any:
+        """`sglang.Engine.generate`: input_ids, sampling_params, return_logprob, ..."""
+        return self.call("generate", timeout=timeout, **kwargs)
+
+    def shutdown(self) -> None:
+        self.call("shutdown", timeout=60)
+
+    def _result(self, what: str, timeout: float) -> Any:
+        if not self._conn.poll(timeout):
+            raise self._fail(f"{what}: no answer within {timeout} s")
+        try:
+            ok, value = self._conn.recv()
+        except (EOFError, ConnectionResetError):
+            raise self._fail(f"{what}: the engine process died") from None
+        if not ok:
+            raise HarnessError(f"{what}: {value}\n--- log ---\n{self.log[-_LOG_TAIL:]}")
+        return value
+
+
+class Server(_Process):
+    """A running HTTP server at `base_url` (no trailing slash)."""
+
+    base_url: str
+
+    def _wait_healthy(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while not self._healthy():
+            if self._conn.poll(0.2):  # only ever end of file
+                raise self._fail("the server process died")
+            if time.monotonic() > deadline:
+                raise self._fail(f"no healthy server within {timeout} s")
+
+    def _healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.base_url}/health", timeout=5) as response:
+                return response.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+@contextmanager
+def engine(
+    model_path: str | Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    spawn: bool = False,
+    timeout: float = 180,
+    **server_args: Any,
+) -> Iterator[Engine]:
+    """An offline engine with DEFAULTS overridden by `server_args` (ServerArgs field names)."""
+    kwargs = {**DEFAULTS, "model_path": str(model_path), **server_args}
+    job = {"kind": "engine", "kwargs": kwargs, "env": _environment(kwargs, env)}
+    running = Engine(*_start(job, spawn=spawn, command=[sys.executable, _MAIN, "once"]))
+    try:
+        running._result(what="start", timeout=timeout)
+        yield running
+        running.shutdown()
+    finally:
+        running.close()
+
+
+@contextmanager
+def server(
+    model_path: str | Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    spawn: bool = False,
+    timeout: float = 180,
+    **server_args: Any,
+) -> Iterator[Server]:
+    """`python -m sglang.launch_server` on a free port of 127.0.0.1, yielded when /health is 200."""
+    port = free_port()
+    kwargs = {**DEFAULTS, "model_path": str(model_path), **server_args}
+    argv = _argv({**kwargs, "host": "127.0.0.1", "port": port})
+    job = {"kind": "server", "argv": argv, "env": _environment(kwargs, env)}
+    command = [sys.executable, "-m", "sglang.launch_server", *argv]
+    running = Server(*_start(job, spawn=spawn, command=command))
+    running.base_url = f"http://127.0.0.1:{port}"
+    try:
+        running._wait_healthy(timeout)
+        yield running
+    finally:
+        running.close()
+
+
+def _environment(kwargs: Mapping[str, Any], extra: Mapping[str, str] | None) -> dict[str, str]:
+    on_cpu = {**CPU_ENV, **tp_env(kwargs.get("tp_size", 1))} if kwargs["device"] == "cpu" else {}
+    return {**on_cpu, **(extra or {})}
+
+
+def _argv(kwargs: Mapping[str, Any]) -> list[str]:
+    """Command line flags: True is a bare flag, False and None are left out, a list repeats."""
+    words: list[str] = []
+    for name, value in kwargs.items():
+        if value is None or value is False:
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if value is not True:
+            words += [str(item) for item in (value if isinstance(value, list) else [value])]
+    return words
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _start(
+    job: dict[str, Any], *, spawn: bool, command: list[str]
+) -> tuple[Connection, Path, Callable[[], None]]:
+    near, far = socket.socketpair()
+    log = Path(tempfile.mkstemp(dir=_log_directory(), suffix=f"-{job['kind']}.log")[1])
+    with far:
+        if spawn:
+            kill = _spawn(job, command, far.fileno(), log)
+        else:
+            with _ONE_AT_A_TIME:
+                kill = _fork_server().fork({**job, "log": str(log)}, far.fileno())
+    return Connection(near.detach()), log, kill
+
+
+def _spawn(job: dict[str, Any], command: list[str], descriptor: int, log: Path) -> Callable:
+    if job["kind"] == "engine":
+        command = [*command, str(descriptor), json.dumps(job)]
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **job["env"]},
+            pass_fds=[descriptor],
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+        )
+
+    def kill() -> None:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    return kill
+
+
+class _ForkServer:
+    """`main.py forks`: the parent of every forked engine, and the only one to signal it."""
+
+    def __init__(self) -> None:
+        self._control, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._log = _log_directory() / "preload.log"
+        with far, self._log.open("wb") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, _MAIN, "forks", str(far.fileno())],
+                env={**os.environ, **CPU_ENV},
+                pass_fds=[far.fileno()],
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
+        self._receive(timeout=180)
+        atexit.register(self._close)
+
+    def fork(self, job: dict[str, Any], descriptor: int) -> Callable[[], None]:
+        """Returns what ends the forked process and all it started."""
+        socket.send_fds(self._control, [json.dumps(job).encode()], [descriptor])
+        pid = json.loads(self._receive(timeout=30))["pid"]
+
+        def kill() -> None:
+            with _ONE_AT_A_TIME:
+                self._control.send(json.dumps({"kill": pid}).encode())
+                self._receive(timeout=30)
+
+        return kill
+
+    def _receive(self, timeout: float) -> bytes:
+        self._control.settimeout(timeout)
+        message = self._control.recv(1 << 16)
+        if not message:
+            log = self._log.read_text(errors="replace")[-_LOG_TAIL:]
+            raise HarnessError(f"the preloading process died\n--- log ---\n{log}")
+        return message
+
+    def _close(self) -> None:
+        """End of file makes it kill its children and leave."""
+        self._control.close()
+        self._process.wait(timeout=30)
+
+
+_fork_server = functools.cache(_ForkServer)
+
+
+@functools.cache
+def _log_directory() -> Path:
+    directory = tempfile.TemporaryDirectory(prefix="longcat-tests-")
+    atexit.register(directory.cleanup)
+    return Path(directory.name)

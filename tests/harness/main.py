@@ -1,0 +1,152 @@
+"""The child side of `harness`: imports SGLang once, then forks an engine or a server per request.
+
+Owns: everything that must happen inside the SGLang process. Never imported by tests.
+
+    main.py forks FD     serve fork and kill requests on the SEQPACKET socket FD until EOF
+    main.py once FD JOB  be the engine that JOB (JSON) describes, driven through socket FD
+
+SGLang insists on "spawn" for its own processes, which costs 40 s an engine on two cores; forked
+from a preloaded process it is 5 s. Only this test harness replaces the start method.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import sys
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+_PRELOADED = (
+    "sglang",
+    "sglang.srt.entrypoints.engine",
+    "sglang.srt.entrypoints.http_server",
+    "sglang.srt.managers.detokenizer_manager",
+    "sglang.srt.managers.scheduler",
+    "sglang.srt.models.registry",  # imports every model file, as registering a plugin's would
+)
+
+
+def main() -> None:
+    mode, descriptor = sys.argv[1], int(sys.argv[2])
+    if mode == "forks":
+        _serve_forks(socket.socket(fileno=descriptor))
+    else:
+        _be_engine(json.loads(sys.argv[3]), Connection(descriptor))
+
+
+def _serve_forks(control: socket.socket) -> None:
+    """{"kill": pid} or a job with its socket; answers each with {"pid": pid}."""
+    _preload()
+    children: set[int] = set()
+    control.send(b"ready")
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, 1 << 20, 1)
+        request = json.loads(message or "null")
+        if request is None:  # the test process is gone
+            break
+        if "kill" in request:
+            pid = request["kill"]
+            _kill_group(pid)
+            children.discard(pid)
+        else:
+            pid = _fork(request, descriptors[0], control)
+            children.add(pid)
+        control.send(json.dumps({"pid": pid}).encode())
+    for pid in children:
+        _kill_group(pid)
+    os._exit(0)  # tearing a preloaded interpreter down takes seconds
+
+
+def _preload() -> None:
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    import torch.multiprocessing
+
+    multiprocessing.set_start_method("fork", force=True)
+    modules: list[Any] = [multiprocessing, torch.multiprocessing]
+    for module in modules:
+        module.set_start_method = lambda *args, **kwargs: None
+
+
+def _fork(job: dict[str, Any], descriptor: int, control: socket.socket) -> int:
+    pid = os.fork()
+    if pid:
+        os.close(descriptor)
+        return pid
+    status = 1
+    try:
+        control.close()
+        _detach(job["log"])
+        os.environ.update(job["env"])
+        sys.path[:0] = filter(None, job["env"].get("PYTHONPATH", "").split(os.pathsep))
+        (_be_server if job["kind"] == "server" else _be_engine)(job, Connection(descriptor))
+        status = 0
+    except BaseException:  # noqa: BLE001 - must not return into the fork loop
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _detach(log: str) -> None:
+    """A session of its own, so that one killpg ends all it starts; output goes to `log`."""
+    os.setsid()
+    null, out = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_APPEND)
+    for source, target in ((null, 0), (out, 1), (out, 2)):
+        os.dup2(source, target)
+
+
+def _be_server(job: dict[str, Any], alive: Connection) -> None:
+    """`alive` carries nothing: its end of file tells the harness that this process died."""
+    sys.argv = ["launch_server", *job["argv"]]
+    runpy.run_module("sglang.launch_server", run_name="__main__", alter_sys=True)
+
+
+def _be_engine(job: dict[str, Any], conn: Connection) -> None:
+    """Answer (method, args, kwargs) with (True, value) or (False, error) until EOF or shutdown."""
+    import sglang
+
+    engine = None
+
+    def start() -> None:
+        nonlocal engine
+        engine = sglang.Engine(**job["kwargs"])
+
+    _answer(conn, start)
+    with contextlib.suppress(EOFError):  # the test process is gone
+        while engine is not None:
+            method, args, kwargs = conn.recv()
+            _answer(conn, getattr(engine, method), *args, **kwargs)
+            if method == "shutdown":
+                return
+    if engine is not None:
+        engine.shutdown()
+
+
+def _answer(conn: Connection, call: Any, *args: Any, **kwargs: Any) -> None:
+    try:
+        answer = (True, call(*args, **kwargs))
+    except BaseException as error:  # noqa: BLE001 - SystemExit too is an answer for the test
+        traceback.print_exc()
+        answer = (False, f"{type(error).__name__}: {error}")
+    conn.send(answer)
+
+
+def _kill_group(pid: int) -> None:
+    """`pid` is our unreaped child, hence certainly still the leader of the group it made."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""After the warm-up nothing is left to compile, whatever serving feeds the ops.
+
+"sm_90" runs Triton's launch path and compiler on CPU tensors, without a device behind them; only
+"cuda" proves that the kernels also load.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import longcat_kernels
+from longcat_kernels import (
+    expert_finalize,
+    identity_experts,
+    mla_decode,
+    mla_prologue,
+    moe_router,
+    ngram_ids,
+    small_linear,
+)
+from longcat_kernels.compile_only import compile_only
+from longcat_kernels.dispatch import is_hopper
+from longcat_kernels.expert_finalize import workloads as finalize_lite
+from longcat_kernels.identity_experts import workloads as identity_lite
+from longcat_kernels.mla_decode import workloads as decode_lite
+from longcat_kernels.mla_prologue import workloads as prologue_lite
+from longcat_kernels.moe_router import workloads as router_lite
+from longcat_kernels.ngram_ids import workloads as ngram_lite
+from longcat_kernels.ngram_rows import extend_rows, window_rows
+from longcat_kernels.ngram_rows.workloads import make_rows
+from longcat_kernels.small_linear import workloads as linear_lite
+from longcat_kernels.warm_up import OPS, Sizes, compilations, main, warm_up
+
+pytestmark = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="nothing to compile")
+
+BATCHES = (1, 2, 3, 15, 16, 17, 32, 100, 256, 2000)
+WIDTHS = (1, 4)
+TINY = Sizes(
+    hidden=256,
+    experts=12,
+    routed=8,
+    top_k=3,
+    heads=2,
+    split_tokens=16,
+    q_lora=128,
+    kv_lora=128,
+    nope=32,
+    rope=16,
+    values=24,
+    orders=(2, 2, 3, 3),
+    eos=2,
+    windows=WIDTHS,
+    columns=32,
+    fp8_rows=True,
+    fp8_inputs=True,
+    projections=(),
+)
+
+
+@pytest.fixture(params=["sm_90", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "cuda":
+        yield "cuda"
+    else:
+        with compile_only(arch=90):
+            yield "cpu"
+
+
+def serve(device: str, sizes: Sizes) -> None:
+    """Every op as the model calls it, over batch sizes around what Triton tells apart, on tensors
+    that start anywhere in another one."""
+    for batch in BATCHES:
+        route(device, batch, sizes)
+        route_tokens(device, batch, sizes)
+        add_identity(device, batch, sizes)
+        prepare_attention(device, batch, sizes)
+        attend(device, batch, sizes)
+        finalize(device, batch, sizes)
+        feed(device, batch, sizes)
+    for shape in sizes.projections:
+        project(device, shape)
+
+
+def project(device: str, shape: linear_lite.Shape) -> None:
+    """Of each number of tokens that takes the kernel, whole tensors and rows of wider ones."""
+    x, weight = linear_lite.make_inputs(34, shape.rows, 64, seed=0, device=device)
+    x, weight = x.repeat(1, shape.columns // 64), weight.repeat(1, shape.columns // 64)
+    wide = torch.cat((x, x), dim=1)[:, shape.columns :]
+    op = {"linear": small_linear.linear, "swiglu_linear": small_linear.swiglu_linear}[shape.op]
+    for tokens in range(1, 33):
+        if small_linear.pays(shape.op, weight, tokens):
+            for rows in (x[:tokens], x[2 : 2 + tokens], wide[:tokens]):
+                op(rows, weight)
+
+
+def route(device: str, batch: int, sizes: Sizes) -> None:
+    logits, bias = router_lite.make_inputs(batch + 1, seed=0, device=device, experts=sizes.experts)
+    slots = torch.arange(batch + 1, device=device)
+    options = moe_router.Options(sizes.top_k, sizes.routed, scale=6.0, held=(1, 2))
+    for rows, known in ((logits[1:], slots[1:]), (logits[:-1], slots[:-1]), (logits[1:], None)):
+        moe_router.route(rows, bias, options._replace(slots=known))
+
+
+def route_tokens(device: str, batch: int, sizes: Sizes) -> None:
+    x, weight, bias = router_lite.make_tokens(
+        batch + 1, seed=0, device=device, experts=sizes.experts, hidden=sizes.hidden
+    )
+    slots = torch.arange(batch + 1, device=device)
+    options = moe_router.Options(sizes.top_k, sizes.routed, scale=6.0, held=(1, 2))
+    for rows, known in ((x[1:], slots[1:]), (x[:-1], slots[:-1]), (x[1:], None)):
+        moe_router.route_tokens(rows, weight, bias, options._replace(slots=known))
+
+
+def add_identity(device: str, batch: int, sizes: Sizes) -> None:
+    out, x, weight = identity_lite.make_inputs(
+        batch + 1, seed=0, device=device, dtype=sizes.dtype, width=sizes.hidden
+    )
+    wide = torch.cat((x, x), dim=1)[:, : sizes.hidden]
+    for first in (0, 1):
+        rows = slice(first, first + batch)
+        identity_experts.add_identity_(out[rows], x[rows], weight[rows])
+    identity_experts.add_identity_(out, wide, weight)
+    identity_experts.add_identity_(out[:1].as_strided((1, sizes.hidden), (1, 1)), x[:1], weight)
+
+
+def prepare_attention(device: str, batch: int, sizes: Sizes) -> None:
+    """Head counts of different divisors; positions and slots from the middle of a buffer."""
+    widths = {name: getattr(sizes, name) for name in ("q_lora", "kv_lora", "nope", "rope")}
+    for heads in (1, 4, 5):
+        one = prologue_lite.make_inputs(
+            batch + 1, seed=0, device=device, heads=heads, context=8, **widths
+        )
+        quantised = (mla_prologue.norm_quantise_and_store,) if sizes.fp8_inputs else ()
+        for store in (mla_prologue.norm_and_store, *quantised):
+            store(
+                one.qkv[1:],
+                one.q_weight,
+                one.kv_weight,
+                eps=prologue_lite.EPS,
+                positions=one.positions[1:],
+                cos_sin=one.cos_sin,
+                slots=one.slots[1:],
+                kv_buffer=one.kv_buffer,
+            )
+        mla_prologue.absorb_query(
+            one.q[1:], one.w_kc, positions=one.positions[1:], cos_sin=one.cos_sin
+        )
+
+
+def attend(device: str, batch: int, sizes: Sizes) -> None:
+    shape = {"heads": sizes.heads, "rope": sizes.rope}
+    w_vc = decode_lite.make_values(
+        seed=0, device=device, heads=sizes.heads, rank=sizes.kv_lora, values=sizes.values
+    )
+    for width in WIDTHS:
+        if sizes.split_tokens is None:
+            if not (is_hopper(w_vc) and mla_decode.pays(batch, width, sizes.context)):
+                continue
+        elif batch * width > sizes.split_tokens:
+            continue
+        inputs = decode_lite.make_inputs(
+            [width] * batch, seed=0, device=device, width=width, rank=sizes.kv_lora, **shape
+        )
+        query = torch.cat([inputs.q_nope, inputs.q_pe], dim=-1)
+        split = inputs._replace(
+            q_nope=query[..., : sizes.kv_lora], q_pe=query[..., sizes.kv_lora :]
+        )
+        mla_decode.mla_decode(*split, scale=1.0, width=width, w_vc=w_vc)
+
+
+def finalize(device: str, batch: int, sizes: Sizes) -> None:
+    given = finalize_lite.make_inputs(
+        batch + 1, seed=0, device=device, dtype=sizes.dtype, width=sizes.hidden, top_k=sizes.top_k
+    )
+    for rows in (slice(0, batch), slice(1, batch + 1)):
+        routed, ids, x, weight, addend = (value[rows] for value in given)
+        for part in ((x, weight), (None, None)):
+            for other in (addend, None):
+                expert_finalize.finalize(routed, ids, *part, other)
+
+
+def feed(device: str, batch: int, sizes: Sizes) -> None:
+    eos = tuple(range(2, 2 + sizes.eos))
+    table = ngram_ids.make_hash_table(
+        vocab_size=ngram_lite.VOCAB,
+        rows=(8,) * len(sizes.orders),
+        orders=sizes.orders,
+        eos=eos,
+        device=device,
+    )
+    rows = make_rows(8, sizes.columns, "fp8" if sizes.fp8_rows else "bf16", seed=0, device=device)
+    for width in sizes.windows:
+        one = ngram_lite.make_inputs([width] * batch, seed=0, device=device)
+        window_rows(one.tokens, one.positions, one.slots, one.ring, table, rows)
+    one = ngram_lite.make_inputs([1 + i % 3 for i in range(batch)], seed=0, device=device)
+    for starts, lengths in ((one.starts, one.lengths), (one.starts.int(), one.lengths.int())):
+        where = one.tokens, one.positions, one.slots
+        extend_rows(*where, starts, lengths, one.ring, table, rows)
+
+
+@pytest.mark.parametrize("sizes", [Sizes(windows=WIDTHS), TINY], ids=["lite", "tiny"])
+def test_nothing_is_left_to_compile(device: str, sizes: Sizes) -> None:
+    """Red if an op gets a kernel, a dtype or an integer argument whose variants its `warm_up` does
+    not cover. The comparison can fail: another window width is compiled."""
+    warm_up(device, sizes)
+    with compilations() as compiled:
+        serve(device, sizes)
+    assert compiled == []
+    with compilations() as compiled:
+        feed(device, 2, dataclasses.replace(sizes, windows=(7,)))
+    assert len(compiled) == 1
+
+
+def test_widths_that_a_kernel_does_not_take_stop_no_server(device: str) -> None:
+    warm_up(device, dataclasses.replace(TINY, rope=8))
+
+
+def test_a_second_warm_up_costs_nothing(device: str) -> None:
+    warm_up(device)
+    assert warm_up(device) == 0
+
+
+def test_every_op_is_warmed_up() -> None:
+    """Red if an op with a Triton kernel is not in the list."""
+    package = Path(longcat_kernels.__path__[0])
+    assert {file.parent.name for file in package.glob("*/_triton.py")} == set(OPS)
+
+
+def test_the_command_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--window", "1", "5"])
+    said = capsys.readouterr().out
+    assert "kernel variants in" in said
+    assert torch.cuda.is_available() or "(no GPU here: compiled for sm_90)" in said

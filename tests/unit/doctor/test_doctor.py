@@ -1,0 +1,263 @@
+"""The doctor finds nothing on a healthy set-up, and each broken one's cause with what to do."""
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from types import SimpleNamespace
+
+import pytest
+
+from sglang_longcat.doctor import checkpoint, machine, placement
+from sglang_longcat.doctor.machine import UNLIMITED, Device, Machine, check, inspect
+from sglang_longcat.planning import estimate
+from sglang_longcat.testing.tiny import TinyOptions, write_tiny
+from tests import ROOT
+
+OPTIONS = TinyOptions(experts=4, zero_experts=2, topk=2, layers=1, mtp=False)
+GIB = 1 << 30
+LITE = estimate.read_config(None)
+H100 = Device("NVIDIA H100 80GB HBM3", total=80 * GIB, free=int(78.5 * GIB), nvlinks=18)
+H200 = Device("NVIDIA H200", total=141 * GIB, free=int(139.1 * GIB), nvlinks=18)
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("doctor") / "intact", OPTIONS)
+
+
+@pytest.fixture
+def copy(intact, tmp_path):
+    return shutil.copytree(intact, tmp_path / "model")
+
+
+def statuses(findings):
+    return {finding.name: str(finding.status) for finding in findings}
+
+
+def text_of(findings, name):
+    (finding,) = (finding for finding in findings if finding.name == name)
+    return finding.text
+
+
+def test_command(intact, tmp_path):
+    """Healthy, then three defects, in one process of its own, since it puts the hooks in force: a
+    damaged shard, an SGLang that does not fit, and an environment without the plugin."""
+    damaged = shutil.copytree(intact, tmp_path / "damaged")
+    shard = sorted(damaged.glob("*.safetensors"))[0]
+    shard.write_bytes(shard.read_bytes()[:-1])
+    script = f"""
+        import contextlib, io, json
+        from sglang_longcat.host import contract
+        from sglang_longcat.__main__ import main
+        from sglang_longcat.doctor import software
+
+        def doctor(path):
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                code = main(["doctor", "--json", "--model-path", path])
+            report = json.loads(out.getvalue())
+            print(json.dumps([code, report["healthy"], [
+                finding["name"] for finding in report["findings"] if finding["status"] == "error"
+            ]]))
+
+        doctor({str(intact)!r})
+        doctor({str(damaged)!r})
+        software._GROUP = "no.such.plugins"
+        doctor({str(intact)!r})
+        contract.ATTRIBUTES += (contract.Needs("environ:gone"),)
+        doctor({str(intact)!r})
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [
+        [0, True, []],
+        [1, False, ["checkpoint"]],
+        [1, False, ["entry point"]],
+        [1, False, ["SGLang"]],
+    ]
+
+
+def test_intact_checkpoint(intact):
+    config, found = checkpoint.check(intact)
+    assert config is not None
+    assert set(statuses(found).values()) == {"ok"}
+
+
+def test_another_model(copy):
+    file = copy / "config.json"
+    config = json.loads(file.read_text())
+    for key in ("ngram_vocab_size_ratio", "emb_neighbor_num", "emb_split_num"):
+        del config[key]
+    file.write_text(json.dumps(config))
+    config, found = checkpoint.check(copy)
+    assert config is None
+    assert "not LongCat-Flash-Lite" in text_of(found, "checkpoint")
+
+
+def test_tokenizer_of_another_model(copy):
+    """Tags that fall apart into bytes: the parsers and the n-gram ids would see other tokens."""
+    file = copy / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["added_tokens"] = [
+        token for token in tokenizer["added_tokens"] if "arg_key" not in token["content"]
+    ]
+    file.write_text(json.dumps(tokenizer))
+    _, found = checkpoint.check(copy)
+    assert text_of(found, "tokenizer").startswith("<longcat_arg_key>, </longcat_arg_key>: ")
+
+
+def test_other_end_of_text(copy):
+    file = copy / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": 3}))
+    _, found = checkpoint.check(copy)
+    assert "</longcat_s> is 2, config.json says (3,)" in text_of(found, "tokenizer")
+
+
+def test_optional_files_are_warnings(copy):
+    (copy / "chat_template.jinja").unlink()
+    (copy / "generation_config.json").unlink()
+    _, found = checkpoint.check(copy)
+    assert statuses(found)["chat template"] == statuses(found)["sampling"] == "warning"
+    assert "$(sglang-longcat template)" in text_of(found, "chat template")
+    assert '"repetition_penalty": 1.06' in text_of(found, "sampling")
+
+
+def test_unknown_model_is_one_finding():
+    path, problem = checkpoint.locate("/nonexistent/model")
+    assert path is None
+    assert "neither a directory nor a downloaded model" in problem
+
+
+def examined(*gpus, host=500 * GIB, memlock=UNLIMITED, tp=1, dp=1, fraction=None, context=32768):
+    here = Machine(gpus=gpus, driver="580", host=host, memlock=memlock)
+    plan = placement.Plan(tp=tp, mem_fraction=fraction, context=context, attention_dp=dp)
+    return placement.check(here, LITE, plan)
+
+
+@pytest.fixture(autouse=True)
+def no_switches(monkeypatch):
+    for name in ("LONGCAT_NGRAM_TABLES", "LONGCAT_NGRAM_TABLE_DTYPE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_one_80_gb_gpu_takes_the_tables_to_the_host():
+    found = examined(H100)
+    assert set(statuses(found).values()) == {"ok", "info"}
+    assert "58.50 GiB pinned" in text_of(found, "placement")
+    tokens = int(text_of(found, "KV cache").split()[0].replace(",", ""))
+    assert 100_000 < tokens < 140_000  # 140,000 were too many on a real one
+    assert text_of(found, "recipe") == "h100-tp1-balanced"
+
+
+def test_two_gpus_keep_them():
+    found = examined(H200, H200, tp=2)
+    assert "29.25 GiB in HBM" in text_of(found, "placement")
+    assert text_of(found, "recipe") == "h200-tp2-ep2"
+
+
+def test_replicas_have_the_tables_each_on_the_gpu_and_once_in_host_memory():
+    """Two H200 had 1,258,233 tokens a replica, with 2 GiB less kept free."""
+    found = examined(H200, H200, tp=2, dp=2)
+    assert "58.50 GiB in HBM" in text_of(found, "placement")
+    tokens = int(text_of(found, "KV cache").split()[0].replace(",", ""))
+    assert 1_100_000 < tokens < 1_258_233
+    assert "on each replica" in text_of(found, "KV cache")
+    found = examined(H100, H100, tp=2, dp=2, host=80 * GIB)  # enough for one copy
+    assert "58.50 GiB pinned" in text_of(found, "placement")
+    for dp in (0, 3):
+        assert "does not divide --tp 2" in text_of(examined(H200, H200, tp=2, dp=dp), "placement")
+
+
+def test_container_without_memory_for_the_tables():
+    found = examined(H100, host=16 * GIB)
+    assert statuses(found) == {"placement": "error"}
+    assert "16.0 GiB are" in text_of(found, "placement")
+
+
+def test_forced_placement_without_memory(monkeypatch):
+    monkeypatch.setenv("LONGCAT_NGRAM_TABLES", "host")
+    found = examined(H200, host=16 * GIB, memlock=8 << 20)
+    assert statuses(found)["host memory"] == "error"
+    assert statuses(found)["locked memory"] == "warning"
+    assert "memlock=-1" in text_of(found, "locked memory")
+
+
+def test_half_the_tables_in_fp8(monkeypatch):
+    monkeypatch.setenv("LONGCAT_NGRAM_TABLE_DTYPE", "fp8")
+    assert statuses(examined(H100, host=40 * GIB))["placement"] == "ok"
+
+
+def test_context_that_does_not_fit(monkeypatch):
+    monkeypatch.setenv("LONGCAT_NGRAM_TABLES", "device")
+    found = examined(H200, context=262144)
+    assert statuses(found)["KV cache"] == "error"
+    assert "LONGCAT_NGRAM_TABLES=host" in text_of(found, "KV cache")
+
+
+def test_unreadable_switch(monkeypatch):
+    monkeypatch.setenv("LONGCAT_NGRAM_TABLES", "ssd")
+    assert "expected one of auto, device, host" in text_of(examined(H200), "placement")
+
+
+def test_more_ranks_than_gpus():
+    assert "--tp 2, but 1 GPUs" in text_of(examined(H200, tp=2), "placement")
+
+
+def test_gpus_without_nvlink():
+    pcie = Device("NVIDIA H100 PCIe", total=80 * GIB, free=78 * GIB)
+    found = check(Machine(gpus=(pcie, pcie), driver="580", host=GIB, memlock=GIB))
+    assert statuses(found)["NVLink"] == "warning"
+
+
+def test_this_machine_can_be_read():
+    here = inspect()
+    assert here.host > GIB
+    assert statuses(check(here))["GPU"] == ("ok" if here.gpus else "warning")
+
+
+@pytest.mark.parametrize(
+    ("visible", "free"), [(None, [8, 9]), ("1", [9]), ("", []), ("GPU-b", [9])]
+)
+def test_reads_the_gpus_that_cuda_will_see(monkeypatch, visible, free):
+    class NoSuchLink(Exception):
+        pass
+
+    def link(handle, number):
+        if number > 2:
+            raise NoSuchLink
+        return number < 2
+
+    nvml = SimpleNamespace(
+        NVML_NVLINK_MAX_LINKS=18,
+        NVMLError=NoSuchLink,
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetHandleByUUID=lambda uuid: {"GPU-a": 0, "GPU-b": 1}[uuid],
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(total=10, free=8 + handle),
+        nvmlDeviceGetName=lambda handle: "GPU",
+        nvmlDeviceGetNvLinkState=link,
+    )
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    devices = list(machine._devices(nvml))
+    assert [device.free for device in devices] == free
+    assert all(device.nvlinks == 2 for device in devices)
+
+
+def test_every_suggested_recipe_exists():
+    names = {recipe for _, _, recipe in placement.RECIPES}
+    assert [n for n in names if not (ROOT / "launch" / "recipes" / f"{n}.yaml").is_file()] == []
+
+
+def test_h20_is_not_h200():
+    for name, wanted in (("NVIDIA H20", "h20-tp8-ep8-balanced"), ("NVIDIA H200", "h200-tp2-ep2")):
+        gpu = Device(name, total=96 * GIB, free=95 * GIB)
+        assert placement.suggest(Machine((gpu,) * 8, "580", GIB, GIB)) == wanted

@@ -1,0 +1,115 @@
+"""Our default of mem_fraction_static, inside SGLang's resolution of server arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sglang.srt.arg_groups import memory_hook, overrides, parallel_hook, resolution_hooks
+from sglang.srt.arg_groups.overrides import resolving_view
+from sglang.srt.environ import envs
+from sglang.srt.model_executor.cuda_graph_config import CudaGraphConfig
+from sglang.srt.server_args import ServerArgs
+
+from sglang_longcat.host import hf_config, memory_share
+from sglang_longcat.planning import reserve
+from sglang_longcat.testing.tiny import write_tiny
+
+H100, H200, B200 = 81_559, 143_771, 183_359  # MiB, as nvidia-smi shows them
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    hf_config.register()
+    return write_tiny(tmp_path_factory.mktemp("memory") / "tiny")
+
+
+def settle(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capacity: int, **flags: Any) -> float:
+    """What the step leaves, with SGLang's own step replaced by its result on an 80 GB GPU."""
+    monkeypatch.setattr("sglang.srt.utils.get_device_memory_capacity", lambda device: capacity)
+    monkeypatch.delenv("SGLANG_MAX_KV_CHUNK_CAPACITY", raising=False)
+    given = ServerArgs(model_path=str(checkpoint), chunked_prefill_size=8192, **flags)
+    parallel_hook.handle_deprecated_dp_attention(given)  # as SGLang does first of all
+    overrides.declare_resolution(given, "test", device="cuda", cuda_graph_config=CudaGraphConfig())
+
+    def upstream(args: ServerArgs) -> None:
+        if resolving_view(args).mem_fraction_static is None:
+            overrides.declare_resolution(args, "test", mem_fraction_static=0.822)
+
+    memory_share.settle(given, upstream)
+    found: float = resolving_view(given).mem_fraction_static
+    return found
+
+
+def test_an_80_gb_gpu_gets_room_for_100_000_tokens(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """69.7 GiB of weights, 78.5 GiB free at start; red if the reserve grows past what is left."""
+    fraction = settle(checkpoint, monkeypatch, H100)
+    left = 78.5 * fraction - 69.7
+    assert left * 2**30 / 32_256 > 100_000
+    assert 78.5 * (1 - fraction) > 4.2  # the H100 run used 2.9 GiB of 4.8
+    assert envs.SGLANG_MAX_KV_CHUNK_CAPACITY.get() == reserve.PREFIX_TOKENS
+
+
+def test_a_users_fraction_is_not_touched(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settle(checkpoint, monkeypatch, H200, mem_fraction_static=0.7) == 0.7
+    assert not envs.SGLANG_MAX_KV_CHUNK_CAPACITY.is_set()
+
+
+def test_a_larger_choice_of_sglang_is_not_lowered(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert settle(checkpoint, monkeypatch, capacity=24 * 1024) == 0.822
+
+
+def test_other_models_are_not_touched(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_share.hf_config, "is_served_by_us", lambda config: False)
+    assert settle(checkpoint, monkeypatch, H200) == 0.822
+
+
+def test_registered_once() -> None:
+    memory_share.register()
+    memory_share.register()
+    assert resolution_hooks._HOOKS[memory_share.STEP].count(memory_share.settle) == 1
+
+
+def test_the_fused_all_reduce_has_its_memory(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red if it is left out: SGLang allocates it behind the KV cache, 96 MiB a rank twice."""
+    plain = settle(checkpoint, monkeypatch, H200, tp_size=8)
+    fused = {"flashinfer_allreduce_fusion_backend": "trtllm"}
+    assert (plain - settle(checkpoint, monkeypatch, H200, tp_size=8, **fused)) * H200 > 700
+    one = settle(checkpoint, monkeypatch, H200)
+    assert settle(checkpoint, monkeypatch, H200, **fused) == one
+
+
+@pytest.mark.parametrize(
+    "flags", [{"attn_dp_size": 2}, {"dp_size": 2, "enable_dp_attention": True}], ids=["new", "old"]
+)
+def test_data_parallel_attention_keeps_more_free(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any]
+) -> None:
+    """Red if its rows are left out, with either spelling: SGLang rewrites the old one before it
+    settles memory, and two H200s had 0.2 GiB left after one prompt each."""
+    plain = settle(checkpoint, monkeypatch, H200, tp_size=2)
+    replicas = settle(checkpoint, monkeypatch, H200, tp_size=2, **flags)
+    assert (plain - replicas) * H200 > 1500
+
+
+@pytest.mark.parametrize(
+    ("capacity", "ranks"), [(H100, 1), (H100, 4), (H200, 2), (H200, 8), (B200, 1)]
+)
+def test_defaults_are_sglangs(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capacity: int, ranks: int
+) -> None:
+    """Red if `estimate` and `doctor` expect another prefill or other graphs than a server has."""
+    monkeypatch.setattr(memory_hook, "get_device_memory_capacity", lambda device: capacity)
+    given = ServerArgs(model_path=str(checkpoint), tp_size=ranks)
+    overrides.declare_resolution(given, "test", device="cuda", cuda_graph_config=CudaGraphConfig())
+    memory_hook.handle_gpu_memory_settings(given)
+    cfg = resolving_view(given)
+    found = cfg.chunked_prefill_size, cfg.cuda_graph_config.decode.max_bs
+    assert found == reserve.defaults(capacity, ranks)

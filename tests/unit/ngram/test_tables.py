@@ -1,0 +1,119 @@
+"""Storage and loading of one rank's columns of the n-gram tables."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from longcat_kernels.ngram_rows import reference
+from sglang_longcat.ngram import tables as module
+from sglang_longcat.ngram.sharing import Sharers
+from sglang_longcat.ngram.tables import NgramTables, QuantisationError, row_bytes
+from sglang_longcat.planning.placement import Where
+
+ROWS, WIDTH = (5, 7, 9), 64
+
+
+def make(
+    where: Where,
+    columns: slice = slice(0, WIDTH),
+    *,
+    fp8: bool = False,
+    sharers: Sharers | None = None,
+) -> NgramTables:
+    return NgramTables(
+        ROWS,
+        columns,
+        dtype=torch.bfloat16,
+        fp8=fp8,
+        where=where,
+        device=torch.device("cpu"),
+        show_progress=False,
+        sharers=sharers,
+    )
+
+
+@pytest.fixture(params=[2, 1 << 18], ids=["blocks", "one block"])
+def weights(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """One tensor a table, as in the checkpoint; rows of very different sizes."""
+    monkeypatch.setattr(module, "_BLOCK_ROWS", request.param)
+    random = torch.Generator().manual_seed(1)
+    gains = torch.logspace(-3, 3, max(ROWS))[:, None]
+    return [(torch.randn(n, WIDTH, generator=random) * gains[:n]).bfloat16() for n in ROWS]
+
+
+def every_row(tables: NgramTables) -> torch.Tensor:
+    return reference.gather(torch.arange(sum(ROWS))[:, None], tables.table)
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_ranks_hold_their_columns_and_nothing_else(
+    weights: list[torch.Tensor], where: Where
+) -> None:
+    ranks = [make(where, slice(0, 32)), make(where, slice(32, 64))]
+    for rank in ranks:
+        for index in (2, 0, 1):  # in whatever order the shards bring them
+            rank.load(index, weights[index])
+    assert torch.equal(torch.cat([every_row(rank) for rank in ranks], dim=1), torch.cat(weights))
+    held = sum(rank.table.storage.nbytes for rank in ranks)
+    assert held == sum(ROWS) * row_bytes(WIDTH, torch.bfloat16, fp8=False)
+
+
+def test_a_rank_that_does_not_own_its_memory_leaves_it_alone(weights: list[torch.Tensor]) -> None:
+    """Red if a replica writes the rows that another one has written, or is writing."""
+    sharers = Sharers(
+        exchange=lambda value: [value] * 2, rank=1, owner=0, count=2, copies=1, any_shared=False
+    )
+    reader = make("host", sharers=sharers)
+    for index, weight in enumerate(weights):
+        reader.load(index, weight)
+    assert not every_row(reader).any()
+    assert make("device", sharers=sharers).writes
+
+
+def test_only_device_storage_is_a_parameter_of_the_model() -> None:
+    """SGLang counts, moves and fills parameters; host tables stay where they are."""
+    assert not list(make("host").parameters())
+    assert [one.shape for one in make("device").parameters()] == [(sum(ROWS), WIDTH)]
+
+
+def test_fp8_ranks_share_a_scale(weights: list[torch.Tensor]) -> None:
+    """Red if a rank scales by its own columns: TP2 would then be another model than TP1."""
+    whole = make("host", fp8=True)
+    halves = [make("host", slice(0, 32), fp8=True), make("host", slice(32, 64), fp8=True)]
+    for tables in (whole, *halves):
+        for index, weight in enumerate(weights):
+            tables.load(index, weight)
+    assert torch.equal(torch.cat([every_row(half) for half in halves], dim=1), every_row(whole))
+
+
+def test_the_error_of_fp8_is_reported(
+    weights: list[torch.Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    tables = make("device", fp8=True)
+    with caplog.at_level("INFO"):
+        for index, weight in enumerate(weights):
+            tables.load(index, weight)
+    every = torch.cat(weights).float()
+    wrong = (every_row(tables).float() - every).abs()
+    assert "N-gram tables in fp8: mean relative error" in caplog.text
+    mean = tables.error.error / tables.error.total
+    assert mean == pytest.approx((wrong.sum() / every.abs().sum()).item(), rel=0.1)
+    assert 0.01 < mean < 0.04
+    assert 0.02 < tables.error.largest < 1 / 16
+
+
+def test_a_second_load_replaces_the_first(weights: list[torch.Tensor]) -> None:
+    tables = make("host", fp8=True)
+    for factor in (1, 3):
+        for index, weight in enumerate(weights):
+            tables.load(index, weight * factor)
+    whole = sum(weight.float().abs().sum().item() for weight in weights)
+    assert tables.error.total == pytest.approx(3 * whole, rel=0.01)
+
+
+def test_errors_add_up() -> None:
+    total = QuantisationError()
+    total.add(QuantisationError(1.0, 10.0, 0.5))
+    total.add(QuantisationError(2.0, 20.0, 0.25))
+    assert str(total) == "mean relative error 10.00%, largest 50.00% of its row's maximum"

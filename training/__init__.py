@@ -1,0 +1,1 @@
+"""What trained the checkpoints that ship with the package."""

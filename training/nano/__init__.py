@@ -1,0 +1,1 @@
+"""LongCat-nano: `python -m training.nano prepare | train | export`."""
