@@ -1,7 +1,9 @@
-"""LongCat's tool calls in text: `parser` and `values` read them, `message` makes a chat message,
-`detector`, `reasoning` and `structure` connect them to SGLang.
+"""LongCat's tool calls in text, with and without SGLang.
 
-Owns: the registration with SGLang. Everything that SGLang is not needed for works without it.
+`parser` reads calls, by means of `head`, `pairs`, `values` and `scan`, and reports `events`.
+`message` makes a chat message of an answer. `detector`, `reasoning`, `structure` and `http_workers`
+connect all this to SGLang. Owns: the registration with SGLang. The files of the first two sentences
+work without it.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ _RULES = {"TOOL_CALL_PARSER_RULES": CALL, "REASONING_PARSER_RULES": THINK}
 
 
 def register() -> None:
-    """Add both parsers to SGLang's registries, for its command line, for `auto` and for the HTTP
+    """Add both parsers to SGLang's registries: for its command line, for `auto`, and for the HTTP
     workers that this process may start. Idempotent."""
     from sglang.srt.environ import envs
     from sglang.srt.function_call.function_call_parser import FunctionCallParser
@@ -37,16 +39,19 @@ def register() -> None:
 
 
 def _add_detection_rules() -> None:
-    """`auto` reads the chat template. Ours go first: SGLang takes the first rule that holds, and no
-    other model has these tags. The second module holds its own reference to each tuple."""
+    """Add the rules by which `auto` recognises our chat template.
+
+    Our rules go first: SGLang takes the first rule that holds, and no other model has these tags.
+    Both modules are set, because the second one holds its own reference to each tuple.
+    """
     from sglang.srt.parser import template_detection, template_manager
 
     for name, tag in _RULES.items():
         rules = getattr(template_detection, name)
         if not any(rule.name == NAME for rule in rules):
-            found = template_detection.DetectionRule(NAME, NAME, _has(tag))
+            rule = template_detection.DetectionRule(NAME, NAME, _has(tag))
             for module in (template_detection, template_manager):
-                setattr(module, name, (found, *rules))
+                setattr(module, name, (rule, *rules))
 
 
 def _has(tag: str) -> Callable[[TemplateDetectionContext], bool]:

@@ -1,6 +1,7 @@
 """`--tool-call-parser longcat`: SGLang's interface to `parser` and `structure`.
 
-Owns: translating tools and events. SGLang makes one detector per choice of an answer.
+Owns: the translation of SGLang's tools for the parser, and of the parser's events for SGLang.
+SGLang makes one detector for each choice (`n`) of an answer.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from sglang_longcat.tool_parser.scan import CALL, END_CALL
 
 
 class LongcatDetector(BaseFormatDetector):
-    """A tool that the request does not declare stays text, unless SGLANG_FORWARD_UNKNOWN_TOOLS."""
+    """A call of an undeclared tool stays text, unless SGLANG_FORWARD_UNKNOWN_TOOLS is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,17 +32,17 @@ class LongcatDetector(BaseFormatDetector):
 
     def detect_and_parse(self, text: str, tools: list[Tool]) -> StreamingParseResult:
         parser = _parser(tools)
-        found = _result(parser.feed(text) + parser.finish())
-        whole: list[ToolCallItem] = []
-        for item in found.calls:
+        result = _result(parser.feed(text) + parser.finish())
+        calls: list[ToolCallItem] = []
+        for item in result.calls:
             if item.name is not None:
-                whole.append(item)
+                calls.append(item)
             else:
-                whole[-1].parameters += item.parameters
+                calls[-1].parameters += item.parameters
         positions = self._get_tool_indices(tools)
-        for item in whole:
-            item.tool_index = positions.get(item.name, -1)
-        return StreamingParseResult(normal_text=found.normal_text, calls=whole)
+        for call in calls:
+            call.tool_index = positions.get(call.name, -1)
+        return StreamingParseResult(normal_text=result.normal_text, calls=calls)
 
     def parse_streaming_increment(self, new_text: str, tools: list[Tool]) -> StreamingParseResult:
         if self._parser is None:
@@ -55,7 +56,8 @@ class LongcatDetector(BaseFormatDetector):
         return self._record(_result(parser.finish()))
 
     def _record(self, result: StreamingParseResult) -> StreamingParseResult:
-        """What SGLang compares at the end of a stream; equal, since nothing is ever owed."""
+        """Keep what SGLang compares at the end of a stream: arguments that were sent and arguments
+        that were parsed. They are equal, because every piece is sent at once."""
         for item in result.calls:
             if item.name is not None:
                 self.streamed_args_for_tool.append("")
@@ -66,7 +68,7 @@ class LongcatDetector(BaseFormatDetector):
         return result
 
     def structure_info(self) -> Any:
-        """For callers of SGLang's older structural tags: the call as one JSON object."""
+        """The call as one JSON object, for callers that use SGLang's older structural tags."""
         return lambda name: StructureInfo(
             begin=f'{CALL}{{"name": {values.quote(name)}, "arguments": ',
             end=f"}}{END_CALL}",
@@ -80,7 +82,7 @@ class LongcatDetector(BaseFormatDetector):
         thinking_mode: bool = False,
         parallel_tool_calls: bool = True,
     ) -> Any:
-        """`thinking_mode` changes nothing: the model's template opens no reasoning by itself."""
+        """`thinking_mode` changes nothing, because the model's template opens no reasoning."""
         schemas = _schemas(tools or [])
         if isinstance(tool_choice, ToolChoice):
             named = tool_choice.function.name
@@ -100,7 +102,8 @@ def _schemas(tools: list[Tool]) -> dict[str, values.Schema]:
 
 
 def _result(events: list[Event]) -> StreamingParseResult:
-    """One item per call with its name, and one per piece of arguments; indices count calls."""
+    """One item for the name of each call and one for each piece of arguments. The indices number
+    the calls of an answer."""
     text, items = "", []
     for event in events:
         match event:

@@ -1,6 +1,6 @@
-"""What a parser tells about an answer, piece by piece.
+"""The events that `parser` reports about an answer, piece by piece.
 
-Owns: these three types. Joined, the pieces are the answer's text and each call's arguments.
+Owns: these three types. The joined pieces are the answer's text and the arguments of each call.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Text:
+    """The next piece of the text around the calls."""
+
     text: str
 
 
 @dataclass(frozen=True)
 class Call:
-    """The call number `index` calls the tool `name`."""
+    """Call number `index` has begun; it calls the tool `name`."""
 
     index: int
     name: str

@@ -1,6 +1,7 @@
 """An answer's text as a chat message, without a server.
 
-Owns: the shape of the message, the one that transformers' chat templates and the checkpoint's take.
+Owns: the shape of the message, which transformers' chat templates and the checkpoint's accept.
+`parser` finds the calls.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ def parse_model_response(
 ) -> dict[str, Any]:
     """The assistant message that the model wrote as `text` (special tokens kept).
 
-    Returns role and content, and where there are any reasoning_content and tool_calls, each
-    {"type": "function", "function": {"name", "arguments"}} with arguments as a dict; as the text
-    so far where the answer was cut off inside them. `tools` are OpenAI tool definitions or their
-    functions; None accepts a call of any name and takes every value that is JSON for JSON.
+    Returns role and content, and if there are any, reasoning_content and tool_calls. Each call is
+    {"type": "function", "function": {"name", "arguments"}}. The arguments are a dict, or the text
+    so far if the answer was cut off inside them. `tools` are OpenAI tool definitions or their
+    functions. None accepts a call of any name and reads every value that is JSON as JSON.
     """
     reasoning, text = _split_reasoning(text.removesuffix(EOS))
     parser = CallParser(dict(_schema(tool) for tool in tools or ()), any_name=tools is None)

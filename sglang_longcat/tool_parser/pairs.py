@@ -1,6 +1,6 @@
-"""The JSON of arguments that come as pairs of tags, written while they arrive.
+"""Writes the JSON of arguments that arrive as pairs of tagged keys and values.
 
-Owns: separators, quotes, and which values can be shown before their end. Types: `values`.
+Owns: separators, quotes, and which values can be emitted before they end. `values` knows the types.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from sglang_longcat.tool_parser import values
 
 
 class PairWriter:
-    """`open` a key, `grow` its value, `close` it; each returns the next piece of the object. The
-    braces around it are the caller's."""
+    """Call `open` for a key, `grow` for each piece of its value, `close` at its end.
+
+    Each returns the next piece of the JSON object. The caller writes the braces around it.
+    """
 
     def __init__(self, schema: values.Schema) -> None:
         self._schema = schema
@@ -20,7 +22,8 @@ class PairWriter:
         self._repeated = False
 
     def open(self, key: str) -> str:
-        self._repeated = key in self._keys  # the first one stays: a value may contain a forged pair
+        # The first pair with a key counts: a value may contain a forged pair.
+        self._repeated = key in self._keys
         self._types = values.property_types(self._schema, key)
         streamed = self._types == values.STRING and not self._repeated
         self._value = None if streamed else []

@@ -1,49 +1,61 @@
 """LongCat's tool-call grammar as a state machine over text that arrives in pieces.
 
-Owns: what is text, what is a call, and when either may be shown. Four forms of a call are read:
+Owns: what is text, what is a call, and when either may be emitted. A call has one of four forms:
 
     <longcat_tool_call>name <longcat_arg_key>k</longcat_arg_key>
         <longcat_arg_value>v</longcat_arg_value> ... </longcat_tool_call>
     <longcat_tool_call>{"name": "name", "arguments": {...}}</longcat_tool_call>
     <longcat_tool_call>name <longcat_arg_key>{...}      name({...})      name {...}
 
-A call is announced once it cannot be anything else, with its first value; until then, whatever does
-not fit the grammar is text. Arguments become complete JSON only if the model completed them: a call
-that was cut off, or went wrong after its announcement, stays open, so that nobody runs half a
-command. The same text gives the same calls however it is split. Types of values: `values`.
+The parser emits a call when it cannot be anything else, together with its first value. Until then,
+whatever does not fit the grammar is text. The emitted arguments become complete JSON only if the
+model completed them: a call that was cut off, or that went wrong after it was emitted, stays
+incomplete, so that nobody runs half a command. The same text gives the same calls however it is
+split. `head` reads the start of a call, `pairs` writes arguments, `values` knows their types.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from enum import Enum, auto
 
 from sglang_longcat.tool_parser import scan, values
 from sglang_longcat.tool_parser.events import Arguments, Call, Event, Text
 from sglang_longcat.tool_parser.head import Follows, HeadReader
 from sglang_longcat.tool_parser.pairs import PairWriter
-from sglang_longcat.tool_parser.scan import CALL, END_CALL, END_KEY, END_VALUE, KEY
+from sglang_longcat.tool_parser.scan import CALL, END_CALL, END_KEY, END_VALUE, KEY, NotRead
 
 _CLOSING = re.compile(rf"\s*(?:[)}}]\s*)*(?:{END_KEY}\s*)?")
 _VALUE_TAG = re.compile(f"{END_VALUE}|{END_CALL}")
 _AFTER_END_CALL = re.compile(f"{END_VALUE}|{CALL}")
 
 
+class _ClosingTag(Enum):
+    """What a closing tag that stands in a value means."""
+
+    ENDS_VALUE = auto()
+    PART_OF_VALUE = auto()
+    UNDECIDED = auto()  # the text behind it decides, and has not arrived
+
+
 class CallParser:
-    """`tools` maps names to their parameters' JSON schema; `any_name` accepts others too."""
+    """`tools` maps names to their parameters' JSON schema; `any_name` accepts other names too."""
 
     def __init__(self, tools: Mapping[str, values.Schema], *, any_name: bool = False) -> None:
         self._tools, self._any_name = tools, any_name
-        self._buffer, self._final = "", False
+        self._buffer = ""  # text that is not consumed yet
+        self._final = False  # True: no more text will come
         self._events: list[Event] = []
-        self._state: Callable[[], bool] = self._text  # each returns False to wait for more text
+        # A state consumes text and emits events. It returns False if it waits for more text.
+        self._state: Callable[[], bool] = self._text
         self._index = -1
         self._head_reader = HeadReader(tools, any_name=any_name)
         self._pairs = PairWriter({})
         self._object = scan.ObjectScanner(0)
 
     def feed(self, text: str) -> list[Event]:
-        """What is certain after `text`. Never raises."""
+        """Append `text` and return the events that are now certain. Never raises."""
         self._buffer += text
         while self._state():
             pass
@@ -51,7 +63,7 @@ class CallParser:
         return events
 
     def finish(self) -> list[Event]:
-        """What the end of the answer decides; the parser is used up."""
+        """Return the events that the end of the answer decides. Nothing can be fed afterwards."""
         self._final = True
         return self.feed("")
 
@@ -60,24 +72,25 @@ class CallParser:
     def _text(self) -> bool:
         start = self._buffer.find(CALL)
         if start < 0:
-            keep = 0 if self._final else scan.held(self._buffer, CALL)
-            self._show(self._take(len(self._buffer) - keep))
+            keep = 0 if self._final else scan.partial_tag(self._buffer, CALL)
+            self._emit_text(self._take(len(self._buffer) - keep))
             return False
-        self._show(self._take(start))
+        self._emit_text(self._take(start))
         self._take(len(CALL))
         self._head_reader = HeadReader(self._tools, any_name=self._any_name)
         self._state = self._head
         return True
 
     def _head(self) -> bool:
-        """Nothing is consumed before the call is certain."""
+        """Consume the head of a call once it is complete, nothing before."""
         head = self._head_reader.read(self._buffer)
-        if isinstance(head, bool):
-            return False if head and not self._final else self._as_text()
+        if isinstance(head, NotRead):
+            waits = head is NotRead.INCOMPLETE and not self._final
+            return False if waits else self._as_text()
         self._take(head.size)
         self._index += 1
         self._events.append(Call(self._index, head.name))
-        self._argue(head.json)
+        self._emit_arguments(head.json)
         self._state = {
             Follows.NOTHING: self._after,
             Follows.VALUE: self._in_value,
@@ -86,7 +99,7 @@ class CallParser:
         }[head.follows]
         if head.follows is Follows.VALUE:
             self._pairs = PairWriter(self._tools.get(head.name, {}))
-            self._argue(self._pairs.open(head.key))
+            self._emit_arguments(self._pairs.open(head.key))
         self._object = scan.ObjectScanner(0)
         return True
 
@@ -94,7 +107,7 @@ class CallParser:
 
     def _in_object(self) -> bool:
         self._object.scan(self._buffer)
-        self._argue(self._take(self._object.position))
+        self._emit_arguments(self._take(self._object.position))
         self._object.position = 0
         if self._object.done or self._object.broken:
             self._state = self._closing
@@ -102,84 +115,76 @@ class CallParser:
         return False
 
     def _in_value(self) -> bool:
-        """A closing tag ends the value only where the grammar goes on behind it."""
+        """A closing tag ends the value only if the text behind it continues the grammar."""
         tag = _VALUE_TAG.search(self._buffer)
         if tag is None:
-            keep = max(scan.held(self._buffer, end) for end in (END_VALUE, END_CALL))
-            self._argue(self._pairs.grow(self._take(len(self._buffer) - keep)))
+            keep = max(scan.partial_tag(self._buffer, end) for end in (END_VALUE, END_CALL))
+            self._emit_arguments(self._pairs.grow(self._take(len(self._buffer) - keep)))
             return False
-        self._argue(self._pairs.grow(self._take(tag.start())))
-        ends = self._pair_ends if tag[0] == END_VALUE else self._call_ends
-        verdict = ends(self._buffer[len(tag[0]) :])
-        if verdict is None:
-            return False
-        if not verdict:
-            self._argue(self._pairs.grow(self._take(len(tag[0]))))
-            return True
-        if tag[0] == END_VALUE:
-            self._take(len(END_VALUE))
-        self._argue(self._pairs.close())
-        self._state = self._next_pair
+        self._emit_arguments(self._pairs.grow(self._take(tag.start())))
+        match self._closing_tag(tag[0], self._buffer[len(tag[0]) :]):
+            case _ClosingTag.UNDECIDED:
+                return False
+            case _ClosingTag.PART_OF_VALUE:
+                self._emit_arguments(self._pairs.grow(self._take(len(tag[0]))))
+            case _ClosingTag.ENDS_VALUE:
+                if tag[0] == END_VALUE:  # `_next_pair` reads END_CALL
+                    self._take(len(END_VALUE))
+                self._emit_arguments(self._pairs.close())
+                self._state = self._next_pair
         return True
 
-    def _pair_ends(self, rest: str) -> bool | None:
-        rest = rest.lstrip()
-        if rest.startswith((KEY, END_CALL)):
-            return True
-        if scan.could_become(rest, KEY, END_CALL):
-            return True if self._final else None
-        return False
-
-    def _call_ends(self, rest: str) -> bool | None:
-        """END_CALL in a value: part of it if the value is closed later, before any other call."""
-        following = _AFTER_END_CALL.search(rest)
-        if following is None:
-            return True if self._final else None
-        return following[0] == CALL
+    def _closing_tag(self, tag: str, rest: str) -> _ClosingTag:
+        """What `tag`, END_VALUE or END_CALL, means in a value if `rest` follows it."""
+        meaning = _end_value(rest) if tag == END_VALUE else _end_call(rest)
+        if meaning is _ClosingTag.UNDECIDED and self._final:
+            return _ClosingTag.ENDS_VALUE
+        return meaning
 
     def _next_pair(self) -> bool:
         rest = self._buffer.lstrip()
         if rest.startswith(END_CALL):
             self._take(len(self._buffer) - len(rest) + len(END_CALL))
-            self._argue("}")
+            self._emit_arguments("}")
             self._state = self._after
             return True
-        if not rest.startswith(KEY):  # only at the end of the answer: the model closed the value
+        if not rest.startswith(KEY):  # the answer ends here, after a value that the model closed
             self._buffer = ""
-            self._argue("}")
+            self._emit_arguments("}")
             return False
-        found = scan.read_key(rest[len(KEY) :])
-        if isinstance(found, bool):
-            if found and not self._final:
+        key = scan.read_key(rest[len(KEY) :])
+        if isinstance(key, NotRead):
+            if key is NotRead.INCOMPLETE and not self._final:
                 return False
-            self._buffer = "" if found else rest
+            # The call stays open. A half-written key is dropped, a malformed one becomes text.
+            self._buffer = "" if key is NotRead.INCOMPLETE else rest
             self._state = self._text
             return True
-        self._take(len(self._buffer) - len(rest) + len(KEY) + found[1])
-        self._argue(self._pairs.open(found[0]))
+        self._take(len(self._buffer) - len(rest) + len(KEY) + key.size)
+        self._emit_arguments(self._pairs.open(key.name))
         self._state = self._in_value
         return True
 
     # After the arguments
 
     def _closing(self) -> bool:
-        """What may follow an object: brackets around it and closing tags, any of them missing."""
-        found = _CLOSING.match(self._buffer)
-        assert found is not None
-        rest = self._buffer[found.end() :]
+        """Skip what may follow an object: brackets and closing tags, any of them missing."""
+        match = _CLOSING.match(self._buffer)
+        assert match is not None  # every part of the pattern may be empty
+        rest = self._buffer[match.end() :]
         if rest.startswith(END_CALL):
-            self._take(found.end() + len(END_CALL))
+            self._take(match.end() + len(END_CALL))
             self._state = self._after
             return True
         if scan.could_become(rest, END_CALL, END_KEY):
             self._buffer = "" if self._final else self._buffer
             return False
-        self._take(found.end())
+        self._take(match.end())
         self._state = self._text
         return True
 
     def _after(self) -> bool:
-        """The line break that the chat template writes after each call belongs to it."""
+        """Skip the line break that the chat template writes after each call."""
         if not self._buffer:
             return False
         if self._buffer.startswith("\n"):
@@ -187,22 +192,41 @@ class CallParser:
         self._state = self._text
         return True
 
-    # Small change
+    # Consuming text and emitting events
 
     def _take(self, size: int) -> str:
+        """Remove the first `size` characters of the buffer and return them."""
         taken, self._buffer = self._buffer[:size], self._buffer[size:]
         return taken
 
-    def _show(self, text: str) -> None:
+    def _emit_text(self, text: str) -> None:
         if text:
             self._events.append(Text(text))
 
-    def _argue(self, json: str) -> None:
+    def _emit_arguments(self, json: str) -> None:
         if json:
             self._events.append(Arguments(self._index, json))
 
     def _as_text(self) -> bool:
-        """Not a call after all; what follows its opening tag is read again."""
-        self._show(CALL)
+        """This was no call: emit its opening tag as text and read what follows the tag again."""
+        self._emit_text(CALL)
         self._state = self._text
         return True
+
+
+def _end_value(rest: str) -> _ClosingTag:
+    """END_VALUE ends the value if the next pair or the end of the call follows it."""
+    rest = rest.lstrip()
+    if rest.startswith((KEY, END_CALL)):
+        return _ClosingTag.ENDS_VALUE
+    if scan.could_become(rest, KEY, END_CALL):
+        return _ClosingTag.UNDECIDED
+    return _ClosingTag.PART_OF_VALUE
+
+
+def _end_call(rest: str) -> _ClosingTag:
+    """END_CALL is part of the value if END_VALUE follows it before any other call."""
+    following = _AFTER_END_CALL.search(rest)
+    if following is None:
+        return _ClosingTag.UNDECIDED
+    return _ClosingTag.ENDS_VALUE if following[0] == CALL else _ClosingTag.PART_OF_VALUE

@@ -1,6 +1,7 @@
-"""`--reasoning-parser longcat`: what stands in <longcat_think> is reasoning.
+"""`--reasoning-parser longcat`: the text in <longcat_think> is reasoning.
 
-Owns: the tags, for SGLang's base class. The model decides by itself whether to think.
+Owns: which tags SGLang's base class looks for. The base class does the rest, and the model decides
+whether it thinks.
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
-"""Small readers that `parser` is made of: tags, and the extent of a JSON object.
+"""Small readers that `head` and `parser` use: tags, keys, and the extent of a JSON object.
 
-Owns: the spelling of the tags. All of them read text that may still grow.
+Owns: the spelling of the tags. Every reader accepts text that may still grow, and says whether it
+needs more of it. `head` and `parser` decide what the tags mean.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from enum import Enum, auto
 
 CALL, END_CALL = "<longcat_tool_call>", "</longcat_tool_call>"
 KEY, END_KEY = "<longcat_arg_key>", "</longcat_arg_key>"
@@ -14,7 +17,22 @@ THINK, END_THINK = "<longcat_think>", "</longcat_think>"
 _TAG = re.compile("|".join((CALL, END_CALL, KEY, END_KEY, VALUE, END_VALUE)))
 
 
-def held(text: str, tag: str) -> int:
+class NotRead(Enum):
+    """Why a reader returns no result."""
+
+    INCOMPLETE = auto()  # more text can still complete it
+    MALFORMED = auto()  # no further text can
+
+
+@dataclass(frozen=True)
+class Key:
+    """The key of an argument."""
+
+    name: str
+    size: int  # characters from the end of KEY to the start of the value
+
+
+def partial_tag(text: str, tag: str) -> int:
     """Length of the end of `text` that could be the start of `tag`."""
     for size in range(min(len(text), len(tag) - 1), 0, -1):
         if text.endswith(tag[:size]):
@@ -27,20 +45,20 @@ def could_become(text: str, *tags: str) -> bool:
     return any(len(text) < len(tag) and tag.startswith(text) for tag in tags)
 
 
-def read_key(text: str) -> tuple[str, int] | bool:
-    """The key after KEY, and where its value starts. True: needs more text. False: malformed."""
+def read_key(text: str) -> Key | NotRead:
+    """Read the key from `text`, which begins after KEY."""
     tag = _TAG.search(text)
     if tag is None:
-        return True
-    key, after = text[: tag.start()].strip(), text[tag.end() :]
-    if not key or tag[0] not in (END_KEY, VALUE):
-        return False
+        return NotRead.INCOMPLETE
+    name, after = text[: tag.start()].strip(), text[tag.end() :]
+    if not name or tag[0] not in (END_KEY, VALUE):
+        return NotRead.MALFORMED
     if tag[0] == END_KEY:
         after = after.lstrip()
         if not after.startswith(VALUE):
-            return could_become(after, VALUE)
+            return NotRead.INCOMPLETE if could_become(after, VALUE) else NotRead.MALFORMED
         after = after.removeprefix(VALUE)
-    return key, len(text) - len(after)
+    return Key(name=name, size=len(text) - len(after))
 
 
 class ObjectScanner:
@@ -51,7 +69,8 @@ class ObjectScanner:
         self._depth, self._quoted, self._escaped = 0, False, False
 
     def scan(self, text: str) -> None:
-        """Go on to the end of `text`, of the object (`done`), or before a `<` (`broken`)."""
+        """Advance `position` to the end of `text`, or to the end of the object (`done`), or to a
+        `<` outside a string (`broken`)."""
         while self.position < len(text) and not (self.done or self.broken):
             character = text[self.position]
             if self._quoted:

@@ -1,8 +1,9 @@
-"""The grammar that makes even a model that has never seen a tool write a valid call.
+"""The grammar that forces the model to write a valid call.
 
-Owns: the structural tag (xgrammar's format) of tool_choice "required", a named tool, and strict
-tools. Calls have the model's own form, one pair per argument in the order of the schema; strings
-are written bare and may hold anything but the tags, other values are JSON of their own schema.
+Owns: the structural tag (xgrammar's format) for tool_choice "required", for a named tool, and for
+strict tools. Calls have the model's own form, one pair per argument in the order of the schema.
+Strings are written without quotes and may contain anything except the tags; other values are JSON
+of their own schema. SGLang compiles and applies the tag.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _FREE = {"type": "any_text", "excludes": [CALL, END_CALL, KEY, END_KEY, VALUE, E
 def structural_tag(
     tools: Mapping[str, values.Schema], *, at_least_one: bool, parallel: bool
 ) -> StructuralTag:
-    """One call or more of `tools` and nothing else, or (not at_least_one) free text around them."""
+    """One or more calls of `tools` and nothing else. Without `at_least_one`: text that may contain
+    calls."""
     tags = [_call(name, schema) for name, schema in tools.items()]
     limits = {"tags": tags, "at_least_one": at_least_one, "stop_after_first": not parallel}
     if at_least_one:

@@ -1,7 +1,8 @@
-"""From the text of one argument to JSON, by the tool's JSON schema.
+"""Turns the text of one argument into JSON, by the tool's JSON schema.
 
-Owns: what a schema allows, and turning text into JSON text. JSON goes through as the model wrote
-it, so numbers keep their digits. Where a value starts and ends: `parser`.
+Owns: which types a schema allows, and the conversion of text to JSON text. A value that is JSON
+already stays as the model wrote it, so numbers keep their digits. `parser` decides where a value
+starts and ends.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ _BARE_KEY = re.compile(r'"(?:[^"\\]|\\.)*"|([{,]\s*)([A-Za-z_]\w*)(\s*:)', re.DO
 
 
 def property_types(tool: Schema, name: str) -> frozenset[str] | None:
-    """The JSON types that the tool's schema allows for one argument; None where it does not say."""
+    """The JSON types that the tool's schema allows for one argument; None if it does not say."""
     properties = tool.get("properties")
     schema = properties.get(name) if isinstance(properties, Mapping) else None
     return _types(tool.get("additionalProperties") if schema is None else schema, tool, _MAX_REFS)
 
 
 def to_json(text: str, types: frozenset[str] | None) -> str:
-    """JSON of an argument: a string where only that fits, otherwise the JSON in it if it is any."""
+    """JSON of an argument: a string if only that fits or `text` is no JSON, otherwise `text`."""
     if types == STRING:
         return quote(text)
     kind = json_type(text)
@@ -35,12 +36,13 @@ def to_json(text: str, types: frozenset[str] | None) -> str:
 
 
 def quote(text: str) -> str:
-    """A JSON string. Pieces without their quotes join to the string of the joined text."""
+    """A JSON string. The strings of two pieces, joined without their inner quotes, are the string
+    of the joined text."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def dump(value: object) -> str:
-    """JSON text that can be sent as UTF-8: lone surrogates stay escaped."""
+    """JSON text that can be sent as UTF-8, in which lone surrogates are escaped."""
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode()
@@ -50,7 +52,7 @@ def dump(value: object) -> str:
 
 
 def load(text: str) -> Any:
-    """Strict JSON (no NaN). Raises ValueError, also for what nests too deep to read."""
+    """Read strict JSON (no NaN). Raises ValueError, also if it nests too deep to read."""
     try:
         return json.loads(text, parse_constant=_refuse)
     except RecursionError:
@@ -58,7 +60,7 @@ def load(text: str) -> Any:
 
 
 def json_type(text: str) -> str | None:
-    """The JSON schema type of a text, None if it is no JSON."""
+    """The JSON schema type of the value that `text` is; None if it is no JSON."""
     try:
         return _type_of(load(text))
     except ValueError:
@@ -66,9 +68,9 @@ def json_type(text: str) -> str | None:
 
 
 def quote_keys(text: str) -> str:
-    """`{city: "Tokyo"}` as JSON. What is quoted already stays."""
+    """`{city: "Tokyo"}` as JSON: quote the keys that are bare, and nothing inside quotes."""
     return _BARE_KEY.sub(
-        lambda found: f'{found[1]}"{found[2]}"{found[3]}' if found[2] else found[0], text
+        lambda match: f'{match[1]}"{match[2]}"{match[3]}' if match[2] else match[0], text
     )
 
 
@@ -103,14 +105,16 @@ def _union(variants: object, tool: Schema, depth: int) -> frozenset[str] | None:
 
 
 def _widen(types: frozenset[str]) -> frozenset[str]:
+    """An integer is a number too."""
     return types | {"integer"} if "number" in types else types
 
 
 def _target(reference: str, tool: Schema) -> object:
-    found: object = tool if reference.startswith("#/") else None
+    """The schema that `reference` names inside `tool`; None if it is not there."""
+    schema: object = tool if reference.startswith("#/") else None
     for step in reference.removeprefix("#/").split("/"):
-        found = found.get(step) if isinstance(found, Mapping) else None
-    return found
+        schema = schema.get(step) if isinstance(schema, Mapping) else None
+    return schema
 
 
 def _type_of(value: object) -> str:

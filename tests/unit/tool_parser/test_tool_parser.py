@@ -1,4 +1,4 @@
-"""Streamed and whole parsing of tool calls agree, on every answer however it is split."""
+"""Streamed and whole parsing of tool calls agree on every answer, however it is split."""
 
 import json
 import os
@@ -75,7 +75,8 @@ PIECES = [
 @settings(max_examples=1500, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=24).map("".join), st.data())
 def test_any_answer_at_any_boundary(text, data):
-    """Also answers that no model should write: never an exception, never a different reading."""
+    """Also for answers that no model should write: no exception, and the same calls for any
+    split."""
     cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=6).map(sorted))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])]
     whole = joined(stream([text]))
@@ -88,7 +89,7 @@ def test_any_answer_at_any_boundary(text, data):
 @settings(max_examples=300, deadline=None)
 @given(st.text(), st.text(), st.lists(st.integers()))
 def test_template_round_trip(path, content, numbers):
-    """Whatever a call holds, except the closing tag where the grammar would go on behind it."""
+    """For any values, except those with a closing tag behind which the grammar continues."""
     values = {"path": path, "content": content, "any": numbers}
     texts = (path, content, json.dumps(numbers))
     text = transcripts.call("write", *zip(values, texts))
@@ -97,7 +98,7 @@ def test_template_round_trip(path, content, numbers):
 
 
 def test_grows_as_it_is_written():
-    """The name before any argument; a string as it comes; text up to what could be a tag."""
+    """The name comes before any argument, a string as it arrives, and text up to a possible tag."""
     parser = CallParser(SCHEMAS)
     for fed, shown in (
         ("Hi <", [Text("Hi ")]),
@@ -133,7 +134,7 @@ def test_json_body_grows_as_it_is_written():
     ],
 )
 def test_schema_that_says_nothing(schema):
-    """JSON if it is any, never a KeyError."""
+    """A value that is JSON is read as JSON, and there is no KeyError."""
     for value, wanted in (("7", 7), ("seven", "seven")):
         text = transcripts.call("f", ("path", value))
         [(_, arguments)] = joined(stream([text], {"f": schema}))[1]
@@ -141,7 +142,7 @@ def test_schema_that_says_nothing(schema):
 
 
 def test_message():
-    """The published helper's shape: arguments as an object, which the chat template needs."""
+    """The shape of the published helper: arguments are an object, as the chat template needs."""
     text = f"<longcat_think>hm</longcat_think>Adding.\n{transcripts.ADD}</longcat_s>"
     assert parse_model_response(text, transcripts.TOOLS) == {
         "role": "assistant",
@@ -168,7 +169,7 @@ def test_message_that_was_cut_off():
 
 
 def test_published_example(tmp_path):
-    """The whole conversation renders, and its assistant turns read back as they were."""
+    """The whole conversation renders, and its assistant turns parse to the messages they were."""
     from transformers import PreTrainedTokenizerFast
 
     write_tokenizer(tmp_path, build_vocabulary(600))
@@ -204,7 +205,7 @@ def test_offline_use_needs_no_sglang():
 
 @pytest.fixture(scope="module")
 def sglang_parser():
-    """make(tools, ...): SGLang's FunctionCallParser with ours registered."""
+    """make(tools, ...): SGLang's FunctionCallParser, with our parser registered."""
     from sglang.srt.entrypoints.openai.protocol import Tool
     from sglang.srt.function_call.function_call_parser import FunctionCallParser
 
@@ -215,9 +216,9 @@ def sglang_parser():
 
 @cases
 def test_detector(sglang_parser, text, content, calls):
-    """SGLang's two ways through the detector, and what it adds at the end of a stream: nothing."""
-    found, items = sglang_parser().parse_non_stream(text)
-    assert (found, [(item.name, item.parameters) for item in items]) == (content, calls)
+    """SGLang's two ways through the detector; at the end of a stream, SGLang adds nothing."""
+    shown, items = sglang_parser().parse_non_stream(text)
+    assert (shown, [(item.name, item.parameters) for item in items]) == (content, calls)
     parser = sglang_parser()
     chunks = [parser.parse_stream_chunk(text[i : i + 7]) for i in range(0, len(text), 7)]
     chunks.append(parser.parse_stream_end())
@@ -256,8 +257,8 @@ TEMPLATE = (ROOT / "sglang_longcat/checkpoint/chat_template.jinja").read_text()
     ],
 )
 def test_auto_finds_both_parsers(template, parsers):
-    """By the template, where `auto` is resolved and where the template manager suggests; other
-    models' templates keep their parsers, and registering again changes nothing."""
+    """The template decides, where `auto` is resolved and where the template manager suggests. The
+    templates of other models keep their parsers, and registering again changes nothing."""
     from sglang.srt.parser import template_detection, template_manager
 
     tool_parser.register()
@@ -268,8 +269,8 @@ def test_auto_finds_both_parsers(template, parsers):
     assert template_detection.detect_reasoning_parser(template, None) == parsers[1]
     manager = template_manager.TemplateManager()
     manager._run_template_detection(template, None)
-    found = manager.suggested_tool_call_parser, manager.suggested_reasoning_parser
-    assert found == parsers
+    suggested = manager.suggested_tool_call_parser, manager.suggested_reasoning_parser
+    assert suggested == parsers
 
 
 def test_extra_http_workers_import_our_app_unless_told_otherwise(monkeypatch):
