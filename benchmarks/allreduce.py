@@ -4,17 +4,20 @@
     python -m benchmarks.allreduce --gpus 2,4,8 --out allreduce.csv
     python -m benchmarks.allreduce --gpus 2,4 --batch 1,8,64,256,512,1024,2048,4096 --out fused.csv
 
-As an engine runs them: inside a CUDA graph, here 64 of the same kind in a row, median of --repeat
-replays. There is no work between them, so no rank waits for a slower one: a lower bound of what an
-all-reduce costs a step. engine_us: the kernel that SGLang takes for these GPUs and this size, named
-in `kernel` (custom or nccl); nccl_us: NCCL in any case; flashinfer_us: flashinfer's, which SGLang
-takes for every sum that fits its workspace while fused sums are on.
+They run as in an engine: inside a CUDA graph, here 64 of the same kind in a row, and the time is
+the median of --repeat replays. There is no work between them, so no rank waits for a slower one:
+the time is a lower bound of what an all-reduce costs a step.
 
-With the residual add and the RMSNorm that follow: unfused_us, engine_us' kernel and sgl_kernel's
-fused_add_rmsnorm; fused_us, all in flashinfer's one kernel. FUSED_ROWS belongs where that stops
-being the smaller one (`sglang_longcat/layers/allreduce_norm.py`). Empty above the rows of
-flashinfer's workspace (--fused-rows), or where it cannot be made, with the reason on stderr. Its
-backend is "trtllm", which creates no NVLink multicast. `benchmarks/projection.py` reads the file.
+engine_us: the kernel that SGLang chooses for these GPUs and this size, named in `kernel` (custom or
+nccl). nccl_us: NCCL in any case. flashinfer_us: the kernel of flashinfer, which SGLang uses for
+every sum that fits its workspace while fused sums are on.
+
+Two columns include the residual add and the RMSNorm that follow. unfused_us: the kernel of
+engine_us, then fused_add_rmsnorm of sgl_kernel. fused_us: one kernel of flashinfer for all of it.
+MAX_ROWS in `sglang_longcat/layers/allreduce_norm.py` should be the size up to which fused_us is
+smaller. The columns of flashinfer are empty above the rows of its workspace (--fused-rows), or if
+the workspace cannot be made; the reason is then on stderr. Its backend is "trtllm", which creates
+no NVLink multicast. `benchmarks/projection.py` reads the file.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HIDDEN = 3072  # of the published model
+from longcat_kernels.lite import HIDDEN
+
 IN_A_ROW = 64
 EPS = 1e-5
 TIMES = ("engine_us", "nccl_us", "flashinfer_us", "unfused_us", "fused_us")
@@ -54,18 +58,18 @@ def main() -> None:
         writer.writeheader()
         for ranks in sizes:
             writer.writerows(spawn(ranks, args))
-            file.flush()  # what two GPUs gave stays if four take too long
+            file.flush()  # the rows of two GPUs stay if four GPUs take too long
 
 
 def require(gpus: int) -> None:
     import torch
 
-    if (found := torch.cuda.device_count()) < gpus:
-        sys.exit(f"--gpus asks for {gpus} CUDA GPUs, this machine shows {found}. Ask for fewer.")
+    if (present := torch.cuda.device_count()) < gpus:
+        sys.exit(f"--gpus asks for {gpus} CUDA GPUs, this machine shows {present}. Ask for fewer.")
 
 
 def spawn(ranks: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One process a GPU; what rank 0 measured."""
+    """Run one process per GPU. Returns the rows that rank 0 measured."""
     import torch.multiprocessing as multiprocessing
 
     with socket.socket() as probe:
@@ -105,7 +109,7 @@ def rank_main(rank: int, ranks: int, port: int, args: argparse.Namespace, result
 
 
 def sglang_communicator(device: Any) -> Any:
-    """What SGLang's tensor-parallel group would build; it coordinates over gloo."""
+    """The communicator that SGLang's tensor-parallel group would build, coordinated over gloo."""
     import torch.distributed as dist
     from sglang.srt.distributed.device_communicators.custom_all_reduce import (
         dispatch_custom_allreduce,
@@ -113,14 +117,14 @@ def sglang_communicator(device: Any) -> Any:
     from sglang.srt.distributed.parallel_state import init_distributed_environment
 
     ranks, rank = dist.get_world_size(), dist.get_rank()
-    # Its check of peer access waits for the world group.
+    # SGLang's check of peer access needs the world group.
     init_distributed_environment(ranks, rank, local_rank=rank, backend="nccl")
     group = dist.new_group(backend="gloo")
     return dispatch_custom_allreduce(group=group, device=device)(group=group, device=device)
 
 
 def flashinfer_workspace(rank: int, ranks: int, args: argparse.Namespace) -> Any:
-    """On all ranks or, with the reason on stderr, on none."""
+    """The workspace. If one rank cannot make it, no rank has one, and stderr gets the reason."""
     import torch
     import torch.distributed as dist
     from flashinfer.comm import create_allreduce_fusion_workspace
@@ -136,7 +140,7 @@ def flashinfer_workspace(rank: int, ranks: int, args: argparse.Namespace) -> Any
             dtype=torch.bfloat16,
             group=dist.group.WORLD,
         )
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other columns are still wanted
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other columns are measured
         reason = f"{type(error).__name__}: {error}"
     reasons: list[str] = [""] * ranks
     dist.all_gather_object(reasons, reason)
@@ -148,7 +152,7 @@ def flashinfer_workspace(rank: int, ranks: int, args: argparse.Namespace) -> Any
 
 
 def measure_flashinfer(batch: int, workspace: Any, *, args: argparse.Namespace) -> dict[str, Any]:
-    """As SGLang calls it: PDL, fp32 accumulation, and the next kernel told early."""
+    """As SGLang calls it: with PDL, fp32 accumulation, and an early trigger of the next kernel."""
     import torch
     from flashinfer.comm import AllReduceFusionPattern, allreduce_fusion
 
@@ -220,7 +224,7 @@ def measure(batch: int, *, custom: Any, ranks: int, args: argparse.Namespace) ->
 
 
 def capture(step: Callable[[], object]) -> Any:
-    """A graph of IN_A_ROW steps; warmed up on the capturing stream, where kernels are compiled."""
+    """A graph of IN_A_ROW steps. A warm-up on the capturing stream compiles the kernels."""
     import torch
 
     stream = torch.cuda.Stream()
@@ -230,7 +234,7 @@ def capture(step: Callable[[], object]) -> Any:
             step()
     stream.synchronize()
     graph = torch.cuda.CUDAGraph()
-    # thread_local: NCCL's watchdog queries events from a thread of its own meanwhile
+    # thread_local, because NCCL's watchdog thread queries events during the capture.
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         for _ in range(IN_A_ROW):
             step()
@@ -238,7 +242,7 @@ def capture(step: Callable[[], object]) -> Any:
 
 
 def replay_us(graph: Any, *, repeat: int) -> float:
-    """Median over replays, per step. The first two replays are not counted."""
+    """The time of one step: the median over replays. The first two replays are not counted."""
     import torch
     import torch.distributed as dist
 

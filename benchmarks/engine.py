@@ -3,18 +3,20 @@
     python -m benchmarks.engine --batch 1,8,30 --engine '{"tp_size": 1}' --out results.json
     python -m benchmarks.engine --arms in-tree,device,host --host 1,30,400,1@250000
 
-Each arm is a process of its own on the same machine: in-tree (LONGCAT_DISABLE=1), then ours with
-the n-gram tables where they go by themselves (longcat), on the GPU (device) or in pinned host
-memory (host); spec adds 3 steps of MTP drafting with simulated acceptance (3.15 tokens a step,
-random weights accept nothing), prefill-graph LONGCAT_PREFILL_GRAPH. Ours choose their own
-mem_fraction_static; in-tree's own choice is too small to start on one H200, so it gets 0.95.
-Weights are dummy with spread routing (sglang_longcat.testing.dummy_routing), the size is
-sglang_longcat/checkpoint/lite_config.json. A batch is SIZE or SIZE@INPUT. Per batch:
+Each arm runs in its own process on the same machine. in-tree is SGLang's model (LONGCAT_DISABLE=1).
+The others are ours, with the n-gram tables where the plugin puts them (longcat), on the GPU
+(device) or in pinned host memory (host). spec is host with 3 steps of MTP drafting; its acceptance
+is simulated (3.15 tokens per step), because random weights accept nothing. prefill-graph is host
+with LONGCAT_PREFILL_GRAPH. Ours choose mem_fraction_static themselves. SGLang's choice for in-tree
+is too small to start on one H200, so in-tree gets 0.95.
+
+Weights are dummy with spread routing (sglang_longcat.testing.dummy_routing), and the sizes are
+those of sglang_longcat/checkpoint/lite_config.json. A batch is SIZE or SIZE@INPUT. Per batch:
   prefill tok/s = batch * input / time of prompts that are not cached
   TPOT          = (time of 1+N tokens - time of 1) / N with the prompts cached; median of --repeat
   steady tok/s  = the scheduler's own figure for its last INTERVAL steps; median of --repeat. It
-                  leaves out start and end of a batch, which a busy host draws out
-The run stops unless each arm's log names the model class that it is meant to measure.
+                  leaves out the start and the end of a batch, which are longer on a busy host
+The run stops if the log of an arm does not name the model class that the arm is to measure.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from sglang_longcat.checkpoint import PUBLISHED_CONFIG
 
 @dataclass(frozen=True)
 class Arm:
-    """Environment and engine arguments, and how the names of its model classes begin."""
+    """Environment and engine arguments. `module`: the module of the model class that must run."""
 
     env: dict[str, str]
     engine: dict[str, Any] = field(default_factory=dict)
@@ -65,8 +67,8 @@ ARMS = {
     ),
 }
 INTERVAL = 16  # decode steps between two figures of the scheduler
-LARGE = 200_000  # input tokens of a batch, from which it is prefilled once only
-# The in-tree class needs a model_type that 0.5.23 knows and a layer count for the draft.
+LARGE = 200_000  # input tokens of a batch; a larger batch is prefilled only once
+# The in-tree class needs a model_type that SGLang 0.5.23 knows, and a number of draft layers.
 IN_TREE_CONFIG = {"model_type": "longcat_flash", "num_nextn_predict_layers": 1}
 
 
@@ -83,7 +85,7 @@ def main() -> None:
     }
     for arm in args.arms.split(","):
         report["results"][arm] = run_arm(arm)
-        if args.out:  # after each arm, so that one that fails loses only itself
+        if args.out:  # after each arm, so that an arm that fails loses its own rows only
             Path(args.out).write_text(json.dumps(report, indent=1))
     print_table(report["results"])
 
@@ -106,7 +108,7 @@ def parse() -> argparse.Namespace:
 
 
 def run_arm(arm: str) -> list[dict[str, Any]]:
-    """One arm in its own process; returns one row per batch size."""
+    """Run one arm in its own process. Returns one row per batch."""
     module = ARMS[arm].module
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.engine", *sys.argv[1:], "--arm", arm],
@@ -120,9 +122,9 @@ def run_arm(arm: str) -> list[dict[str, Any]]:
     for line in process.stdout:
         print(f"[{arm}] {line}", end="", flush=True)
         lines.append(line)
-    found = re.findall(r"dummy routing: \d+ routers of (\S+)", "".join(lines))
-    if process.wait() or not found or not all(name.startswith(module) for name in found):
-        sys.exit(f"{arm}: exit {process.returncode}, model classes {found}, expected {module}*")
+    classes = re.findall(r"dummy routing: \d+ routers of (\S+)", "".join(lines))
+    if process.wait() or not classes or not all(name.startswith(module) for name in classes):
+        sys.exit(f"{arm}: exit {process.returncode}, model classes {classes}, expected {module}*")
     return [json.loads(line[7:]) for line in lines if line.startswith("RESULT ")]
 
 
@@ -148,7 +150,7 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def start_engine(args: argparse.Namespace, batches: list[tuple[int, int]], output: int) -> Any:
-    """The engine of `args.arm`, with room for `batches` and graphs up to the largest."""
+    """Start the engine of `args.arm`, with room for `batches` and graphs up to the largest one."""
     import sglang
 
     longest = max(length for _, length in batches) + output
@@ -180,8 +182,8 @@ def parse_batches(spec: str, length: int) -> list[tuple[int, int]]:
 
 
 def free_gib() -> float:
-    """Of the first GPU, whoever uses the rest. By NVML, like `used_gib`: a CUDA context would need
-    half a GiB of what the engine has left."""
+    """Free memory of the first GPU. NVML reports it, as in `used_gib`, because a CUDA context would
+    take half a GiB of what the engine has left."""
     import torch
 
     if not torch.cuda.is_available():
@@ -191,7 +193,7 @@ def free_gib() -> float:
 
 
 def used_gib(args: argparse.Namespace) -> list[float]:
-    """Of each GPU of the engine, by whoever: NVML's figure, which opens no CUDA context."""
+    """Used memory of each GPU of the engine, by all processes together, as NVML reports it."""
     import torch
 
     if not torch.cuda.is_available():
@@ -223,7 +225,7 @@ def measure_batch(engine: Any, size: int, length: int, args: argparse.Namespace)
     for _ in range(1 if large else args.repeat):
         batch = random_prompts(size, length, rng)
         prefills.append(seconds(batch, 1))
-    seconds(batch, 8)  # the same with a cached prefix takes other shapes
+    seconds(batch, 8)  # compiles the kernels of other shapes, which a cached prefix needs
     tpots, rates = [], []
     for _ in range(args.repeat):
         whole = seconds(batch, 1 + args.output)
@@ -245,7 +247,7 @@ def measure_batch(engine: Any, size: int, length: int, args: argparse.Namespace)
 
 
 def steady_rate(engine: Any) -> float:
-    """Tokens a second over the last INTERVAL decode steps, of all data-parallel ranks."""
+    """Tokens per second over the last INTERVAL decode steps, summed over data-parallel ranks."""
     states = engine.get_server_info()["internal_states"]
     return float(sum(state["last_gen_throughput"] for state in states))
 
@@ -272,8 +274,8 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """COMMIT, for copies whose git knows another one; or this checkout's, with a `+` if it has
-    changes."""
+    """The variable COMMIT, for copies whose git has another commit; otherwise the commit of this
+    checkout, with a `+` if there are changes."""
     if given := os.environ.get("COMMIT"):
         return given
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
@@ -281,7 +283,8 @@ def commit() -> str:
 
 
 def print_table(results: dict[str, list[dict[str, Any]]]) -> None:
-    """Speed-ups over the first arm at the same batch: above 1 is faster."""
+    """A Markdown table, with the speed-up over the first arm at the same batch (above 1:
+    faster)."""
     base = {(row["batch"], row["input"]): row for row in next(iter(results.values()))}
     columns = (
         "TPOT",

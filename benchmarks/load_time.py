@@ -1,11 +1,11 @@
-"""Time to read a checkpoint's n-gram tables into host memory, beside that of reading its files.
+"""Time to load a checkpoint's n-gram tables into host memory, and to read its files alone.
 
     python -m benchmarks.load_time CHECKPOINT [--write]
 
-As a server loads them: SGLang's iterator over the shards, our threads copying blocks of rows. Other
-tensors are copied and dropped. Once with the files out of the page cache, once with them in it; the
-files alone are what `cat` takes for them. The memory is plain, so touching and pinning it (which a
-server does before, and logs) is not in the times. --write first makes a checkpoint there with one
+It loads the tables as a server does: SGLang iterates over the shards, and our threads copy blocks
+of rows. Other tensors are copied and dropped. It measures with the files out of the page cache
+("cold") and in it ("warm"). "files alone" is the time of `cat`. The memory is not pinned: a server
+touches and pins it before, and logs how long that takes. --write first makes a checkpoint with one
 layer of the published width and 3.75 GiB of tables, 4.3 GiB in all.
 """
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def forget(files: Sequence[Path]) -> None:
-    """Out of the page cache."""
+    """Remove `files` from the page cache."""
     os.sync()
     for file in files:
         with file.open("rb") as opened:
@@ -70,11 +70,11 @@ def alone(checkpoint: Path, files: Sequence[Path]) -> float:
 def load(checkpoint: Path, files: Sequence[Path]) -> float:
     from sglang.srt.model_loader.weight_utils import safetensors_weights_iterator
 
-    sizes = LongcatConfig.from_dir(checkpoint).ngram
-    assert sizes is not None
+    ngram = LongcatConfig.from_dir(checkpoint).ngram
+    assert ngram is not None
     tables = NgramTables(
-        sizes.rows,
-        slice(0, sizes.width),
+        ngram.rows,
+        slice(0, ngram.width),
         dtype=torch.bfloat16,
         fp8=False,
         where="host",

@@ -1,9 +1,9 @@
-"""Draws docs/throughput.svg, decode tok/s against batch, and docs/speculation.svg, what drafts make
-of them; from the files in benchmarks/results.
+"""Draws the two figures of docs/ from the files in benchmarks/results.
 
     python -m benchmarks.plots        # needs matplotlib
 
-Owns: which measured rows are shown. What they are and how they were taken: benchmarks/engine.py.
+docs/throughput.svg shows decode tok/s by batch, docs/speculation.svg the speed-up by speculation.
+Owns: which measured rows are shown. benchmarks/engine.py measured them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LINES = (
 )
 
 
-SPECULATION = "h200/batches.json"  # ours with and without, in one session
+SPECULATION = "h200/batches.json"  # ours with and without speculation, in one run
 
 
 def main() -> None:
@@ -66,11 +66,12 @@ def throughput() -> None:
 
 
 def speculation() -> None:
-    """How many times faster; below the line at 1 it would not pay."""
+    """The speed-up by batch; below the line at 1, speculation is slower."""
     results = json.loads((RESULTS / SPECULATION).read_text())["results"]
     without = {row["batch"]: row for row in results["host"]}
     batches = [row["batch"] for row in results["spec"]]
-    # The fastest of three repeats: others ran on the machine, which one request feels most.
+    # The fastest of three repeats, because other programs ran on the machine. They slow down a
+    # batch of one request most.
     gains = [
         min(without[row["batch"]]["tpot_all_ms"]) / min(row["tpot_all_ms"])
         for row in results["spec"]

@@ -1,13 +1,15 @@
-"""The phases of one speculative step, by kernel: verify, draft-extend, draft, and the gaps before.
+"""The phases of one speculative step, by kernel: verify, draft-extend, draft, and the idle gaps.
 
-Owns: which phase a kernel belongs to, and the table. Two ways to know:
- - spans: SGLang marks `draft` and `draft_extend` on the host where the profiler traces the host too
-   (`profile_step.py --spans`); what is launched outside of both belongs to `verify`. Exact, but
-   tracing the host makes it slower: read the idle times of a run without spans.
+Owns: which phase a kernel belongs to, and the table. There are two ways to find the phase:
+ - spans: if the profiler also traces the host (`profile_step.py --spans`), SGLang marks `draft` and
+   `draft_extend` there. Kernels that are launched outside of both belong to `verify`. This is
+   exact, but tracing makes the host slower: take idle times from a run without spans.
  - graphs: the kernels of one graph launch share a correlation id. The launch with the n-gram kernel
-   is the verify forward; of the others before the next one, the last is `draft`, and one more
-   before it is `draft_extend`. What is launched one by one follows in time: to `verify` up to the
-   kernels that accept drafts, then to `draft_extend` until the draft's graph, then to `draft`.
+   is the verify forward. Of the graph launches before the next such launch, the last is `draft`,
+   and the one before the last is `draft_extend`. Kernels outside of graphs are assigned by time: to
+   `verify` up to the kernels that accept drafts, then to `draft_extend` until the graph of `draft`,
+   then to `draft`.
+`profile_step` reads the trace and picks the step.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ Kernel = dict[str, Any]
 
 @dataclass
 class Phase:
-    """Times in us; `idle`: no kernel ran, just before one of this phase."""
+    """Times in us. `idle`: the time without a running kernel, just before kernels of this phase."""
 
     kernels: int = 0
     launches: int = 0  # a graph counts once
@@ -37,13 +39,15 @@ class Phase:
 
 
 def mark(kernels: Sequence[Kernel], events: Iterable[dict[str, Any]]) -> str:
-    """Set `phase` of every kernel, from spans if the trace has them; says which way was taken.
-    kernels: by start, with name, ts and correlation; events: of the whole trace."""
+    """Set `phase` of every kernel, from spans if the trace has them. Returns "spans" or "graphs".
+
+    kernels: in order of their start, with name, ts and correlation; events: of the whole trace.
+    """
     events = list(events)
     spans = [
-        (one["ts"], one["ts"] + one["dur"], one["name"])
-        for one in events
-        if one.get("cat") == "user_annotation" and one["name"] in PHASES
+        (event["ts"], event["ts"] + event["dur"], event["name"])
+        for event in events
+        if event.get("cat") == "user_annotation" and event["name"] in PHASES
     ]
     if spans:
         _by_spans(kernels, sorted(spans), _launch_times(events))
@@ -53,8 +57,10 @@ def mark(kernels: Sequence[Kernel], events: Iterable[dict[str, Any]]) -> str:
 
 
 def _launch_times(events: Iterable[dict[str, Any]]) -> dict[int, float]:
-    calls = (one for one in events if one.get("cat") in ("cuda_runtime", "cuda_driver"))
-    return {one["args"]["correlation"]: one["ts"] for one in calls if "correlation" in one["args"]}
+    calls = (event for event in events if event.get("cat") in ("cuda_runtime", "cuda_driver"))
+    return {
+        call["args"]["correlation"]: call["ts"] for call in calls if "correlation" in call["args"]
+    }
 
 
 def _by_spans(
@@ -68,8 +74,8 @@ def _by_spans(
 
 def _by_graphs(kernels: Sequence[Kernel]) -> None:
     sizes = Counter(kernel["correlation"] for kernel in kernels)
-    first = {one["correlation"]: i for i, one in reversed(list(enumerate(kernels)))}
-    targets = {one["correlation"] for one in kernels if TARGET.search(one["name"])}
+    first = {kernel["correlation"]: i for i, kernel in reversed(list(enumerate(kernels)))}
+    targets = {kernel["correlation"] for kernel in kernels if TARGET.search(kernel["name"])}
     starts = sorted(first[target] for target in targets)
     edges = sorted({0, *starts, len(kernels)})
     for begin, end in itertools.pairwise(edges):
@@ -78,14 +84,14 @@ def _by_graphs(kernels: Sequence[Kernel]) -> None:
 
 def _one_step(step: Sequence[Kernel], sizes: Counter[int], targets: set[int]) -> None:
     graphs = list(
-        dict.fromkeys(one["correlation"] for one in step if sizes[one["correlation"]] > 1)
+        dict.fromkeys(kernel["correlation"] for kernel in step if sizes[kernel["correlation"]] > 1)
     )
     others = [graph for graph in graphs if graph not in targets]
     draft, extend = (others[-1:], others[-2:-1])
     accepting = [
         i
-        for i, one in enumerate(step)
-        if sizes[one["correlation"]] == 1 and ACCEPT.search(one["name"])
+        for i, kernel in enumerate(step)
+        if sizes[kernel["correlation"]] == 1 and ACCEPT.search(kernel["name"])
     ]
     phase, last = "verify", max(accepting, default=-1)
     for i, kernel in enumerate(step):
@@ -97,36 +103,36 @@ def _one_step(step: Sequence[Kernel], sizes: Counter[int], targets: set[int]) ->
 
 
 def summary(kernels: Sequence[Kernel], end: float) -> dict[str, Phase]:
-    """By phase, plus "end": the gap until `end`, where the next step starts."""
-    found = {name: Phase() for name in (*PHASES, "end")}
+    """The sums of each phase, and of "end": the gap before `end`, where the next step starts."""
+    phases = {name: Phase() for name in (*PHASES, "end")}
     reached = float(kernels[0]["ts"])
     seen: set[int] = set()
     for kernel in kernels:
-        one = found[kernel["phase"]]
+        phase = phases[kernel["phase"]]
         stop = kernel["ts"] + kernel["dur"]
-        one.kernels += 1
-        one.launches += kernel["correlation"] not in seen
-        one.idle += max(0.0, kernel["ts"] - reached)
-        one.busy += max(0.0, stop - max(reached, kernel["ts"]))
+        phase.kernels += 1
+        phase.launches += kernel["correlation"] not in seen
+        phase.idle += max(0.0, kernel["ts"] - reached)
+        phase.busy += max(0.0, stop - max(reached, kernel["ts"]))
         reached = max(reached, stop)
         seen.add(kernel["correlation"])
-    found["end"].idle = max(0.0, end - reached)
-    return found
+    phases["end"].idle = max(0.0, end - reached)
+    return phases
 
 
 def table(phases: dict[str, Phase]) -> str:
     """A Markdown table; the rows add up to the step."""
-    total = sum(one.busy + one.idle for one in phases.values())
+    total = sum(phase.busy + phase.idle for phase in phases.values())
     lines = [
         "| phase | kernels | launches | busy ms | idle before ms | share |",
         "|---|---|---|---|---|---|",
     ]
-    for name, one in phases.items():
-        share = (one.busy + one.idle) / total
+    for name, phase in phases.items():
+        share = (phase.busy + phase.idle) / total
         lines.append(
-            f"| {name} | {one.kernels} | {one.launches} | {one.busy / 1e3:.3f} | "
-            f"{one.idle / 1e3:.3f} | {share:.1%} |"
+            f"| {name} | {phase.kernels} | {phase.launches} | {phase.busy / 1e3:.3f} | "
+            f"{phase.idle / 1e3:.3f} | {share:.1%} |"
         )
-    idle = sum(one.idle for one in phases.values())
+    idle = sum(phase.idle for phase in phases.values())
     lines.append(f"| step | | | {(total - idle) / 1e3:.3f} | {idle / 1e3:.3f} | 100.0% |")
     return "\n".join(lines)

@@ -2,13 +2,13 @@
 
     python -m benchmarks.profile_step --arms in-tree,host --batch 1,8,30 --engine '{...}' --out DIR
 
-Arms, sizes, weights and prompts are `bench_engine.py`'s. Per arm and batch it traces 16 tokens with
-torch's profiler and takes the median step; a step begins where the kernel that makes the n-gram
-ids starts, which runs once a forward of the target. Per step: kernels, span, busy (the union
-over streams), idle (span - busy), and time per kernel name. DIR gets one JSON a step with every
-kernel in order. The profiler adds about 1 us to each kernel that a stream waits for, so spans are
-longer than `bench_engine.py`'s TPOT; shares are what to read. With speculation it also
-prints the step by phase (`profile_phases`).
+Arms, sizes, weights and prompts are those of `benchmarks/engine.py`. For each arm and batch it
+traces 16 tokens with torch's profiler and takes the median step. A step begins with the kernel that
+makes the n-gram ids, which runs once per forward of the target. It prints the number of kernels,
+span, busy (the union over streams), idle (span - busy), and the time per kernel name. --out writes
+one JSON per step with every kernel in order. The profiler adds about 1 us to each kernel for which
+a stream waits, so spans are longer than the TPOT of `benchmarks/engine.py`: read the shares. With
+speculation it also prints the step by phase (`profile_phases`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engine as bench_engine
+from benchmarks import engine as engine_benchmark
 from benchmarks import profile_phases
 
 Kernel = dict[str, Any]
@@ -37,7 +37,7 @@ Kernel = dict[str, Any]
 
 @dataclass
 class Step:
-    """Kernels in the order they start; `ts` and `dur` in us."""
+    """Kernels in the order in which they start; `ts` and `dur` are in us."""
 
     kernels: list[Kernel]
     end: float  # when the next step starts
@@ -82,21 +82,21 @@ def main() -> None:
         return
     for arm in args.arms.split(","):
         command = [sys.executable, "-m", "benchmarks.profile_step", *sys.argv[1:], "--arm", arm]
-        subprocess.run(command, env=bench_engine.arm_environment(arm), check=True)
+        subprocess.run(command, env=engine_benchmark.arm_environment(arm), check=True)
 
 
 def trace_arm(args: argparse.Namespace) -> None:
-    batches = bench_engine.parse_batches(args.batch, args.input)
-    flags = bench_engine.ARMS[args.arm].engine | json.loads(args.engine)
-    engine = bench_engine.start_engine(args, batches, output=32)
+    batches = engine_benchmark.parse_batches(args.batch, args.input)
+    flags = engine_benchmark.ARMS[args.arm].engine | json.loads(args.engine)
+    engine = engine_benchmark.start_engine(args, batches, output=32)
     for size, length in batches:
-        prompts = bench_engine.random_prompts(size, length, random.Random(size))
-        bench_engine.generate(engine, prompts, 8)
-        bench_engine.generate(engine, prompts, 8)  # the same with a cached prefix
+        prompts = engine_benchmark.random_prompts(size, length, random.Random(size))
+        engine_benchmark.generate(engine, prompts, 8)
+        engine_benchmark.generate(engine, prompts, 8)  # the same with a cached prefix
         with tempfile.TemporaryDirectory() as directory:
             activities = ["CPU", "GPU"] if args.spans else ["GPU"]
             engine.start_profile(activities=activities, output_dir=directory)
-            bench_engine.generate(engine, prompts, 16)
+            engine_benchmark.generate(engine, prompts, 16)
             engine.stop_profile()
             step = median_step(read_trace(Path(directory)))
         name = f"{args.arm}-{size}x{length}"
@@ -110,7 +110,7 @@ def trace_arm(args: argparse.Namespace) -> None:
 
 
 def read_trace(directory: Path, patience_s: float = 60) -> list[Kernel]:
-    """Kernels and copies of the first rank's trace, once it is written out."""
+    """Kernels and copies of the first rank's trace. Waits until the trace is written."""
     deadline = time.monotonic() + patience_s
     while True:
         try:
@@ -140,7 +140,7 @@ def read_trace(directory: Path, patience_s: float = 60) -> list[Kernel]:
 
 def median_step(kernels: list[Kernel]) -> Step:
     marks = [i for i, kernel in enumerate(kernels) if profile_phases.TARGET.search(kernel["name"])]
-    first = kernels[marks[-1]]["name"]  # in-tree makes its ids in two kernels: count one of them
+    first = kernels[marks[-1]]["name"]  # in-tree makes its ids in two kernels: count one
     marks = [i for i in marks if kernels[i]["name"] == first]
     steps = [
         Step(kernels[begin:end], kernels[end]["ts"]) for begin, end in itertools.pairwise(marks)

@@ -4,15 +4,16 @@
     python -m benchmarks.scaling --out scaling --dry-run      # print the commands, measure nothing
     python -m benchmarks.scaling --out quick --gpus 2 --sizes 2 --batch 1,8
 
-Per size: SGLang's in-tree class, then ours with the n-gram tables on the GPUs and in host memory,
-and the same with attention DP, one after the other on this machine; full size in bf16 with dummy
-weights and spread routing. Batches that the KV cache cannot hold at once are left out, by the
-arithmetic of `sglang-longcat estimate`. DIR gets one JSON a size and table.md. Each arm's own file
-lies in DIR/arms: an arm that has one is not measured again, so the same command goes on after an
-interruption; one that fails is named in the table and does not stop the others.
+Per size it runs three arms one after the other: SGLang's in-tree class, then ours with the n-gram
+tables on the GPUs and in host memory. Then it runs the same with attention DP. The model has full
+size in bf16, with dummy weights and spread routing. Batches that the KV cache cannot hold at once
+are left out, by the arithmetic of `sglang-longcat estimate`. DIR gets one JSON a size and table.md.
+Each arm's own file is in DIR/arms: an arm that has one is not measured again, so the same command
+continues after an interruption. An arm that fails is named in the table and does not stop the
+others.
 
-Owns: which runs, and the table. The measurement is `benchmarks/engine.py`'s. Wants the package
-installed with SGLang, as `make setup` does.
+Owns: which runs there are, and the table. The measurement is `benchmarks/engine.py`'s. Needs the
+package installed with SGLang, as `make setup` does.
 """
 
 from __future__ import annotations
@@ -30,19 +31,20 @@ from typing import Any
 from launch.gpus import gpu_count
 from sglang_longcat.checkpoint import PUBLISHED_CONFIG
 from sglang_longcat.config import LongcatConfig
-from sglang_longcat.planning import reserve, roofline, sizing
+from sglang_longcat.planning import reserve, roofline
+from sglang_longcat.planning.plan import MachineMemory, MemoryFlags, plan_memory
 
 BENCH = "benchmarks.engine"
 SIZES = (1, 2, 4, 8)
-IN_TREE_FRACTION = 0.95  # what benchmarks/engine.py gives it; ours choose their own
-FOUND = 0.96  # of the KV cache expected here, engines on 1 to 4 H200 had 96.5 to 99.2 %
-CONTEXT = 1.3  # GiB of what the driver shows that SGLang does not find free: 1.2 on an H100
+IN_TREE_FRACTION = 0.95  # what benchmarks/engine.py gives in-tree; our arms choose their own
+REAL_SHARE = 0.96  # of the planned KV cache; engines on 1 to 4 H200 had 96.5 to 99.2 % of it
+CUDA_CONTEXT = 1.3  # GiB that the driver shows and SGLang does not find free: 1.2 on an H100
 ARMS = ("in-tree", "device", "host")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One way to use `ranks` GPUs."""
+class Parallelism:
+    """One way to use `ranks` GPUs; dp: with a replica of attention on each."""
 
     ranks: int
     dp: bool = False
@@ -65,9 +67,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Run:
-    """One arm of one plan: a process tree of its own."""
+    """One arm of one size, measured in a process of its own."""
 
-    plan: Plan
+    parallelism: Parallelism
     arm: str
     batches: list[int]
     command: list[str]
@@ -106,13 +108,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--config", default="{}", help="changes to lite_config.json, JSON")
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
-    args.gpus = settle_gpus(args.gpus, found=gpu_count(), dry_run=args.dry_run)
+    args.gpus = settle_gpus(args.gpus, visible=gpu_count(), dry_run=args.dry_run)
     args.sizes = settle_sizes(args.sizes, gpus=args.gpus)
     return args
 
 
 def settle_sizes(text: str | None, *, gpus: int) -> list[int]:
-    """All that `gpus` allow; those of `text` must be possible, or it exits."""
+    """All sizes that `gpus` allow, or those of `text`; exits if one of these is not possible."""
     if text is None:
         return [size for size in SIZES if size <= gpus]
     sizes = [int(size) for size in text.split(",")]
@@ -124,48 +126,51 @@ def settle_sizes(text: str | None, *, gpus: int) -> list[int]:
     return sizes
 
 
-def settle_gpus(wanted: int | None, *, found: int, dry_run: bool) -> int:
-    """GPUs to use; exits where there are fewer than asked for, unless nothing is measured."""
+def settle_gpus(wanted: int | None, *, visible: int, dry_run: bool) -> int:
+    """GPUs to use. Exits if there are fewer than asked for, except in a dry run."""
     if dry_run:
-        return wanted or found or max(SIZES)
-    if found == 0:
+        return wanted or visible or max(SIZES)
+    if visible == 0:
         sys.exit(
             "This measures GPUs and the CUDA driver shows none here. --dry-run prints its plan."
         )
-    if wanted and wanted > found:
+    if wanted and wanted > visible:
         sys.exit(
-            f"--gpus {wanted}, but the CUDA driver shows {found} (CUDA_VISIBLE_DEVICES counts). "
-            f"Ask for at most {found}."
+            f"--gpus {wanted}, but the CUDA driver shows {visible} (CUDA_VISIBLE_DEVICES counts). "
+            f"Ask for at most {visible}."
         )
-    return wanted or found
+    return wanted or visible
 
 
 def planned(args: argparse.Namespace) -> Iterator[Run]:
     raw = json.loads(PUBLISHED_CONFIG.read_text()) | json.loads(args.config)
     config, gib = LongcatConfig.from_dict(raw), gpu_memory(args)
-    sizes = [int(batch) for batch in args.batch.split(",")]
+    batches = [int(batch) for batch in args.batch.split(",")]
+    request = args.input + args.output  # tokens
     for ranks in args.sizes:
         for dp in [False] if ranks == 1 or args.no_dp else [False, True]:
+            parallelism = Parallelism(ranks, dp)
             for arm in args.arms.split(","):
-                plan = Plan(ranks, dp)
-                tokens = room(config, gib, plan, arm, rows=max(sizes))
-                need = args.input + args.output
-                yield planned_run(args, plan, arm, [b for b in sizes if b * need <= tokens])
+                tokens = kv_tokens(config, gib, parallelism, arm, rows=max(batches))
+                fitting = [batch for batch in batches if batch * request <= tokens]
+                yield planned_run(args, parallelism, arm, fitting)
 
 
-def planned_run(args: argparse.Namespace, plan: Plan, arm: str, batches: list[int]) -> Run:
-    result = args.out / "arms" / f"{plan.name}-{arm}.json"
+def planned_run(
+    args: argparse.Namespace, parallelism: Parallelism, arm: str, batches: list[int]
+) -> Run:
+    result = args.out / "arms" / f"{parallelism.name}-{arm}.json"
     options = {
         "--arms": arm,
         "--batch": ",".join(map(str, batches)),
         "--input": args.input,
         "--output": args.output,
-        "--engine": json.dumps(json.loads(args.engine) | plan.engine),
+        "--engine": json.dumps(json.loads(args.engine) | parallelism.engine),
         "--config": args.config,
         "--out": result,
     }
     words = [str(word) for option in options.items() for word in option]
-    return Run(plan, arm, batches, [sys.executable, "-m", BENCH, *words], result)
+    return Run(parallelism, arm, batches, [sys.executable, "-m", BENCH, *words], result)
 
 
 def gpu_memory(args: argparse.Namespace) -> float:
@@ -174,36 +179,40 @@ def gpu_memory(args: argparse.Namespace) -> float:
         return roofline.GPUS[args.gpu or "H200"].memory
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     lines = subprocess.run(query, check=True, capture_output=True, text=True).stdout.split()
-    return min(map(float, lines)) / 1024 - CONTEXT
+    return min(map(float, lines)) / 1024 - CUDA_CONTEXT
 
 
-def room(config: LongcatConfig, gib: float, plan: Plan, arm: str, *, rows: int) -> int:
-    """Tokens of KV cache in all beside graphs of `rows`; negative if the weights do not fit."""
-    replicas = plan.ranks if plan.dp else 1
-    share = sizing.parts(config, ranks=plan.ranks, attention_dp=replicas)
-    tables = 0 if arm == "host" else share.tables
-    gpu = roofline.Gpu(memory=gib, bandwidth=1, bf16=1)
-    chunk, _ = reserve.defaults(gib * 1024, plan.ranks)
-    kept = reserve.reserve_mb(chunk, rows, plan.ranks, attention_dp=replicas) / 1024
-    fraction = IN_TREE_FRACTION if arm == "in-tree" else 1 - kept / gib
-    tokens = roofline.kv_tokens(
-        gpu, config, weights=share.without_tables + tables, mem_fraction=fraction
+def kv_tokens(
+    config: LongcatConfig, free_gib: float, parallelism: Parallelism, arm: str, *, rows: int
+) -> int:
+    """Tokens of KV cache of all replicas, beside graphs of `rows`; negative if the weights do not
+    fit."""
+    ranks = parallelism.ranks
+    replicas = ranks if parallelism.dp else 1
+    chunk, _ = reserve.default_prefill_and_graph_rows(free_gib * 1024, ranks)
+    flags = MemoryFlags(
+        tp=ranks,
+        attention_dp=replicas,
+        mem_fraction=IN_TREE_FRACTION if arm == "in-tree" else None,
+        reserve_mb=reserve.runtime_reserve_mb(chunk, rows, ranks, attention_dp=replicas),
+        tables="host" if arm == "host" else "device",
     )
-    return int(FOUND * tokens * replicas)
+    plan = plan_memory(config, MachineMemory.of_gpu(free_gib), flags)
+    return int(REAL_SHARE * plan.kv_tokens * replicas)
 
 
 def measure(run: Run) -> None:
-    """Unless its result lies there already; failures are left to the table."""
+    """Runs an arm that has no result yet. The table shows the failures."""
     if run.batches and not run.result.exists():
-        print(f"== {run.plan.title}, {run.arm}: {shlex.join(run.command)}", flush=True)
+        print(f"== {run.parallelism.title}, {run.arm}: {shlex.join(run.command)}", flush=True)
         subprocess.run(run.command, check=False)
 
 
 def write_report(runs: list[Run], out: Path) -> None:
-    """One JSON a plan, of the arms that have a result, and the table of all."""
+    """One JSON per `Parallelism`, of the arms that have a result, and one table of all runs."""
     lines = []
-    for plan in dict.fromkeys(run.plan for run in runs):
-        arms = [run for run in runs if run.plan == plan]
+    for parallelism in dict.fromkeys(run.parallelism for run in runs):
+        arms = [run for run in runs if run.parallelism == parallelism]
         reports = {
             run.arm: json.loads(run.result.read_text()) for run in arms if run.result.exists()
         }
@@ -218,7 +227,7 @@ def write_report(runs: list[Run], out: Path) -> None:
                 "versions": first["versions"],
                 "results": results,
             }
-            (out / f"{plan.name}.json").write_text(json.dumps(whole, indent=1))
+            (out / f"{parallelism.name}.json").write_text(json.dumps(whole, indent=1))
     (out / "table.md").write_text("\n".join([*HEAD, *lines, ""]))
 
 
@@ -238,23 +247,23 @@ HEAD = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
 
 
 def table_rows(run: Run, rows: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """A ratio above 1 is faster than in-tree in the same run."""
+    """A ratio above 1 means faster than in-tree in the same run."""
     if run.arm not in rows:
         why = "no result" if run.batches else "does not fit"
-        return [f"| {run.plan.title} | {run.arm} | {why}" + " |" * (len(COLUMNS) - 2)]
-    base = {row["batch"]: row for row in rows.get("in-tree", [])}
+        return [f"| {run.parallelism.title} | {run.arm} | {why}" + " |" * (len(COLUMNS) - 2)]
+    in_tree = {row["batch"]: row for row in rows.get("in-tree", [])}
     lines = []
     for row in rows[run.arm]:
-        other = base.get(row["batch"])
+        baseline = in_tree.get(row["batch"])
         cells = [
-            run.plan.title,
+            run.parallelism.title,
             run.arm,
             str(row["batch"]),
             f"{row['tpot_ms']:.2f}",
-            f"{other['tpot_ms'] / row['tpot_ms']:.2f}" if other else "",
+            f"{baseline['tpot_ms'] / row['tpot_ms']:.2f}" if baseline else "",
             f"{row['tok_s']:,.0f}",
             f"{row['prefill_tok_s']:,.0f}",
-            f"{row['prefill_tok_s'] / other['prefill_tok_s']:.2f}" if other else "",
+            f"{row['prefill_tok_s'] / baseline['prefill_tok_s']:.2f}" if baseline else "",
             memory_cell(row.get("used_gib", [])),
             f"{row['kv_tokens']:,}",
         ]
@@ -263,7 +272,7 @@ def table_rows(run: Run, rows: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def memory_cell(used: list[float]) -> str:
-    """Of the GPUs in use: one figure, or the least and the most."""
+    """GiB used on the GPUs: one figure if they agree, else the least and the most."""
     low, high = min(used, default=0.0), max(used, default=0.0)
     return f"{high:.1f}" if high - low < 0.1 else f"{low:.1f} to {high:.1f}"
 

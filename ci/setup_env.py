@@ -1,14 +1,16 @@
 """Creates .venv from ci/constraints.txt. Every make target runs it; it returns at once if current.
 
-Two layers. The 11 GB of locked packages go into a virtual environment under the user's cache,
-named by a hash of lock and interpreter, so that a second checkout and the next CI run start in
-seconds. `.venv` is a small environment of this checkout on top of it: one .pth line adds the cached
-site-packages, the project itself is installed editable in .venv alone. A shared editable install
-would be fought over by checkouts, and a PYTHONPATH would not carry the plugin's entry point.
+There are two layers. The 11 GB of locked packages go into a virtual environment under the user's
+cache, named by a hash of lock and interpreter, so that a second checkout and the next CI run start
+in seconds. `.venv` is a small environment of this checkout on top of it: one .pth line adds the
+cached site-packages, and the project itself is installed editable in .venv alone. Checkouts would
+overwrite each other's editable install in a shared environment, and a PYTHONPATH would not carry
+the plugin's entry point.
 
-Safe against itself: one lock per cached environment, which the running pip inherits, so it is held
-until the last writer is gone; a marker written last, without which the environment is rebuilt.
-Standard library only: it runs before anything is installed. Leaves what to install to the lock.
+Several set-ups may run at once. Each cached environment has a lock, which the running pip inherits,
+so that it is held until the last writer has ended. A marker is written last; without it the
+environment is rebuilt. This file uses the standard library only, because it runs before anything is
+installed. ci/constraints.txt decides what is installed.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LOCK_FILE = ROOT / "ci" / "constraints.txt"
 VENV = ROOT / ".venv"
 READY = VENV / ".ready"
-NEEDED_GB = 16  # 11 GB installed, and pip holds every downloaded wheel until it is done
+NEEDED_GB = 16  # 11 GB installed, and pip keeps every downloaded wheel until it ends
 HEARTBEAT_S = 15.0
 
 
@@ -61,7 +63,7 @@ def cache_dir() -> Path:
 
 
 def fingerprint(*parts: bytes) -> str:
-    """Name of an environment: what goes in, and the interpreter that it is built for."""
+    """Name of an environment: a hash of its content and of the interpreter that will run it."""
     digest = hashlib.sha256(f"{sys.version} {platform.machine()} {sys.base_prefix}".encode())
     for part in parts:
         digest.update(hashlib.sha256(part).digest())
@@ -102,8 +104,8 @@ def build_base(base: Path, *, lock_fd: int) -> None:
     say("this is done once per lock file and takes several minutes")
     start = time.monotonic()
     create_venv(base, with_pip=True)
-    # --no-deps: the lock is complete. --no-compile: write_bytecode does what is imported; all of
-    # it, 35 thousand files, takes minutes.
+    # --no-deps: the lock is complete. --no-compile: write_bytecode compiles what is imported; all
+    # 35 thousand files would take minutes.
     command = [str(base / "bin" / "python"), "-m", "pip", "install", "--no-input", "--no-deps"]
     command += ["--no-compile", "--disable-pip-version-check", "-r", str(LOCK_FILE)]
     run_pip(command, site=site_packages(base), total=total, lock_fd=lock_fd)
@@ -117,7 +119,7 @@ def lock_entries() -> list[str]:
 
 
 def run_pip(command: list[str], *, site: Path, total: int, lock_fd: int) -> None:
-    """Run pip and report while it unpacks: that phase takes minutes and pip prints nothing."""
+    """Run pip, and report while it unpacks, which takes minutes in which pip prints nothing."""
     with subprocess.Popen(command, pass_fds=(lock_fd,)) as pip:
         start = time.monotonic()
         while True:
@@ -149,9 +151,9 @@ def build_overlay(base: Path) -> None:
 
 
 def write_bytecode(base: Path) -> None:
-    """Import SGLang once so that its bytecode is cached. Where PYTHONDONTWRITEBYTECODE is set, as
-    in many containers, every process would compile everything anew: `make serve` was ready after
-    149 s instead of 54."""
+    """Import SGLang once, so that its bytecode is cached. If PYTHONDONTWRITEBYTECODE is set, as in
+    many containers, every process would otherwise compile everything again: `make serve` was ready
+    after 149 s instead of 54."""
     done = base / ".bytecode"
     if done.exists():
         return
@@ -182,7 +184,8 @@ def site_packages(env: Path) -> Path:
 
 
 def link_script(script: Path, *, base: Path) -> None:
-    """Offer a command of the base in .venv/bin, run by an interpreter that sees the project."""
+    """Put a command of the base into .venv/bin, where an interpreter that sees the project runs
+    it."""
     target = VENV / "bin" / script.name
     if target.exists() or script.is_symlink() or script.name.lower().startswith("activate"):
         return

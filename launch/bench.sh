@@ -2,9 +2,10 @@
 # Measure a running server with SGLang's own serving benchmark, 4,096 tokens in, 1,024 out:
 #   launch/bench.sh [URL [DIRECTORY]]      default: http://127.0.0.1:30000 bench-DATE
 #
-# CONCURRENCY="1 8 32" INPUT=4096 OUTPUT=1024 REQUESTS=4 (per concurrent one, at least 8 in all).
-# DIRECTORY gets results.jsonl (SGLang's own), report.md and, with matplotlib, report.svg.
-# The prompts are random token ids: a draft head accepts less of them than of real text.
+# Variables: CONCURRENCY="1 8 32" INPUT=4096 OUTPUT=1024 REQUESTS=4. A run sends REQUESTS times its
+# concurrency, at least 8. DIRECTORY gets results.jsonl (SGLang's own), report.md and, with
+# matplotlib, report.svg. The prompts are random token ids: with these fewer drafted tokens are
+# accepted than with real text.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 if [[ ${1:-} == -* ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2; exit 2; fi

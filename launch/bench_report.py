@@ -1,6 +1,6 @@
-"""results.jsonl of `launch/bench.sh` as a table (report.md) and a figure (report.svg).
+"""Turns results.jsonl of `launch/bench.sh` into a table (report.md) and a figure (report.svg).
 
-Owns: choosing and printing the columns. The measurement is SGLang's own benchmark.
+Owns: which columns there are, and their printing. The measurement is SGLang's own benchmark.
 """
 
 from __future__ import annotations
@@ -50,12 +50,13 @@ def _report(runs: list[Run]) -> str:
 
 
 def _row(run: Run) -> str:
-    cells = ((run.get(key), form) for key, form in COLUMNS.values())
-    return "| " + " | ".join("" if v is None else form.format(v) for v, form in cells) + " |"
+    values = ((run.get(key), form) for key, form in COLUMNS.values())
+    cells = ("" if value is None else form.format(value) for value, form in values)
+    return "| " + " | ".join(cells) + " |"
 
 
 def _plot(runs: list[Run], target: Path) -> str:
-    """Throughput over latency, one point per concurrency; returns what to say about it."""
+    """Throughput over speed of a request, one point per concurrency. Returns the line to print."""
     try:
         import matplotlib
     except ImportError:

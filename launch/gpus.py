@@ -1,7 +1,7 @@
 """How many CUDA GPUs this process may use, without importing torch.
 
-Owns that one number, for `serve.py` and the tests: both must choose the environment variables of
-the CPU engine before torch and SGLang are imported, so neither may be asked.
+Owns that number, for `launch/serve.py`, the benchmarks and the tests. They choose the environment
+variables of the CPU engine before torch and SGLang are imported, so they cannot ask these.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import ctypes
 
 
 def gpu_count() -> int:
-    """GPUs the CUDA driver shows (CUDA_VISIBLE_DEVICES counts); 0 without a driver or on error."""
+    """GPUs that the CUDA driver shows, which respects CUDA_VISIBLE_DEVICES. 0 without a driver, or
+    if it fails."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -1,10 +1,12 @@
 """`make serve`: the real SGLang server with this plugin, and one chat completion as proof.
 
-Owns: choosing recipe, device and model (LongCat-nano when none is named; a small random checkpoint
-for the recipes `*-tiny`), the server process from start to clean shutdown. Leaves to others: the
-flags (a recipe is one of SGLang's own `--config` files), the CPU variables
-(`sglang_longcat.cpu.environment`), the checkpoints' content (`sglang_longcat.assets` and
-`.testing`). Options it does not know go to `sglang.launch_server` unchanged.
+    python -m launch.serve [--once] [--config RECIPE] [SGLANG FLAG ...]   # in the repository's root
+
+Owns: the choice of recipe, device and model (LongCat-nano if none is named, a small random
+checkpoint for the recipes `*-tiny`), and the server process from start to clean shutdown. Leaves to
+others: the flags (a recipe is one of SGLang's own `--config` files), the CPU variables
+(`sglang_longcat/cpu/environment.py`), and the content of the checkpoints (`sglang_longcat/assets`
+and `sglang_longcat/testing`). Options that it does not know go to `sglang.launch_server` unchanged.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ def main() -> None:
         **server_env(on_cpu=on_cpu, tp=int(args.tp or recipe.get("tp-size", 1))),
     }
     say(f"starting: {shlex.join(command)}")
-    # Its own process group, so that Ctrl-C reaches it once, through stop(), and not in every child.
+    # The server gets its own process group, so that Ctrl-C does not reach each of its processes,
+    # but stops the server once, through stop().
     server = subprocess.Popen(command, env=env, start_new_session=True)
     try:
         wait_until_ready(server, port=args.port, timeout=args.timeout)
@@ -97,11 +100,11 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
 
 def recipe_path(name: str) -> Path:
     """A path as given, or the name of a file in launch/recipes with or without `.yaml`."""
-    found = [p for p in (Path(name), RECIPES / name, RECIPES / f"{name}.yaml") if p.is_file()]
-    if not found:
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-        raise argparse.ArgumentTypeError(f"no recipe {name!r}; there are: {known}")
-    return found[0].resolve()
+    for path in (Path(name), RECIPES / name, RECIPES / f"{name}.yaml"):
+        if path.is_file():
+            return path.resolve()
+    known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
+    raise argparse.ArgumentTypeError(f"no recipe {name!r}; there are: {known}")
 
 
 def refuse_busy_port(port: int) -> None:
@@ -135,12 +138,13 @@ def recipe_env(recipe: Path) -> dict[str, str]:
 
 
 def server_env(*, on_cpu: bool, tp: int) -> dict[str, str]:
-    """The caller's environment; on a CPU, what SGLang needs there unless the caller set it."""
+    """The caller's environment. On a CPU also the variables that SGLang needs there, unless the
+    caller has set them."""
     return {**CPU_ENV, **tp_env(tp), **os.environ} if on_cpu else dict(os.environ)
 
 
 def small_checkpoint() -> Path:
-    """Build the small random checkpoint once per version of its writer; returns its directory."""
+    """Builds the small random checkpoint, once per version of its writer. Returns its directory."""
     package = ROOT / "sglang_longcat"
     writer = hashlib.sha256()
     folders = package / "checkpoint", package / "testing"
@@ -156,7 +160,7 @@ def small_checkpoint() -> Path:
         subprocess.run(command, check=True)
         try:
             partial.rename(target)
-        except OSError:  # another `make serve` finished it first: both are the same bytes
+        except OSError:  # another `make serve` was faster; both checkpoints are the same bytes
             shutil.rmtree(partial)
     return target
 
@@ -208,7 +212,7 @@ def show_completion(*, port: int, prompt: str) -> None:
 
 
 def stop(server: subprocess.Popen[bytes]) -> None:
-    """End the server and its workers; the group is ours, so no other process can be hit."""
+    """Ends the server and its workers. Their process group has no other members."""
     if server.poll() is None:
         say("stopping the server")
         server.terminate()

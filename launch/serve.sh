@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Print the command of a recipe and run it:  launch/serve.sh [-n] RECIPE [SGLANG FLAG ...]
 #
-# RECIPE is a name in launch/recipes or a YAML file of your own; flags after it win over the file's.
+# RECIPE is a name in launch/recipes or a YAML file of your own. Flags after it override the file's.
 # NAME.env beside NAME.yaml holds the environment variables of the recipe, one NAME=VALUE a line (the
-# form of `docker run --env-file`); what is set already wins. -n prints only. PYTHON: the interpreter.
+# form of `docker run --env-file`). Variables that are set already are not changed. -n prints the
+# command and does not run it. PYTHON names the interpreter.
 set -euo pipefail
 recipes="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/recipes"
 

@@ -1,6 +1,7 @@
 """`sglang-longcat doctor | estimate | draft-vocabulary | template`, or `python -m sglang_longcat`.
 
-Owns: the command line; the work is in the modules of the same names.
+Owns: the command line. The work is in `doctor`, `planning/estimate.py`,
+`speculation/draft_vocabulary.py` and `checkpoint`.
 """
 
 from __future__ import annotations

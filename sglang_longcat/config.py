@@ -1,7 +1,8 @@
 """A frozen, validated view of the checkpoint's config.json.
 
-Owns: names and aliases of config keys, derived sizes, what counts as "Lite". Knows neither SGLang
-nor torch; the oracle, the checkpoint writer, the weight loader and the model all read sizes here.
+Owns: names and aliases of config keys, derived sizes, and which configs are "Lite". Knows neither
+SGLang nor torch. The reference, the checkpoint writer, the weight reader and the model take their
+sizes from it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 # Fields of LongCat-2.0 / Lite-Sparse: sparse attention, full-scale word embedding. Not this model.
 _SPARSE_KEYS = ("index_topk", "index_n_heads", "index_head_dim")
-# The last name of each is what SGLang's LongcatFlashConfig keeps of the others.
+# The last name of each is the one under which SGLang's LongcatFlashConfig keeps the value.
 _NGRAM_N = ("emb_neighbor_num", "oe_neighbor_num", "ngram_embedding_n")
 _NGRAM_K = ("emb_split_num", "oe_split_num", "ngram_embedding_k")
 _NGRAM_RATIO = ("ngram_vocab_size_ratio", "oe_vocab_size_ratio")
@@ -30,7 +31,8 @@ def _first(config: Mapping[str, Any], *keys: str, default: Any = None) -> Any:
 
 
 def is_lite(config: Mapping[str, Any]) -> bool:
-    """True for n-gram LongCat-Flash (Lite); False for Flash-Chat (no tables), sparse variants."""
+    """True for LongCat-Flash with n-gram tables (Lite). False for Flash-Chat, which has no tables,
+    and for the sparse variants."""
     has_tables = _first(config, *_NGRAM_RATIO, _NGRAM_ROWS) is not None
     return has_tables and not any(config.get(key) is not None for key in _SPARSE_KEYS)
 
@@ -59,13 +61,13 @@ class NgramConfig:
         return tuple(self.rows_base + 2 * i + 1 for i in range(self.tables))
 
     def order(self, table: int) -> int:
-        """How many tokens table `table` hashes, the current one included."""
+        """How many tokens table number `table` hashes, including the current one."""
         return table // self.k + 2
 
 
 @dataclass(frozen=True)
 class QuantConfig:
-    """What `quantization_config` says about the stored weights."""
+    """How the weights are stored, from `quantization_config`."""
 
     method: str
     block: tuple[int, int] | None

@@ -1,4 +1,8 @@
-"""Every LONGCAT_* environment variable, typed, in one place. Read at call time, never cached."""
+"""Every LONGCAT_* environment variable, typed, in one place.
+
+Owns: names, defaults and the errors about wrong values. A variable is read at each call and never
+cached. `docs/switches.md` describes what each one changes.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +24,13 @@ def disabled() -> bool:
 
 
 def dummy_routing() -> bool:
-    """LONGCAT_DUMMY_ROUTING=1: spread the routing of `--load-format dummy` weights (benchmarks)."""
+    """LONGCAT_DUMMY_ROUTING=1: spread the routing of `--load-format dummy` weights, for
+    benchmarks."""
     return _flag("LONGCAT_DUMMY_ROUTING")
 
 
 def _choice(name: str, *choices: str) -> str:
-    """One of `choices`, the first where it is not set."""
+    """The value, one of `choices`; the first of them if the variable is not set."""
     value = os.environ.get(name, "").strip().lower() or choices[0]
     if value not in choices:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(choices)}.")
@@ -38,31 +43,32 @@ def ngram_tables() -> str:
 
 
 def ngram_fp8() -> bool:
-    """LONGCAT_NGRAM_TABLE_DTYPE=bf16|fp8: fp8 rows take half the memory and lose precision."""
+    """LONGCAT_NGRAM_TABLE_DTYPE=bf16|fp8: fp8 rows take half of the memory and are less precise."""
     return _choice("LONGCAT_NGRAM_TABLE_DTYPE", "bf16", "fp8") == "fp8"
 
 
 def draft_embedding() -> str:
-    """LONGCAT_DRAFT_EMBEDDING=mtp|word: the table that the draft model looks tokens up in: the MTP
-    layer's own (the default), or the target's word table, which saves the memory of the former."""
+    """LONGCAT_DRAFT_EMBEDDING=mtp|word: the table in which the draft model looks tokens up. mtp is
+    the MTP layer's own (the default); word is the target's, which saves the memory of the
+    former."""
     return _choice("LONGCAT_DRAFT_EMBEDDING", "mtp", "word")
 
 
 def prefill_graph() -> bool:
-    """LONGCAT_PREFILL_GRAPH=1: let SGLang replay short prefills as CUDA graphs, which its in-tree
-    model cannot."""
+    """LONGCAT_PREFILL_GRAPH=1: let SGLang replay short prefills as CUDA graphs. Its in-tree model
+    cannot."""
     return _flag("LONGCAT_PREFILL_GRAPH")
 
 
 def pdl() -> bool:
-    """LONGCAT_PDL=1|0: whether our kernels start under the tail of the one before (programmatic
-    dependent launch). SGLang's and flashinfer's kernels have it in either case."""
+    """LONGCAT_PDL=1|0: whether our kernels start before the previous kernel ends (programmatic
+    dependent launch). SGLang's and flashinfer's kernels do so in either case."""
     return _choice("LONGCAT_PDL", "1", "0") == "1"
 
 
 def two_streams() -> int:
-    """LONGCAT_TWO_STREAMS=N: captured steps of at most N tokens (256) run the expert mixture beside
-    the dense branch, on streams of their own; 0 never does."""
+    """LONGCAT_TWO_STREAMS=N: captured steps of at most N tokens (default 256) run the expert
+    mixture and the dense branch at the same time, on two streams; 0: never."""
     return _count("LONGCAT_TWO_STREAMS", default=256)
 
 
@@ -73,7 +79,7 @@ def _count(name: str, default: int) -> int:
     return int(value)
 
 
-# Kernels of ours that SGLang has an equal of.
+# Our kernels that replace an equal kernel of SGLang.
 OPTIONAL_OPS = (
     "expert_finalize",
     "finalize_norm",
@@ -88,9 +94,9 @@ OPTIONAL_OPS = (
 
 
 def split_attention() -> int | None:
-    """LONGCAT_SPLIT_ATTENTION=auto|N: the decode and verify steps that attend with our split
-    kernel: those of at most N tokens, none with 0. None stands for auto, the default: on Hopper,
-    where `longcat_kernels.mla_decode.pays`."""
+    """LONGCAT_SPLIT_ATTENTION=auto|N: decode and verify steps of at most N tokens attend with our
+    split kernel; 0: none. Returns None for auto, the default: steps on Hopper for which
+    `longcat_kernels.mla_decode.is_faster`."""
     name = "LONGCAT_SPLIT_ATTENTION"
     value = os.environ.get(name, "").strip().lower() or "auto"
     if value != "auto" and not value.isdecimal():
@@ -98,9 +104,9 @@ def split_attention() -> int | None:
     return None if value == "auto" else int(value)
 
 
-def takes_ours(op: str) -> bool:
-    """LONGCAT_SGLANG_OPS=all, or names: these run SGLang's kernels instead of ours (to find out
-    which one is to blame, or what it is worth)."""
+def use_ours(op: str) -> bool:
+    """False if LONGCAT_SGLANG_OPS is "all" or names `op`: SGLang's kernel then runs instead of ours
+    (to find out which kernel is wrong, or how much time it saves)."""
     value = os.environ.get("LONGCAT_SGLANG_OPS", "").strip().lower()
     names = {name.strip() for name in value.split(",")} - {""}
     if unknown := names - {"all", *OPTIONAL_OPS}:

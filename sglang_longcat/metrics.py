@@ -1,9 +1,9 @@
 """Our own numbers on SGLang's /metrics page.
 
-Owns: names and values of the gauges. No hook: SGLang collects its page from the files that every
-process of the server leaves in PROMETHEUS_MULTIPROC_DIR (set by it with --enable-metrics), and a
-gauge of any name made in a scheduler process goes there. Acceptance of speculation, KV cache and
-latencies are SGLang's: `docs/observability.md` has the names.
+Owns: names and values of our gauges. No hook is needed: SGLang collects its page from the files
+that every process of the server writes to PROMETHEUS_MULTIPROC_DIR (which --enable-metrics sets),
+and any gauge of a scheduler process is written there. SGLang itself reports acceptance length, KV
+cache and latencies: `docs/observability.md` has the names.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ def enabled() -> bool:
 
 
 def publish_info(labels: Mapping[str, str]) -> None:
-    """`longcat:info` 1 with `labels` that say what serves; a panel joins or shows them."""
+    """Set `longcat:info` to 1, with `labels` that say what serves, for a panel to show or join."""
     _set(_INFO, "The plugin is active, with what", labels, value=1)
 
 
 def publish_bytes(*, part: str, place: str, size: int) -> None:
-    """`longcat:ngram_bytes` of one rank: `part` is "tables" or "cache", `place` "device" or
+    """Set `longcat:ngram_bytes` of this rank: `part` is "tables" or "cache", `place` is "device" or
     "host"."""
     labels = {"part": part, "place": place}
     _set(_BYTES, "Memory of the N-gram tables and cache of a rank", labels, value=size)
 
 
 def publish_gather(*, tokens: int, place: str, seconds: float) -> None:
-    """`longcat:ngram_gather_seconds`: how long the rows of so many tokens took at start."""
+    """Set `longcat:ngram_gather_seconds`: the time for the rows of `tokens` tokens, at start-up."""
     labels = {"tokens": str(tokens), "place": place}
     _set(_GATHER, "Append, hash and gather of the N-gram rows, at start", labels, value=seconds)
 
@@ -50,7 +50,7 @@ def _set(name: str, text: str, labels: Mapping[str, str], *, value: float) -> No
 
 @functools.cache
 def _gauge(name: str, text: str, labels: tuple[str, ...]) -> Gauge:
-    # Only now: prometheus_client decides by the variable above, when it is imported.
+    # Imported here, because prometheus_client reads the variable above when it is imported.
     from prometheus_client import Gauge
 
     return Gauge(name, text, labels, multiprocess_mode="mostrecent")

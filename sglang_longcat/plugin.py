@@ -1,18 +1,18 @@
 """The entry point that SGLang calls in every process it starts: check the host, then register.
 
-SGLang logs a plugin's exceptions and carries on with its in-tree model, so whatever goes wrong here
-leaves as SystemExit, which it does not catch.
+SGLang logs a plugin's exceptions and goes on with its in-tree model. So every error here leaves as
+SystemExit, which SGLang does not catch. Owns the order of registration and the activation line.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from sglang_longcat import __version__, env, metrics
 
 logger = logging.getLogger(__name__)
-_ON_A_GPU = "n-gram ids, routing and identity experts: triton"
-_implementations: list[str] = []  # of this process, for the activation line
+_cpu_parts: list[str] = []  # what this process runs on a CPU; empty on a GPU
 
 
 def register() -> None:
@@ -48,15 +48,19 @@ def _register() -> None:
     memory_share.register()
     refuse_ray.register()
     tool_parser.register()
-    _implementations[:] = cpu.install() if is_cpu() else [_ON_A_GPU]
+    _cpu_parts[:] = cpu.install() if is_cpu() else []
 
 
-def log_activation() -> None:
-    """The one INFO line that proves the plugin is active. Called by the model, since SGLang loads
-    plugins before it configures logging."""
+def log_activation(operations: Sequence[str]) -> None:
+    """The one INFO line that proves the plugin is active. The model calls it, because SGLang loads
+    plugins before it configures logging.
+
+    operations: those that run with our kernels on a GPU (`layers.operations.enabled_operations`).
+    """
+    on = "; ".join(_cpu_parts) or f"our kernels for {', '.join(operations)}"
     logger.info(
         "sglang-longcat %s is active: LongCat-Flash-Lite on %s. LONGCAT_DISABLE=1 switches it off.",
         __version__,
-        "; ".join(_implementations),
+        on,
     )
-    metrics.publish_info({"version": __version__, "implementation": "; ".join(_implementations)})
+    metrics.publish_info({"version": __version__, "implementation": on})

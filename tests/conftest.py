@@ -1,7 +1,8 @@
 """What every test relies on: the CPU engine's environment, and the GPU markers.
 
-Owns: setting the variables before anything imports torch or SGLang (both read them at import),
-skipping GPU tests with the reason. Fixtures for checkpoints and engines live with their tests.
+Owns: setting the variables before anything imports torch or SGLang (both read them at import), and
+skipping GPU tests with the reason. The folders of the tests have the fixtures for checkpoints and
+engines.
 """
 
 from __future__ import annotations

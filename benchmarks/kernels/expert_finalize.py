@@ -1,9 +1,9 @@
 """The final sum of a mixture of experts: expert outputs, identity part, dense branch.
 
-The `sglang` column is what it replaces: SGLang's sum over slots, our identity kernel, torch's add.
-SGLang reads all 12 rows of a token, of which a third are zeros; `bytes` counts the other 8. The
-residual add and RMSNorm that follow are in `ours+norm`, and a launch of flashinfer's behind ours in
-`ours, norm`.
+The `sglang` column is what `finalize` replaces: SGLang's sum over slots, our identity kernel and
+torch's add. SGLang reads all 12 rows of a token, of which a third are zeros; `bytes` counts the
+other 8. The columns with a norm also do the residual add and RMSNorm that follow: `ours+norm` in
+the same launch, `ours, norm` in a launch of flashinfer's.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.kernels.timing import Call, Case, Implementation, Row, parse, run
-from longcat_kernels.expert_finalize import finalize, finalize_norm, reference
-from longcat_kernels.expert_finalize import workloads as lite
-from longcat_kernels.identity_experts import add_identity_
+from longcat_kernels.expert_sum import add_identity_, finalize, finalize_norm, reference, workloads
+from longcat_kernels.lite import EPS
 
-EPS = 1e-5
 TRITON_SUM = 32  # tokens up to which SGLang takes its Triton kernel for the sum, on Hopper
 
 
 def cases() -> list[Case]:
     return [
-        Case(f"T {tokens}", tokens, lite.bytes_moved(tokens), lite.flops(tokens))
-        for tokens in lite.BATCHES
+        Case(f"T {tokens}", tokens, workloads.bytes_moved(tokens), workloads.flops(tokens))
+        for tokens in workloads.BATCHES
     ]
 
 
@@ -32,7 +30,7 @@ def ours(device: str, *, plain: bool) -> Implementation:
     op = reference.finalize if plain else finalize
 
     def prepare(case: Case, copy: int) -> Call:
-        given = lite.make_inputs(case.tokens, seed=copy, device=device)
+        given = workloads.make_inputs(case.tokens, seed=copy, device=device)
         return lambda: op(given.routed, given.ids, given.x, given.weight, given.addend)
 
     return Implementation("reference" if plain else "ours", prepare, cuda_only=not plain)
@@ -40,12 +38,11 @@ def ours(device: str, *, plain: bool) -> Implementation:
 
 def with_norm(device: str, *, fused: bool) -> Implementation:
     def prepare(case: Case, copy: int) -> Call:
-        given = lite.make_inputs(case.tokens, seed=copy, device=device)
+        given = workloads.make_inputs(case.tokens, seed=copy, device=device)
         residual, weight = torch.zeros_like(given.x), torch.ones_like(given.x[0])
         inputs = given.routed, given.ids, given.x, given.weight, given.addend
         if fused:
-            options = {"residual": residual, "norm_weight": weight, "eps": EPS}
-            return lambda: finalize_norm(*inputs, **options)
+            return lambda: finalize_norm(*inputs, residual=residual, norm_weight=weight, eps=EPS)
         from flashinfer.norm import fused_add_rmsnorm
 
         return lambda: fused_add_rmsnorm(finalize(*inputs), residual, weight, EPS, enable_pdl=True)
@@ -58,7 +55,7 @@ def in_tree(device: str) -> Implementation:
         from sgl_kernel import moe_sum_reduce
         from sglang.kernels.ops.moe.fused_moe_triton_kernels import moe_sum_reduce_triton
 
-        given = lite.make_inputs(case.tokens, seed=copy, device=device)
+        given = workloads.make_inputs(case.tokens, seed=copy, device=device)
         routed = given.routed.nan_to_num(0.0)
         reduce = moe_sum_reduce_triton if case.tokens <= TRITON_SUM else moe_sum_reduce
         out = torch.empty_like(given.x)

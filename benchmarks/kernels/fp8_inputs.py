@@ -1,8 +1,8 @@
 """Activations for block-FP8 GEMMs: residual add + norm, and SwiGLU, each with its quantisation.
 
-`library` is the one launch that `sglang_longcat/layers/fp8_inputs.py` makes (flashinfer's norm,
-SGLang's SwiGLU + quantisation in its dense mode), `sglang` the two that SGLang makes on Hopper. The
-norm's bf16 result is written by both, because the router reads it.
+`library` is the single launch of `sglang_longcat/layers/fp8_inputs.py` (flashinfer's norm; SGLang's
+SwiGLU + quantisation in its dense mode). `sglang` is the two launches that SGLang makes on Hopper.
+Both write the norm's bf16 result, because the router reads it.
 """
 
 from __future__ import annotations
@@ -11,26 +11,31 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from benchmarks.kernels import fp8_producers
+from benchmarks.kernels.fp8_producers import Inputs, make_inputs
 from benchmarks.kernels.timing import Call, Case, Implementation, Row, parse, run
-from longcat_kernels.fp8_inputs import GROUP, reference, scale_rows
-from longcat_kernels.fp8_inputs import workloads as lite
-from longcat_kernels.fp8_inputs.workloads import Inputs, make_inputs
+from longcat_kernels import lite
+from longcat_kernels.fp8_layout import GROUP, quantise, scale_rows
 
 LAYOUT = {"column_major_scales": True, "scale_tma_aligned": True}
 
 
 def norm_cases() -> list[Case]:
-    return [Case(f"T {n}", n, lite.bytes_normed(n), flops=0) for n in lite.BATCHES]
+    return [
+        Case(f"T {n}", n, fp8_producers.bytes_normed(n), flops=0) for n in fp8_producers.BATCHES
+    ]
 
 
 def swiglu_cases() -> list[Case]:
-    return [Case(f"T {n}", n, lite.bytes_swiglu(n), flops=0) for n in lite.BATCHES]
+    return [
+        Case(f"T {n}", n, fp8_producers.bytes_swiglu(n), flops=0) for n in fp8_producers.BATCHES
+    ]
 
 
 def implementation(
     name: str, device: str, make: Callable[[Inputs], Call], *, cuda_only: bool = True
 ) -> Implementation:
-    """`make(inputs)` imports and allocates; what it returns is timed."""
+    """`make(inputs)` imports and allocates; the call that it returns is timed."""
 
     def prepare(case: Case, copy: int) -> Call:
         return make(make_inputs(case.tokens, seed=copy, device=device))
@@ -38,42 +43,42 @@ def implementation(
     return Implementation(name, prepare, cuda_only=cuda_only)
 
 
-def plain_norm(one: Inputs) -> Call:
-    return lambda: reference.quantise(
-        reference.add_norm(one.x, one.residual, one.weight, lite.EPS)[0]
+def plain_norm(inputs: Inputs) -> Call:
+    return lambda: quantise(
+        fp8_producers.add_norm(inputs.x, inputs.residual, inputs.weight, lite.EPS)[0]
     )
 
 
-def library_norm(one: Inputs) -> Call:
+def library_norm(inputs: Inputs) -> Call:
     from flashinfer.norm import fused_add_rmsnorm_fp8_block_quant
 
-    normed, q = torch.empty_like(one.x), torch.empty_like(one.x, dtype=torch.float8_e4m3fn)
-    scales = scale_rows(*one.x.shape, one.x.device)
+    normed, q = torch.empty_like(inputs.x), torch.empty_like(inputs.x, dtype=torch.float8_e4m3fn)
+    scales = scale_rows(len(inputs.x), inputs.x.shape[1], inputs.x.device)
     return lambda: fused_add_rmsnorm_fp8_block_quant(
-        q, scales, normed, one.x, one.residual, one.weight, lite.EPS
+        q, scales, normed, inputs.x, inputs.residual, inputs.weight, lite.EPS
     )
 
 
-def sglang_norm(one: Inputs) -> Call:
+def sglang_norm(inputs: Inputs) -> Call:
     from sgl_kernel import fused_add_rmsnorm
     from sglang.kernels.ops.quantization.fp8_kernel import sglang_per_token_group_quant_fp8
 
     def call() -> object:
-        fused_add_rmsnorm(one.x, one.residual, one.weight, lite.EPS)
-        return sglang_per_token_group_quant_fp8(one.x, GROUP, **LAYOUT)
+        fused_add_rmsnorm(inputs.x, inputs.residual, inputs.weight, lite.EPS)
+        return sglang_per_token_group_quant_fp8(inputs.x, GROUP, **LAYOUT)
 
     return call
 
 
-def plain_swiglu(one: Inputs) -> Call:
-    return lambda: reference.quantise(reference.swiglu(one.gate_up))
+def plain_swiglu(inputs: Inputs) -> Call:
+    return lambda: quantise(fp8_producers.swiglu(inputs.gate_up))
 
 
-def library_swiglu(one: Inputs) -> Call:
+def library_swiglu(inputs: Inputs) -> Call:
     from sglang.kernels.ops.quantization.per_token_group_quant import per_token_group_quant
 
     return lambda: per_token_group_quant(
-        one.gate_up,
+        inputs.gate_up,
         group_size=GROUP,
         column_major_scales=True,
         fuse_silu_and_mul=True,
@@ -81,11 +86,11 @@ def library_swiglu(one: Inputs) -> Call:
     )
 
 
-def sglang_swiglu(one: Inputs) -> Call:
+def sglang_swiglu(inputs: Inputs) -> Call:
     from sglang.kernels.ops.quantization.fp8_kernel import sglang_per_token_group_quant_fp8
     from sglang.srt.layers.activation import silu_and_mul
 
-    return lambda: sglang_per_token_group_quant_fp8(silu_and_mul(one.gate_up), GROUP, **LAYOUT)
+    return lambda: sglang_per_token_group_quant_fp8(silu_and_mul(inputs.gate_up), GROUP, **LAYOUT)
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:

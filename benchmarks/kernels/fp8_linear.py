@@ -1,8 +1,8 @@
 """Block-FP8 projections of 1 to 64 tokens whose input is quantised already.
 
-`deep_gemm` is what SGLang multiplies with on Hopper, `swap_ab` flashinfer's GEMM, which turns the
-product round below 32 tokens (SGLang runs it for `--fp8-gemm-backend flashinfer_deepgemm`, on bf16
-inputs that it quantises in a launch of its own). Both read the same pair. No kernel here is ours.
+`deep_gemm` is SGLang's GEMM on Hopper. `swap_ab` is flashinfer's, which transposes the product
+below 32 tokens (SGLang runs it for `--fp8-gemm-backend flashinfer_deepgemm`, on bf16 inputs that it
+quantises in a launch of its own). Both read the same pair. No kernel here is ours.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.kernels.timing import Call, Case, Implementation, Row, parse, run
-from longcat_kernels.fp8_inputs import GROUP, reference, scale_rows, scales_of
-from longcat_kernels.small_linear import workloads as lite
+from longcat_kernels.fp8_layout import GROUP, quantise, scale_rows, scales_of, widen
+from longcat_kernels.small_linear import workloads
 
-SHAPES = {f"{s.name} {s.rows}x{s.columns}": s for s in lite.LITE}
+SHAPES = {f"{s.name} {s.rows}x{s.columns}": s for s in workloads.LITE}
 BATCHES = (1, 2, 4, 8, 16, 31, 32, 64)
 
 
 def cases() -> list[Case]:
     return [
-        Case(name, tokens, bytes_moved(tokens, shape), lite.flops(tokens, shape))
+        Case(name, tokens, bytes_moved(tokens, shape), workloads.flops(tokens, shape))
         for name, shape in SHAPES.items()
         for tokens in BATCHES
     ]
 
 
-def bytes_moved(tokens: int, shape: lite.Shape) -> int:
+def bytes_moved(tokens: int, shape: workloads.Shape) -> int:
     """The weights and the inputs, a byte an element, their scales, and the bf16 result."""
     weights = shape.rows * shape.columns + 4 * blocks(shape.rows) * blocks(shape.columns)
     return weights + tokens * (shape.columns + 4 * blocks(shape.columns) + 2 * shape.rows)
@@ -41,7 +41,7 @@ def inputs(case: Case, copy: int, device: str) -> tuple[torch.Tensor, ...]:
     """q, scales by rows of groups, weight, its scales."""
     shape = SHAPES[case.shape]
     torch.manual_seed(copy)
-    q, scales = reference.quantise(torch.randn(case.tokens, shape.columns, device=device))
+    q, scales = quantise(torch.randn(case.tokens, shape.columns, device=device))
     rows = scale_rows(case.tokens, shape.columns, device)
     scales_of(rows, case.tokens).copy_(scales)
     weight = torch.randn(shape.rows, shape.columns, device=device).to(torch.float8_e4m3fn)
@@ -60,7 +60,7 @@ def multiply(
     q: torch.Tensor, scales: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
     wide = scale.repeat_interleave(GROUP, 0)[: len(weight)].repeat_interleave(GROUP, 1)
-    return (reference.widen((q, scales)) @ (weight.float() * wide).t()).to(torch.bfloat16)
+    return (widen((q, scales)) @ (weight.float() * wide).t()).to(torch.bfloat16)
 
 
 def deep_gemm(device: str) -> Implementation:

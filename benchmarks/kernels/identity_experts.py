@@ -1,7 +1,7 @@
 """Identity experts: add weight * x to the routed part, in place.
 
-The `sglang` column is what its MoE layer does after its zero-expert call (see bench_moe_router.py):
-scale the routed part, add the identity part.
+The `sglang` column is what its MoE layer does after its zero-expert call, which
+`benchmarks.kernels.moe_router` times: scale the routed part, add the identity part.
 """
 
 from __future__ import annotations
@@ -9,15 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.kernels.timing import Call, Case, Implementation, Row, parse, run
-from longcat_kernels.identity_experts import add_identity_, reference
-from longcat_kernels.identity_experts import workloads as lite
-from longcat_kernels.moe_router.workloads import SCALE
+from longcat_kernels.expert_sum import add_identity_, reference, workloads
+from longcat_kernels.lite import ROUTED_SCALE
 
 
 def cases() -> list[Case]:
     return [
-        Case(f"T {tokens}", tokens, lite.bytes_moved(tokens), lite.flops(tokens))
-        for tokens in lite.BATCHES
+        Case(
+            f"T {tokens}",
+            tokens,
+            workloads.identity_bytes_moved(tokens),
+            workloads.identity_flops(tokens),
+        )
+        for tokens in workloads.IDENTITY_BATCHES
     ]
 
 
@@ -25,7 +29,7 @@ def ours(device: str, *, plain: bool) -> Implementation:
     op = reference.add_identity_ if plain else add_identity_
 
     def prepare(case: Case, copy: int) -> Call:
-        out, x, weight = lite.make_inputs(case.tokens, seed=copy, device=device)
+        out, x, weight = workloads.make_identity_inputs(case.tokens, seed=copy, device=device)
         return lambda: op(out, x, weight)
 
     return Implementation("reference" if plain else "ours", prepare, cuda_only=not plain)
@@ -35,8 +39,10 @@ def in_tree(device: str) -> Implementation:
     """Two torch operators: nothing of SGLang has to be imported."""
 
     def prepare(case: Case, copy: int) -> Call:
-        out, identity_part, _ = lite.make_inputs(case.tokens, seed=copy, device=device)
-        return lambda: out.mul_(SCALE).add_(identity_part)
+        out, identity_part, _ = workloads.make_identity_inputs(
+            case.tokens, seed=copy, device=device
+        )
+        return lambda: out.mul_(ROUTED_SCALE).add_(identity_part)
 
     return Implementation("sglang", prepare)
 

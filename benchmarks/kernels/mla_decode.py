@@ -1,9 +1,10 @@
 """MLA decode: ours against flashinfer's MLA kernel, one attention of a step.
 
-The `flashinfer` column runs the same pages with page size 1, as SGLang does; its plan is made
-beforehand. `sglang --attention-backend fa3` and `flashmla` take 22 and 37 us at batch 1. Columns
-with `+bmm` multiply by w_vc in a launch of torch's, `ours+values` as a step does: in the second
-launch of ours up to 4 tokens. Every copy has weights of its own, so they are cold as a layer's.
+The `flashinfer` column reads the same pages with page size 1, as SGLang does; its plan is made
+beforehand. SGLang's `--attention-backend fa3` and `flashmla` take 22 and 37 us at batch 1. Columns
+with `+bmm` multiply by w_vc in a launch of torch's. `ours+values` does what a step does: up to 4
+tokens the second launch of ours multiplies. Every copy of the inputs has its own weights, so that
+they are cold, as a layer's are.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 import torch
 
 from benchmarks.kernels.timing import Call, Case, Implementation, Row, parse, run
-from longcat_kernels.mla_decode import mla_decode, project_values, reference
-from longcat_kernels.mla_decode import workloads as lite
+from longcat_kernels import lite
+from longcat_kernels.mla_decode import mla_decode, project_values, reference, workloads
 
 K = 1024
 # Requests, query tokens of each, cached tokens of each.
@@ -29,7 +30,8 @@ SHAPES = [
 
 def cases() -> list[Case]:
     return [
-        Case(label(*s), s[0] * s[1], lite.bytes_moved(*of(s)), lite.flops(*of(s))) for s in SHAPES
+        Case(label(*s), s[0] * s[1], workloads.bytes_moved(*of(s)), workloads.flops(*of(s)))
+        for s in SHAPES
     ]
 
 
@@ -41,10 +43,10 @@ def of(shape: tuple[int, int, int]) -> tuple[list[int], int]:
     return [shape[2]] * shape[0], shape[1]
 
 
-def make(case: Case, copy: int, device: str) -> tuple[lite.Inputs, int]:
+def make(case: Case, copy: int, device: str) -> tuple[workloads.Inputs, int]:
     shape = next(shape for shape in SHAPES if label(*shape) == case.shape)
     lengths, width = of(shape)
-    return lite.make_inputs(lengths, seed=copy, device=device, width=width), width
+    return workloads.make_inputs(lengths, seed=copy, device=device, width=width), width
 
 
 def ours(device: str, name: str) -> Implementation:
@@ -53,8 +55,8 @@ def ours(device: str, name: str) -> Implementation:
 
     def prepare(case: Case, copy: int) -> Call:
         inputs, width = make(case, copy, device)
-        options: dict[str, Any] = {"scale": lite.SCALE, "width": width}
-        w_vc = lite.make_values(seed=copy, device=device) if "+" in name else None
+        options: dict[str, Any] = {"scale": workloads.SCALE, "width": width}
+        w_vc = workloads.make_values(seed=copy, device=device) if "+" in name else None
         if name == "ours+bmm":
             assert w_vc is not None
             return lambda: project_values(op(*inputs, **options), w_vc)
@@ -63,8 +65,8 @@ def ours(device: str, name: str) -> Implementation:
     return Implementation(name, prepare, cuda_only=name != "reference")
 
 
-def plan(workspace: torch.Tensor, inputs: lite.Inputs, width: int) -> Any:
-    """flashinfer's wrapper, planned for requests that fill the page table."""
+def plan(workspace: torch.Tensor, inputs: workloads.Inputs, width: int) -> Any:
+    """flashinfer's wrapper, with a plan for requests that fill the page table."""
     from flashinfer.mla import BatchMLAPagedAttentionWrapper
 
     pages = inputs.pages[inputs.requests]
@@ -72,7 +74,7 @@ def plan(workspace: torch.Tensor, inputs: lite.Inputs, width: int) -> Any:
     step = torch.arange(requests + 1, dtype=torch.int32, device=pages.device)
     lengths = torch.full((requests,), context, dtype=torch.int32, device=pages.device)
     wrapper = BatchMLAPagedAttentionWrapper(workspace, backend="auto")
-    sizes = (lite.HEADS, lite.RANK, lite.ROPE, 1, width > 1, lite.SCALE)
+    sizes = (lite.HEADS, lite.KV_LORA, lite.ROPE, 1, width > 1, workloads.SCALE)
     dtype = torch.bfloat16
     wrapper.plan(step * width, step * context, pages.flatten(), lengths, *sizes, dtype, dtype)
     return wrapper
@@ -84,11 +86,11 @@ def flashinfer(device: str, *, values: bool) -> Implementation:
     def prepare(case: Case, copy: int) -> Call:
         inputs, width = make(case, copy, device)
         wrapper = plan(workspace, inputs, width)
-        c, r = inputs.latents[:, None, : lite.RANK], inputs.latents[:, None, lite.RANK :]
+        c, r = inputs.latents[:, None, : lite.KV_LORA], inputs.latents[:, None, lite.KV_LORA :]
         out = torch.empty_like(inputs.q_nope)
         if not values:
             return lambda: wrapper.run(inputs.q_nope, inputs.q_pe, c, r, out=out)
-        w_vc = lite.make_values(seed=copy, device=device)
+        w_vc = workloads.make_values(seed=copy, device=device)
         return lambda: project_values(wrapper.run(inputs.q_nope, inputs.q_pe, c, r, out=out), w_vc)
 
     return Implementation("flashinfer+bmm" if values else "flashinfer", prepare)

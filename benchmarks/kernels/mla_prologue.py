@@ -1,9 +1,9 @@
 """MLA's prologue: norms, rope and the KV row in one launch; the absorbed query in another.
 
-The `sglang` columns are its own launches for the same: two norms and the row's store; one product
-and one rope, which turns queries and key alike. Compare sums of the two tables. It runs the norms
-on two streams where there are captured steps, which hides the shorter one. `product` is torch's
-product with our rope, which is what `FUSED_TOKENS` switches to.
+The `sglang` columns are SGLang's launches for the same work: two norms and the store of the row in
+one table; one product and one rope, which turns queries and key together, in the other. Compare the
+sums of the two tables. In captured steps SGLang runs the norms on two streams, which hides the
+shorter one. `product` is torch's product with our rope, as above `FUSED_TOKENS` tokens.
 """
 
 from __future__ import annotations
@@ -15,73 +15,81 @@ from typing import Any
 import torch
 
 from benchmarks.kernels.timing import Call, Case, Implementation, Row, parse, run
-from longcat_kernels.fp8_inputs import GROUP
+from longcat_kernels import lite
+from longcat_kernels.fp8_layout import GROUP
 from longcat_kernels.mla_prologue import (
     absorb_query,
     norm_and_store,
     norm_quantise_and_store,
     reference,
+    workloads,
 )
-from longcat_kernels.mla_prologue import workloads as lite
 from longcat_kernels.mla_prologue.workloads import Inputs, make_inputs
 
 
 def stored_cases(*, fp8: bool = False) -> list[Case]:
-    return [Case(f"T {n}", n, lite.bytes_stored(n, fp8=fp8), flops=0) for n in lite.BATCHES]
+    return [
+        Case(f"T {n}", n, workloads.bytes_stored(n, fp8=fp8), flops=0) for n in workloads.BATCHES
+    ]
 
 
 def absorbed_cases() -> list[Case]:
-    return [Case(f"T {n}", n, lite.bytes_absorbed(n), lite.flops_absorbed(n)) for n in lite.BATCHES]
+    return [
+        Case(f"T {n}", n, workloads.bytes_absorbed(n), workloads.flops_absorbed(n))
+        for n in workloads.BATCHES
+    ]
 
 
 def implementation(
     name: str, device: str, call: Callable[[Inputs], object], *, cuda_only: bool = True
 ) -> Implementation:
     def prepare(case: Case, copy: int) -> Call:
-        one = make_inputs(case.tokens, seed=copy, device=device)
-        return lambda: call(one)
+        inputs = make_inputs(case.tokens, seed=copy, device=device)
+        return lambda: call(inputs)
 
     return Implementation(name, prepare, cuda_only=cuda_only)
 
 
-def store(one: Inputs, op: Callable[..., object] = norm_and_store) -> object:
+def store(inputs: Inputs, op: Callable[..., object] = norm_and_store) -> object:
     return op(
-        one.qkv,
-        one.q_weight,
-        one.kv_weight,
+        inputs.qkv,
+        inputs.q_weight,
+        inputs.kv_weight,
         eps=lite.EPS,
-        positions=one.positions,
-        cos_sin=one.cos_sin,
-        slots=one.slots,
-        kv_buffer=one.kv_buffer,
+        positions=inputs.positions,
+        cos_sin=inputs.cos_sin,
+        slots=inputs.slots,
+        kv_buffer=inputs.kv_buffer,
     )
 
 
-def store_plainly(one: Inputs, op: Callable[..., object] = reference.norm_and_store) -> object:
-    weights = one.q_weight, one.kv_weight, lite.EPS
-    where = one.positions, one.cos_sin, one.slots, one.kv_buffer
-    return op(one.qkv, *weights, *where, False)
+def store_plainly(inputs: Inputs, op: Callable[..., object] = reference.norm_and_store) -> object:
+    weights = inputs.q_weight, inputs.kv_weight, lite.EPS
+    where = inputs.positions, inputs.cos_sin, inputs.slots, inputs.kv_buffer
+    return op(inputs.qkv, *weights, *where, False)
 
 
 def stored_fp8(options: argparse.Namespace) -> list[Implementation]:
     """With the query latent quantised for a block-FP8 second projection."""
     device = options.device
-    found = [
-        implementation("ours", device, lambda one: store(one, norm_quantise_and_store)),
+    own = [
+        implementation("ours", device, lambda inputs: store(inputs, norm_quantise_and_store)),
         implementation(
             "reference",
             device,
-            lambda one: store_plainly(one, reference.norm_quantise_and_store),
+            lambda inputs: store_plainly(inputs, reference.norm_quantise_and_store),
             cuda_only=False,
         ),
     ]
     if options.no_sglang:
-        return found
+        return own
     # Our kernel with SGLang's quantisation after it, and SGLang's kernels alone.
     return [
-        *found,
-        implementation("apart", device, lambda one: quantise_in_sglang(store(one))),
-        implementation("sglang", device, lambda one: quantise_in_sglang(store_in_sglang(one))),
+        *own,
+        implementation("apart", device, lambda inputs: quantise_in_sglang(store(inputs))),
+        implementation(
+            "sglang", device, lambda inputs: quantise_in_sglang(store_in_sglang(inputs))
+        ),
     ]
 
 
@@ -93,44 +101,44 @@ def quantise_in_sglang(q_lora: Any) -> object:
     )
 
 
-def store_in_sglang(one: Inputs) -> object:
+def store_in_sglang(inputs: Inputs) -> object:
     from sgl_kernel import rmsnorm
     from sglang.kernels.ops.kvcache.mla_buffer import set_mla_kv_buffer_triton
 
-    q, latent, key = one.qkv.split((lite.Q_LORA, lite.KV_LORA, lite.ROPE), dim=1)
-    q_lora = rmsnorm(q, one.q_weight, lite.EPS)
-    latent = rmsnorm(latent, one.kv_weight, lite.EPS)
-    set_mla_kv_buffer_triton(one.kv_buffer, one.slots, latent[:, None], key[:, None])
+    q, latent, key = inputs.qkv.split((lite.Q_LORA, lite.KV_LORA, lite.ROPE), dim=1)
+    q_lora = rmsnorm(q, inputs.q_weight, lite.EPS)
+    latent = rmsnorm(latent, inputs.kv_weight, lite.EPS)
+    set_mla_kv_buffer_triton(inputs.kv_buffer, inputs.slots, latent[:, None], key[:, None])
     return q_lora
 
 
-def absorb(one: Inputs) -> object:
-    return absorb_query(one.q, one.w_kc, positions=one.positions, cos_sin=one.cos_sin)
+def absorb(inputs: Inputs) -> object:
+    return absorb_query(inputs.q, inputs.w_kc, positions=inputs.positions, cos_sin=inputs.cos_sin)
 
 
 def absorb_always(*, fused: bool) -> Callable[[Inputs], object]:
-    """Our kernel, or torch's product, at any number of tokens."""
+    """Our kernel, or torch's product, for any number of tokens."""
 
-    def call(one: Inputs) -> object:
-        from longcat_kernels.mla_prologue import _triton
+    def call(inputs: Inputs) -> object:
+        from longcat_kernels.mla_prologue import launch
 
-        args = one.q, one.w_kc, one.positions, one.cos_sin, False
-        return _triton.absorb_query(*args, fused=fused)
+        args = inputs.q, inputs.w_kc, inputs.positions, inputs.cos_sin, False
+        return launch.absorb_query(*args, fused=fused)
 
     return call
 
 
-def absorb_plainly(one: Inputs) -> object:
-    return reference.absorb_query(one.q, one.w_kc, one.positions, one.cos_sin, False)
+def absorb_plainly(inputs: Inputs) -> object:
+    return reference.absorb_query(inputs.q, inputs.w_kc, inputs.positions, inputs.cos_sin, False)
 
 
-def absorb_in_sglang(one: Inputs) -> object:
+def absorb_in_sglang(inputs: Inputs) -> object:
     from sglang.kernels.ops.attention.rope import apply_rope_with_cos_sin_cache_inplace
 
-    key = one.qkv[:, None, lite.Q_LORA + lite.KV_LORA :]
-    absorbed = torch.bmm(one.q[..., : lite.NOPE].transpose(0, 1), one.w_kc)
+    key = inputs.qkv[:, None, lite.Q_LORA + lite.KV_LORA :]
+    absorbed = torch.bmm(inputs.q[..., : lite.NOPE].transpose(0, 1), inputs.w_kc)
     apply_rope_with_cos_sin_cache_inplace(
-        one.q[..., lite.NOPE :], key, one.cos_sin, one.positions, is_neox=False
+        inputs.q[..., lite.NOPE :], key, inputs.cos_sin, inputs.positions, is_neox=False
     )
     return absorbed
 

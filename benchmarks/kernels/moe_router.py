@@ -1,10 +1,10 @@
 """Routing: from logits to weights, ids and the identity weight; and the same from hidden states.
 
-From logits (`moe_router`), the `sglang` column is its native top-k and its zero-expert call, which
-also writes the identity part; bench_identity_experts.py times what is left of that. Compare sums of
-the two benchmarks. From hidden states (`moe_router_tokens`), `few` and `many` are the two launches
-with either kernel for the logits, whatever the batch, to find FEW_TOKENS; `sglang` is its router
-GEMM with our routing after it.
+From logits (`moe_router`), the `sglang` column is its native top-k and its zero-expert call. That
+call also writes the identity part; `benchmarks.kernels.identity_experts` times what is left of it,
+so compare the sums of the two benchmarks. From hidden states (`moe_router_tokens`), `few` and
+`many` are the two launches with either kernel for the logits, whatever the batch, to find
+FEW_TOKENS; `sglang` is its router GEMM with our routing after it.
 """
 
 from __future__ import annotations
@@ -14,30 +14,29 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.kernels.timing import Call, Case, Implementation, Row, parse, run
-from longcat_kernels.identity_experts import workloads as identity
-from longcat_kernels.moe_router import reference, route
-from longcat_kernels.moe_router import workloads as lite
+from longcat_kernels import lite
+from longcat_kernels.moe_router import reference, route, workloads
 
 
 def cases() -> list[Case]:
     return [
-        Case(f"T {tokens}", tokens, lite.bytes_moved(tokens), lite.flops(tokens))
-        for tokens in lite.BATCHES
+        Case(f"T {tokens}", tokens, workloads.bytes_moved(tokens), workloads.flops(tokens))
+        for tokens in workloads.BATCHES
     ]
 
 
 def ours(device: str) -> Implementation:
     def prepare(case: Case, copy: int) -> Call:
-        logits, bias = lite.make_inputs(case.tokens, seed=copy, device=device)
-        return lambda: route(logits, bias, lite.OPTIONS)
+        logits, bias = workloads.make_inputs(case.tokens, seed=copy, device=device)
+        return lambda: route(logits, bias, workloads.OPTIONS)
 
     return Implementation("ours", prepare)
 
 
 def plain(device: str) -> Implementation:
     def prepare(case: Case, copy: int) -> Call:
-        logits, bias = lite.make_inputs(case.tokens, seed=copy, device=device)
-        return lambda: reference.route(logits, bias, lite.OPTIONS)
+        logits, bias = workloads.make_inputs(case.tokens, seed=copy, device=device)
+        return lambda: reference.route(logits, bias, workloads.OPTIONS)
 
     return Implementation("reference", prepare, cuda_only=False)
 
@@ -47,8 +46,8 @@ def sglang(device: str) -> Implementation:
         from sglang.kernels.ops.moe.ep_moe_kernels import zero_experts_compute_triton
         from sglang.srt.layers.moe.topk import fused_topk_torch_native
 
-        logits, bias = lite.make_inputs(case.tokens, seed=copy, device=device)
-        hidden = torch.zeros((case.tokens, identity.HIDDEN), dtype=torch.bfloat16, device=device)
+        logits, bias = workloads.make_inputs(case.tokens, seed=copy, device=device)
+        hidden = torch.zeros((case.tokens, lite.HIDDEN), dtype=torch.bfloat16, device=device)
 
         def call() -> torch.Tensor:
             weights, ids = fused_topk_torch_native(hidden, logits, lite.TOP_K, False, bias)
@@ -64,36 +63,36 @@ def token_cases() -> list[Case]:
         Case(
             f"T {tokens}",
             tokens,
-            lite.bytes_moved_from_tokens(tokens),
-            lite.flops_from_tokens(tokens),
+            workloads.bytes_moved_from_tokens(tokens),
+            workloads.flops_from_tokens(tokens),
         )
-        for tokens in lite.BATCHES
+        for tokens in workloads.BATCHES
     ]
 
 
 def ours_from_tokens(kernel: str, device: str) -> Implementation:
     def prepare(case: Case, copy: int) -> Call:
-        from longcat_kernels.moe_router import _triton
+        from longcat_kernels.moe_router import launch
 
-        x, weight, bias = lite.make_tokens(case.tokens, seed=copy, device=device)
-        logits = getattr(_triton, f"{kernel}_logits")
-        return lambda: _triton.route_sum(logits(x, weight), bias, lite.OPTIONS)
+        x, weight, bias = workloads.make_tokens(case.tokens, seed=copy, device=device)
+        logits = getattr(launch, f"{kernel}_logits")
+        return lambda: launch.route_sum(logits(x, weight), bias, workloads.OPTIONS)
 
     return Implementation(kernel, prepare)
 
 
 def plain_from_tokens(device: str) -> Implementation:
     def prepare(case: Case, copy: int) -> Call:
-        inputs = lite.make_tokens(case.tokens, seed=copy, device=device)
-        return lambda: reference.route_tokens(*inputs, lite.OPTIONS)
+        inputs = workloads.make_tokens(case.tokens, seed=copy, device=device)
+        return lambda: reference.route_tokens(*inputs, workloads.OPTIONS)
 
     return Implementation("reference", prepare, cuda_only=False)
 
 
 def torch_from_tokens(device: str) -> Implementation:
     def prepare(case: Case, copy: int) -> Call:
-        x, weight, bias = lite.make_tokens(case.tokens, seed=copy, device=device)
-        return lambda: route(reference.logits(x, weight), bias, lite.OPTIONS)
+        x, weight, bias = workloads.make_tokens(case.tokens, seed=copy, device=device)
+        return lambda: route(reference.logits(x, weight), bias, workloads.OPTIONS)
 
     return Implementation("torch mm", prepare)
 
@@ -102,9 +101,11 @@ def sglang_from_tokens(device: str) -> Implementation:
     def prepare(case: Case, copy: int) -> Call:
         from sglang.kernels.ops.gemm.bf16_fp32 import linear_bf16_fp32
 
-        x, weight, bias = lite.make_tokens(case.tokens, seed=copy, device=device)
+        x, weight, bias = workloads.make_tokens(case.tokens, seed=copy, device=device)
         # 128 is its model class's choice for these sizes.
-        return lambda: route(linear_bf16_fp32(x, weight, hpc_kernel_min_m=128), bias, lite.OPTIONS)
+        return lambda: route(
+            linear_bf16_fp32(x, weight, hpc_kernel_min_m=128), bias, workloads.OPTIONS
+        )
 
     return Implementation("sglang", prepare)
 

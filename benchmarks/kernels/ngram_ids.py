@@ -1,7 +1,7 @@
 """N-gram ids: append to the ring and hash, for decode, 4-token verify and prefill batches.
 
-The `sglang` column is its token-table update and its id kernel. Its model also turns lengths into
-offsets on the GPU first (one cumsum), which is not timed.
+The `sglang` column is SGLang's token-table update and its id kernel. SGLang's model first turns
+lengths into offsets on the GPU (one cumsum), which is not timed.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.kernels.timing import Call, Case, Implementation, Row, parse, run
-from longcat_kernels import ngram_ids
-from longcat_kernels.ngram_ids import reference
-from longcat_kernels.ngram_ids import workloads as lite
+from longcat_kernels import lite, ngram
+from longcat_kernels.ngram import reference, workloads
 
 PREFILLS = {"prefill 1x8192": [8192], "prefill 8x1024": [1024] * 8, "prefill 1x512": [512]}
 # SGLang's table is requests x context x 4 bytes; a shorter context keeps 4096 requests in memory.
@@ -22,43 +21,42 @@ SGLANG_CONTEXT = 8192
 
 def shapes() -> dict[str, list[int]]:
     """Tokens of each request, by label."""
-    decodes = {f"decode {batch}": [1] * batch for batch in lite.DECODE_BATCHES}
-    width = lite.VERIFY_WIDTH
-    verifies = {f"verify {b}x{width}": [width] * b for b in lite.DECODE_BATCHES if b <= 256}
+    decodes = {f"decode {batch}": [1] * batch for batch in workloads.DECODE_BATCHES}
+    width = workloads.VERIFY_WIDTH
+    verifies = {f"verify {b}x{width}": [width] * b for b in workloads.DECODE_BATCHES if b <= 256}
     return {**decodes, **verifies, **PREFILLS}
 
 
 def cases() -> list[Case]:
     return [
-        Case(name, sum(n), lite.bytes_moved(sum(n), len(n)), lite.flops(sum(n)))
+        Case(name, sum(n), workloads.bytes_moved(sum(n), len(n)), workloads.flops(sum(n)))
         for name, n in shapes().items()
     ]
 
 
 def ours(device: str, *, plain: bool) -> Implementation:
     """The public function, which takes Triton on a GPU, or the reference."""
-    op = reference if plain else ngram_ids
-    table = lite.lite_table(device)
+    op = reference if plain else ngram
+    params = workloads.lite_params(device)
 
     def prepare(case: Case, copy: int) -> Call:
-        batch = lite.make_inputs(shapes()[case.shape], seed=copy, device=device)
-        args = batch.tokens, batch.positions, batch.slots
+        batch = workloads.make_inputs(shapes()[case.shape], seed=copy, device=device)
         if case.shape in PREFILLS:
-            return lambda: op.extend_ids(*args, batch.starts, batch.lengths, batch.ring, table)
-        return lambda: op.window_ids(*args, batch.ring, table)
+            return lambda: op.extend_ids(batch.prefill, batch.ring, params)
+        return lambda: op.window_ids(batch.window, batch.ring, params)
 
     return Implementation("reference" if plain else "ours", prepare, cuda_only=not plain)
 
 
 def sglang(device: str) -> Implementation:
-    table, k = lite.lite_table(device), lite.TABLES // (lite.N - 1)
-    weights = [[pow(lite.VOCAB, j, m) for j in range(lite.N)] for m in lite.ROWS]
+    params, k = workloads.lite_params(device), lite.NGRAM_TABLES // (lite.NGRAM_N - 1)
+    weights = [[pow(lite.VOCAB, j, m) for j in range(lite.NGRAM_N)] for m in lite.NGRAM_ROWS]
     shared = {
-        "ne_n": lite.N,
+        "ne_n": lite.NGRAM_N,
         "ne_k": k,
-        "ne_weights": _int32(weights, device).view(lite.N - 1, k, lite.N),
-        "ne_mods": table.moduli.view(lite.N - 1, k).int(),
-        "exclusive_ne_embedder_size_sums": _int32([*table.offsets, lite.TOTAL_ROWS], device),
+        "ne_weights": _int32(weights, device).view(lite.NGRAM_N - 1, k, lite.NGRAM_N),
+        "ne_mods": params.moduli.view(lite.NGRAM_N - 1, k).int(),
+        "exclusive_ne_embedder_size_sums": _int32([*params.offsets, lite.NGRAM_TOTAL_ROWS], device),
         "eos_token_id": lite.EOS[0],
     }
 
@@ -66,7 +64,7 @@ def sglang(device: str) -> Implementation:
         from sglang.kernels.ops.embeddings import ngram_embedding as op
 
         lengths = shapes()[case.shape]
-        batch = lite.make_inputs(lengths, seed=copy, device=device)
+        batch = workloads.make_inputs(lengths, seed=copy, device=device)
         size = (len(lengths) + 1, SGLANG_CONTEXT + max(lengths))
         tokens = batch.tokens.int()
         where = {
@@ -77,7 +75,7 @@ def sglang(device: str) -> Implementation:
         }
         req_lens = batch.lengths.int()
         sums = torch.cat((batch.starts, batch.starts[-1:] + lengths[-1])).int()
-        ids = torch.empty((len(tokens), lite.TABLES), dtype=torch.int32, device=device)
+        ids = torch.empty((len(tokens), lite.NGRAM_TABLES), dtype=torch.int32, device=device)
 
         def call() -> None:
             op.update_token_table(req_lens=req_lens, **where)

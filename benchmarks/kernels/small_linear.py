@@ -1,9 +1,9 @@
-"""Dense projections of 1 to 32 tokens, the model's on one rank and on one of two.
+"""Dense projections of 1 to 32 tokens: the model's, on one rank and on one of two ranks.
 
-`library` is torch's linear (cuBLAS), with SGLang's silu_and_mul for SwiGLU, and for `qkv_a` of up
-to 16 tokens the kernel that SGLang has for it; `sglang` its own kernel for one token
-(`--bf16-gemm-backend gemv`), which it compiles at first use. Shapes that the table leaves to the
-library run here all the same. `of_peak` is the share of the roofline.
+`library` is torch's linear (cuBLAS), with SGLang's silu_and_mul for SwiGLU; for `qkv_a` of up to 16
+tokens it is the kernel that SGLang has for that. `sglang` is SGLang's kernel for one token
+(`--bf16-gemm-backend gemv`), which it compiles at first use. Our kernel also runs the shapes that
+the table leaves to the library. `of_peak` is the share of the roofline.
 """
 
 from __future__ import annotations
@@ -13,23 +13,26 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.kernels.timing import Call, Case, Implementation, Row, parse, run
-from longcat_kernels.small_linear import linear, reference, swiglu_linear
-from longcat_kernels.small_linear import workloads as lite
+from longcat_kernels.small_linear import linear, reference, swiglu_linear, workloads
 
-SHAPES = {f"{s.name} {s.rows}x{s.columns}": s for s in (*lite.LITE, *lite.LITE_TP2)}
+SHAPES = {f"{s.name} {s.rows}x{s.columns}": s for s in (*workloads.LITE, *workloads.LITE_TP2)}
 
 
 def cases() -> list[Case]:
     return [
-        Case(name, tokens, lite.bytes_moved(tokens, shape), lite.flops(tokens, shape))
+        Case(name, tokens, workloads.bytes_moved(tokens, shape), workloads.flops(tokens, shape))
         for name, shape in SHAPES.items()
-        for tokens in lite.BATCHES
+        for tokens in workloads.BATCHES
     ]
 
 
-def inputs(case: Case, copy: int, device: str) -> tuple[lite.Shape, torch.Tensor, torch.Tensor]:
+def inputs(
+    case: Case, copy: int, device: str
+) -> tuple[workloads.Shape, torch.Tensor, torch.Tensor]:
     shape = SHAPES[case.shape]
-    x, weight = lite.make_inputs(case.tokens, shape.rows, shape.columns, seed=copy, device=device)
+    x, weight = workloads.make_inputs(
+        case.tokens, shape.rows, shape.columns, seed=copy, device=device
+    )
     return shape, x, weight
 
 
@@ -58,8 +61,8 @@ def library(device: str) -> Implementation:
     return Implementation("library", prepare)
 
 
-def library_call(shape: lite.Shape, x: torch.Tensor, weight: torch.Tensor) -> Call:
-    if shape.name == "qkv_a" and x.shape[0] <= lite.FUSED_A_TOKENS:
+def library_call(shape: workloads.Shape, x: torch.Tensor, weight: torch.Tensor) -> Call:
+    if shape.name == "qkv_a" and x.shape[0] <= workloads.FUSED_A_TOKENS:
         from sglang.kernels.ops.gemm.fused_a_gemm import dsv3_fused_a_gemm
 
         return lambda: dsv3_fused_a_gemm(x, weight.t())

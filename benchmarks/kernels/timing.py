@@ -1,9 +1,10 @@
 """What the kernel benchmarks share: arguments, timing, the table and the CSV.
 
-On a GPU a number is the median over CUDA-graph replays of many calls back to back, so it holds no
-launch overhead. Calls rotate through copies of the inputs, until these are twice the L2 cache or
-`MOST_COPIES`; `cold` says which. A decode batch is small and warm here as in the model, where the
-kernel before has just written it. On a CPU: wall-clock time, to check the benchmark itself.
+On a GPU a number is the median over CUDA-graph replays of many calls back to back, so it contains
+no launch overhead. Calls rotate through copies of the inputs: as many as fill twice the L2 cache,
+but at most `MOST_COPIES`; `cold` says whether they fill it. A decode batch is small, and warm here
+as in the model, where the kernel before has just written it. On a CPU a number is wall-clock time,
+which only checks the benchmark itself.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Implementation:
-    """`prepare(case, copy)` makes inputs number `copy` and returns the call that uses them."""
+    """`prepare(case, copy)` makes inputs number `copy`, and returns the call that uses them."""
 
     name: str
     prepare: Callable[[Case, int], Call]
@@ -229,8 +230,8 @@ def gpu_name() -> str:
 
 
 def commit() -> str:
-    """COMMIT, for copies whose git knows another one; or this checkout's, with a `+` if it has
-    changes."""
+    """The variable COMMIT, for copies whose git has another one; otherwise this checkout's commit,
+    with a `+` if it has changes."""
     if given := os.environ.get("COMMIT"):
         return given
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]

@@ -1,12 +1,12 @@
-"""How many tokens a speculative step yields on LongCat-nano, and that they are the same tokens.
+"""Acceptance length of speculative decoding on LongCat-nano, and proof that outputs stay the same.
 
     python -m ci.acceptance --prompts 24 --tokens 64        on the CPU, fp32, greedy, 3 steps
     python -m ci.acceptance --prompts 200 --tokens 128 --modes all --out FILE.json
 
-Prompts are the beginnings of nano's held-out windows. Prints one JSON line per mode
-(`modes.MODES`): acceptance length (tokens a step, at most steps + 1), the share of steps
-that accepted at least i drafts, and how many outputs equal those without speculation. Exits 1 if
-one does not.
+The prompts are the beginnings of nano's held-out windows. Prints one JSON line per mode
+(`modes.MODES`): the acceptance length (tokens per step, at most steps + 1), the share of steps that
+accepted at least i drafts, and how many outputs equal those without speculation. Exits with 1 if an
+output differs. Owns: the command line, the requests and the numbers. `modes` has the engine flags.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="JSON file for all of it")
     args = parser.parse_args(arguments)
     modes = MODES if args.modes == "all" else {name: MODES[name] for name in args.modes.split(",")}
-    maps = {one.stem: Mode(nextn(speculative_token_map=str(one))) for one in args.token_map}
+    maps = {file.stem: Mode(nextn(speculative_token_map=str(file))) for file in args.token_map}
     prompts = beginnings(args.prompts)
     plain = functools.cache(lambda ends: outputs(ask(prompts, args.tokens, Mode(ignore_eos=ends))))
-    found = []
+    rows = []
     for name, mode in {**modes, **maps}.items():
         started = time.monotonic()
         replies = ask(prompts, args.tokens, mode)
         pairs = zip(outputs(replies), plain(mode.ignore_eos), strict=True)
-        equal = sum(one == want for one, want in pairs)
+        equal = sum(output == expected for output, expected in pairs)
         row = {"mode": name, "equal": equal, **acceptance(replies)}
-        found.append({**row, "seconds": round(time.monotonic() - started)})
-        print(json.dumps(found[-1]), flush=True)
+        rows.append({**row, "seconds": round(time.monotonic() - started)})
+        print(json.dumps(rows[-1]), flush=True)
         if args.out:
-            args.out.write_text(json.dumps({**origin(args), "modes": found}, indent=1) + "\n")
-    return 0 if all(row["equal"] == len(prompts) for row in found) else 1
+            args.out.write_text(json.dumps({**origin(args), "modes": rows}, indent=1) + "\n")
+    return 0 if all(row["equal"] == len(prompts) for row in rows) else 1
 
 
 def beginnings(count: int) -> list[list[int]]:
@@ -75,20 +75,22 @@ def ask(prompts: list[list[int]], tokens: int, mode: Mode) -> list[dict[str, Any
 
 
 def outputs(replies: list[dict[str, Any]]) -> list[list[int]]:
-    return [one["output_ids"] for one in replies]
+    return [reply["output_ids"] for reply in replies]
 
 
-def acceptance(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Over all verifications of all requests; one that ends with its first token has none."""
+def acceptance(replies: list[dict[str, Any]]) -> dict[str, Any]:
+    """Numbers over all verify steps of all requests. A request that ends with its first token has
+    no verify step."""
     counts = [0] * 16
-    for one in results:
-        for accepted, steps in enumerate(one["meta_info"].get("spec_correct_drafts_histogram", ())):
+    for reply in replies:
+        histogram = reply["meta_info"].get("spec_correct_drafts_histogram", ())
+        for accepted, steps in enumerate(histogram):
             counts[accepted] += steps
     steps = sum(counts)
     least = [sum(counts[i:]) / steps for i in range(1, 16) if sum(counts[i:])]
-    retractions = sum(one["meta_info"].get("num_retractions", 0) for one in results)
+    retractions = sum(reply["meta_info"].get("num_retractions", 0) for reply in replies)
     return {
-        "prompts": len(results),
+        "prompts": len(replies),
         "steps": steps,
         "acceptance_length": round(1 + sum(i * n for i, n in enumerate(counts)) / steps, 3),
         "at_least": [round(share, 3) for share in least],

@@ -1,7 +1,7 @@
-"""The ways of serving in which `acceptance.py` compares speculation with plain decoding.
+"""The ways of serving in which `ci.acceptance` compares speculation with plain decoding.
 
-Owns: engine flags and environment of each mode. Requests with penalties, stops and grammars,
-and aborts: in `tests/model/test_speculative.py`.
+Owns: the engine flags and the environment of each mode. `tests/model/test_speculative.py` tests
+aborts, and requests with penalties, stops and grammars.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Mode:
-    """An engine's `flags` and `env`, and whether outputs go on after an end."""
+    """The `flags` and `env` of an engine. ignore_eos: outputs continue after an EOS."""
 
     flags: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
@@ -34,8 +34,8 @@ _NGRAM = {
     "speculative_num_draft_tokens": 4,
     "speculative_ngram_max_bfs_breadth": 1,
 }
-# 8 requests of up to 384 tokens need 3072. Requests that ignore EOS are admitted by their full
-# length, and never thrown out again.
+# A pool that is too small, so that SGLang retracts requests: 8 requests of up to 384 tokens need
+# 3072. SGLang admits requests that ignore EOS by their full length, and never retracts them.
 _FULL: dict[str, Any] = {"max_total_tokens": 1400, "schedule_conservativeness": 0.01}
 
 MODES: dict[str, Mode] = {

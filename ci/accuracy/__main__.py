@@ -5,9 +5,9 @@
     python -m ci.accuracy --suite gsm8k,mmlu,math500 --base-url URL    needs lm-eval
     python -m ci.accuracy --record                                     writes nano's thresholds
 
-Prints a Markdown table; --out NAME also writes NAME.json and NAME.md. Exit status 1 when a gate
-fails. Owns: the command line. Leaves numbers to nano.py and suites.py, limits to thresholds.toml,
-read by report.py and written anew by record.py.
+Prints a Markdown table; --out NAME also writes NAME.json and NAME.md. The exit status is 1 if a
+gate fails. Owns: the command line. nano.py and suites.py measure, thresholds.toml has the limits,
+report.py reads the limits, and record.py rewrites them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _nano(base_url: str | None, *, dtype: str) -> list[Row]:
-    """The gates, and what each known mistake would have done to them."""
+    """The gates of LongCat-nano. Also prints how each known mistake would fail them."""
     from ci.accuracy.nano import MISTAKES, Oracle, Text, measure, measure_mistake, over_http
     from sglang_longcat.assets import nano
     from tests.harness import server
@@ -50,17 +50,17 @@ def _nano(base_url: str | None, *, dtype: str) -> list[Row]:
     text = Text.of(path)
     oracle = Oracle.of(path, text)
     if base_url:
-        found = measure(over_http(base_url), text, oracle)
+        measured = measure(over_http(base_url), text, oracle)
     else:
         with server(path, dtype=dtype, max_total_tokens=16384) as running:
-            found = measure(over_http(running.base_url), text, oracle)
+            measured = measure(over_http(running.base_url), text, oracle)
     limits = thresholds("nano", dtype)
     for name, semantics in MISTAKES.items():
         wrong = measure_mistake(path, text, oracle, semantics)
         print(f"\nWith a known mistake, {name}:\n")
         print(markdown(judge(wrong, limits, prefix="mistake")))
     print(f"\nThe server, {dtype}:\n")
-    return judge(found, limits, prefix=f"nano {dtype}")
+    return judge(measured, limits, prefix=f"nano {dtype}")
 
 
 def _suites(names: list[str], args: argparse.Namespace) -> list[Row]:

@@ -1,14 +1,14 @@
-"""LongCat-nano's numbers: what an engine says about held-out text, beside the reference model.
+"""LongCat-nano's numbers: an engine's log probabilities and greedy answers against the reference's.
 
-Owns: the metrics and the known mistakes that must move them. Leaves the text to the checkpoint
-(held_out.json, golden.json), limits and judgement to accuracy_report.py.
+Owns: the metrics, and the known mistakes that must change them. The checkpoint has the text
+(held_out.json, golden.json), and report.py compares numbers with limits.
 
-  perplexity            exp(-mean log p(token | those before)) over all windows
-  top1                  share of tokens that were the likeliest
-  after_eos_perplexity  the same where an EOS cuts the n-gram look-back of the token before
-  mean_gap, max_gap     |log p of the engine - of the reference|, in nats
-  decode_gap            mean |log p| gap over the tokens that the engine itself chose, decoding
-  golden                share of the greedy answers that are the recorded ones, token for token
+  perplexity            exp(-mean log p(token | all tokens before it)) over all windows
+  top1                  share of tokens that were the most likely token
+  after_eos_perplexity  perplexity of tokens after one whose n-gram look-back is cut by an EOS
+  mean_gap, max_gap     |log p of the engine - log p of the reference|, in nats
+  decode_gap            mean of that gap over the tokens that the engine itself chose in decoding
+  golden                share of greedy answers that equal the recorded ones, token for token
 """
 
 from __future__ import annotations
@@ -59,13 +59,14 @@ class Text:
 
 
 def _after_eos(window: Sequence[int], *, eos: int, reach: int) -> Tensor:
-    """[T-1] bool; entry t is about token t+1, read off token t, whose look-back meets an EOS."""
+    """[T-1] bool: entry t is for token t+1. True if the look-back of token t meets an EOS."""
     return torch.tensor([eos in window[max(0, t - reach + 1) : t] for t in range(len(window) - 1)])
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Per window: log p of each token but the first, and whether it was the likeliest; [T-1]."""
+    """Per window, [T-1]: log p of each token except the first, and whether it was the most
+    likely."""
 
     logprobs: list[Tensor]
     hits: list[Tensor]
@@ -73,7 +74,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Oracle:
-    """The fp32 reference model and what it says about the windows."""
+    """The fp32 reference model and its scores of the windows."""
 
     model: ReferenceModel
     scores: Scores
@@ -96,8 +97,11 @@ def reference_scores(model: ReferenceModel, text: Text) -> Scores:
 
 
 def engine_scores(generate: Generate, text: Text, *, cached: int = 0) -> Scores:
-    """cached: so many tokens of each window are read first, by a request of their own; SGLang then
-    takes them from its prefix cache, and scores only what follows them."""
+    """The engine's scores of the windows.
+
+    cached: the number of tokens of each window that a first request reads. SGLang then takes them
+    from its prefix cache, and scores only the tokens after them.
+    """
     if cached:
         _generate(generate, [window[:cached] for window in text.windows])
     replies = _generate(
@@ -141,9 +145,9 @@ def greedy(generate: Generate, text: Text, model: ReferenceModel) -> dict[str, f
             return_logprob=True,
         )
         output = reply["output_ids"]
-        found = [logprob for logprob, *_ in reply["meta_info"]["output_token_logprobs"]]
+        logprobs = [logprob for logprob, *_ in reply["meta_info"]["output_token_logprobs"]]
         right += output == entry["output_ids"]
-        gaps.append(torch.tensor(found) - _answer_logprobs(model, entry["prompt_ids"], output))
+        gaps.append(torch.tensor(logprobs) - _answer_logprobs(model, entry["prompt_ids"], output))
     return _greedy_metrics(right / len(text.golden), gaps)
 
 
@@ -156,11 +160,12 @@ def _greedy_metrics(golden: float, gaps: list[Tensor]) -> dict[str, float]:
 
 
 def metrics(text: Text, scores: Scores, reference: Scores) -> dict[str, float]:
-    """All of given text. Where `scores` begin later than the text, the rest of both is compared."""
-    short = [len(part) for part in scores.logprobs]
+    """All metrics of given text. `scores` may start later than a window; then only the tokens that
+    they cover are compared."""
+    lengths = [len(part) for part in scores.logprobs]
 
     def cut(parts: list[Tensor]) -> Tensor:
-        return torch.cat([part[len(part) - n :] for part, n in zip(parts, short, strict=True)])
+        return torch.cat([part[len(part) - n :] for part, n in zip(parts, lengths, strict=True)])
 
     logprobs, hits, marked = cut(scores.logprobs), cut(scores.hits), cut(text.after_eos)
     gaps = (logprobs - cut(reference.logprobs)).abs()
@@ -175,14 +180,14 @@ def metrics(text: Text, scores: Scores, reference: Scores) -> dict[str, float]:
 
 def measure(generate: Generate, text: Text, oracle: Oracle) -> dict[str, float]:
     """All metrics of an engine."""
-    found = metrics(text, engine_scores(generate, text), oracle.scores)
-    return found | greedy(generate, text, oracle.model)
+    of_text = metrics(text, engine_scores(generate, text), oracle.scores)
+    return of_text | greedy(generate, text, oracle.model)
 
 
 def measure_mistake(
     checkpoint: Path, text: Text, oracle: Oracle, semantics: Semantics
 ) -> dict[str, float]:
-    """All metrics of the reference model with a rule broken, as an engine that breaks it has."""
+    """All metrics of the reference model with a broken rule, as of an engine that breaks it."""
     wrong = ReferenceModel.from_checkpoint(checkpoint, semantics=semantics)
     right, gaps = 0, []
     for entry in text.golden:
@@ -191,8 +196,8 @@ def measure_mistake(
         right += chosen.tolist() == output
         given = (prompt, output)
         gaps.append(_answer_logprobs(wrong, *given) - _answer_logprobs(oracle.model, *given))
-    found = metrics(text, reference_scores(wrong, text), oracle.scores)
-    return found | _greedy_metrics(right / len(text.golden), gaps)
+    of_text = metrics(text, reference_scores(wrong, text), oracle.scores)
+    return of_text | _greedy_metrics(right / len(text.golden), gaps)
 
 
 def over_http(base_url: str, *, timeout: float = 600) -> Generate:

@@ -1,7 +1,8 @@
-"""`accuracy.py --record`: measures LongCat-nano and writes its part of thresholds.toml.
+"""`python -m ci.accuracy --record`: measures LongCat-nano and writes its part of thresholds.toml.
 
-Owns: how wide a limit is, given what was measured. Run it after a new checkpoint was exported, and
-look at the difference: on the same checkpoint it must be in the last digits.
+Owns: how wide the limits around a measured number are. Run it after a new checkpoint was exported,
+and look at the difference: on the same checkpoint only the last digits may change. nano.py
+measures.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from ci.accuracy.report import THRESHOLDS
 from sglang_longcat.assets import nano
 from tests.harness import engine
 
-_BEGIN, _END = "# nano: written by accuracy.py --record", "# nano: end"
-# metric: (how much, what of): above and below what was measured, or from 0 up. In fp32 the order of
-# sums is all that differs, so the limits have room for a router's tie and no more. bf16 moves the
-# perplexity by 0.1 %; its limits are ten times that, and the known mistakes are beyond them.
+_BEGIN, _END = "# nano: written by python -m ci.accuracy --record", "# nano: end"
+# metric: (allowed, kind). "share" and "difference" allow this much above and below the measured
+# number; "at most" and "times" allow 0 up to this much, or this many times the measured number.
+# In fp32 only the order of sums differs, so the limits have room for a tie in a router and no more.
+# bf16 changes the perplexity by 0.1 %. Its limits are ten times that, and the known mistakes exceed
+# them.
 _LIMITS: dict[str, dict[str, tuple[float, str]]] = {
     "float32": {
         "perplexity": (1e-3, "share"),
@@ -40,20 +43,22 @@ _LIMITS: dict[str, dict[str, tuple[float, str]]] = {
 
 
 def record() -> None:
+    """Measure LongCat-nano on the CPU in each dtype and rewrite its part of thresholds.toml."""
     path = nano()
     text = Text.of(path)
     oracle = Oracle.of(path, text)
     tables: list[str] = []
     fp32: dict[str, float] = {}
     for dtype, limits in _LIMITS.items():
-        found = _engine(path, text, oracle, dtype=dtype)
-        # Other sums of the same model: fp32 in the reference's order, bf16 against fp32.
+        measured = _engine(path, text, oracle, dtype=dtype)
+        # The same model with other sums: fp32 is compared with the reference, bf16 with fp32.
         other = fp32 or metrics(text, oracle.scores, oracle.scores)
-        fp32 = found
+        fp32 = measured
         for metric, (allowed, kind) in limits.items():
-            noise = abs(other.get(metric, found[metric]) - found[metric])
-            low, high = _range(found[metric], allowed=allowed, kind=kind)
-            tables.append(_table(f"nano.{dtype}.{metric}", found[metric], low, high, noise, text))
+            value = measured[metric]
+            noise = abs(other.get(metric, value) - value)
+            low, high = _range(value, allowed=allowed, kind=kind)
+            tables.append(_table(f"nano.{dtype}.{metric}", value, low, high, noise, text))
     before, rest = THRESHOLDS.read_text().split(_BEGIN)
     after = rest.split(_END)[1]
     THRESHOLDS.write_text(f"{before}{_BEGIN}\n\n{''.join(tables)}{_END}{after}")

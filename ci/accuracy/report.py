@@ -1,7 +1,7 @@
 """Rows of an accuracy report: measured, expected, pass or fail; as JSON and as a Markdown table.
 
-Owns: ci/accuracy/thresholds.toml's form, the judgement, the two outputs. Leaves measuring to
-accuracy_nano.py and accuracy_suites.py.
+Owns: the form of thresholds.toml, the comparison of numbers with limits, and the two outputs.
+nano.py and suites.py measure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TITLES = ("gate", "measured", "expected", "difference", "allowed", "sample", "r
 
 @dataclass(frozen=True)
 class Row:
-    """One number and what it must be: low <= measured <= high. expected: recorded or published."""
+    """One number, which passes if low <= measured <= high. expected: recorded or published."""
 
     gate: str
     measured: float
@@ -38,7 +38,8 @@ class Row:
 
     @property
     def excess(self) -> float:
-        """Distance to what is expected, in units of what is allowed: above 1 the gate fails."""
+        """Distance to the expected number, divided by the allowed distance: above 1 the gate
+        fails."""
         allowed = (
             self.high - self.expected if self.measured > self.expected else self.expected - self.low
         )
@@ -47,7 +48,7 @@ class Row:
 
 
 def thresholds(*names: str) -> dict[str, Any]:
-    """The table [names...] of thresholds.toml. Raises KeyError naming what there is."""
+    """The table [names...] of thresholds.toml. Raises a KeyError that names the existing tables."""
     table: Any = tomllib.loads(THRESHOLDS.read_text())
     for name in names:
         if name not in table:
@@ -57,13 +58,13 @@ def thresholds(*names: str) -> dict[str, Any]:
 
 
 def judge(
-    found: Mapping[str, float], limits: Mapping[str, Mapping[str, Any]], *, prefix: str
+    measured: Mapping[str, float], limits: Mapping[str, Mapping[str, Any]], *, prefix: str
 ) -> list[Row]:
-    """A row for each limit; raises KeyError for a limit whose number was not measured."""
+    """One row per limit. Raises KeyError if the number of a limit was not measured."""
     return [
         Row(
             gate=f"{prefix} {name}",
-            measured=found[name],
+            measured=measured[name],
             expected=limit["measured"],
             low=limit["low"],
             high=limit["high"],
@@ -92,7 +93,7 @@ def markdown(rows: Iterable[Row]) -> str:
 
 
 def write(rows: list[Row], out: Path, *, about: Mapping[str, Any]) -> None:
-    """`out`.json and `out`.md."""
+    """Write `out`.json and `out`.md."""
     facts = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),

@@ -1,8 +1,9 @@
-"""Suites for a running server, asked by lm-eval (`pip install "sglang-longcat[eval]"`).
+"""Suites that lm-eval asks a running server (`pip install "sglang-longcat[eval]"`).
 
 Owns: which lm-eval task stands for which published number, how it is asked, and the two small
-suites with local data that try this path with LongCat-nano. Leaves prompts, answer extraction and
-scoring to lm-eval, published figures to thresholds.toml. Imports lm_eval only when it runs one.
+suites with local data that test this path with LongCat-nano. lm-eval does prompts, answer
+extraction and scoring; thresholds.toml has the published figures. lm_eval is imported only when a
+suite runs.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from ci.accuracy.report import Row, thresholds
 from sglang_longcat.checkpoint.generation import SAMPLING
 
 _DATA = Path(__file__).with_name("tasks")
-_SPREAD = 3  # standard errors that a result may be below the published one, besides `points`
-# The server fills in the model card's sampling where a request leaves it open.
+_SPREAD = 3  # standard errors by which a result may be below the published one, besides `points`
+# Both are explicit: the server applies the model card's sampling to a request that leaves it out.
 _GREEDY: dict[str, Any] = {"temperature": 0, "repetition_penalty": 1.0}
 _SAMPLED: dict[str, Any] = {"do_sample": True, **SAMPLING}
 
 
 @dataclass(frozen=True)
 class Suite:
-    """task: lm-eval's name, or a task in its own format. chat: /v1/chat/completions with the
-    model's template, else /v1/completions. sampling: of generated answers."""
+    """task: lm-eval's name of it, or a task in lm-eval's format. chat: ask /v1/chat/completions,
+    with the model's template; otherwise /v1/completions. sampling: of generated answers."""
 
     task: str | dict[str, Any]
     metric: str
@@ -95,7 +96,7 @@ SUITES = {
 
 
 def run(names: Iterable[str], *, base_url: str, limit: int | None, concurrency: int) -> list[Row]:
-    """A row per suite. Exits where lm-eval or a suite is missing."""
+    """One row per suite. Exits if lm-eval or a suite is missing."""
     names = list(names)
     unknown = sorted(set(names) - set(SUITES))
     if unknown:
@@ -122,7 +123,8 @@ def _call(suite: Suite, base_url: str, limit: int | None, concurrency: int) -> d
     else:
         name, model["base_url"] = "local-completions", f"{base_url}/v1/completions"
         _let_transformers_read_the_config()
-        # Scores of a continuation are found by its tokens, so the model's own are needed.
+        # lm-eval finds the scores of a continuation by its tokens, so it needs the model's
+        # tokenizer.
         model |= {"tokenizer_backend": "huggingface", "tokenizer": _tokenizer(base_url)}
     return {
         "model": name,
@@ -138,7 +140,7 @@ def _call(suite: Suite, base_url: str, limit: int | None, concurrency: int) -> d
 
 
 def _let_transformers_read_the_config() -> None:
-    """It does not know the model, and loads no tokenizer beside a config that it cannot read."""
+    """transformers does not know the model, and loads no tokenizer with a config it cannot read."""
     from transformers import AutoConfig, PretrainedConfig
 
     class Config(PretrainedConfig):
@@ -158,7 +160,7 @@ def _get(url: str) -> Any:
 
 
 def row(name: str, results: Mapping[str, Any]) -> Row:
-    """From what lm-eval returns: percent, and the published or recorded figure beside it."""
+    """A row from the results of lm-eval: in percent, with the published or recorded figure."""
     suite = SUITES[name]
     limit: dict[str, Any] = thresholds("suite", name)
     scores = results["results"][suite.name]

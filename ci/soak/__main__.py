@@ -2,15 +2,16 @@
 
     python -m ci.soak --requests 300 --seed 1
 
-One CPU server per chunk size, each in another scheduling mode (MODES) that throws requests out and
-takes them back. Requests come in waves; the server is idle between two. Prints one JSON line at the
-end, and exits 1, with what reproduces it on stderr, when
-  - an answer is not the oracle's, an aborted one not its beginning, or a request has no answer;
-  - a server threw nothing out, or its small pool was never full (the soak would prove nothing);
-  - something still runs after the last answer, or the server then answers no more;
+There is one CPU server per chunk size, each in another scheduling mode (MODES) that retracts
+requests and resumes them. Requests come in waves, and the server is idle between two waves. Prints
+one JSON line at the end. Exits with 1, and prints what reproduces the fault to stderr, if
+  - an answer is not the oracle's, an aborted answer is not its beginning, or one is missing;
+  - a server retracted nothing, or its small pool was never full (the soak would prove nothing);
+  - something still runs after the last answer, or the server does not answer any more;
   - a process grew by more than GROWTH_MB after the first third.
 
-Owns: the servers and the report. `soak_client` sends and judges.
+Owns: the servers and the report. `client` sends requests, `random_requests` draws them and judges
+the answers, and `tally` counts.
 """
 
 from __future__ import annotations
@@ -38,17 +39,17 @@ from sglang_longcat.reference import ReferenceModel
 from sglang_longcat.testing.tiny import TinyOptions, write_tiny
 from tests.harness import HarnessError, server
 
-# The pool holds two of the longest requests, and SGLang admits as if outputs were short: it often
-# has to throw requests out.
+# The pool holds two of the longest requests, and SGLang admits requests as if outputs were short.
+# It must often retract requests.
 CROWDED = {
     "max_total_tokens": 400,
     "max_running_requests": 24,
     "schedule_conservativeness": 0.01,
 }
-# SGLang 0.5.23 dies when a chunk finds the pool full, as it can where others decode meanwhile. So
-# this pool is large, and requests are thrown out by pauses: /pause_generation, mode "retract".
+# SGLang 0.5.23 crashes if the pool is full when a chunk needs room, which can happen while others
+# decode. So this pool is large, and pauses retract requests: /pause_generation, mode "retract".
 MIXED = {"enable_mixed_chunk": True, "max_total_tokens": 3000, "max_running_requests": 12}
-# SGLang preempts when it lacks slots, not when it lacks memory.
+# SGLang preempts if it lacks request slots, not if it lacks memory: few slots, a large pool.
 PRIORITIES = {
     "enable_priority_scheduling": True,
     "priority_scheduling_preemption_threshold": 0,
@@ -66,9 +67,9 @@ LOG_TAIL = 8000  # characters of the server's log in the first of them
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs everything; 0 when nothing was wrong."""
+    """Run everything. Returns 0 if there was no fault."""
     args = parse(arguments)
-    torch.set_num_threads(1)  # the engine has the other core
+    torch.set_num_threads(1)  # the engine uses the other core
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as directory:
         path = args.checkpoint or write_tiny(Path(directory) / "tiny", SMALL)
@@ -92,15 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     print(json.dumps(report), flush=True)
     faults = [fault for tally in tallies for fault in tally.faults]
-    for one in faults[:SHOWN]:
-        print(f"seed {args.seed}: {json.dumps(one)}", file=sys.stderr)
+    for fault in faults[:SHOWN]:
+        print(f"seed {args.seed}: {json.dumps(fault)}", file=sys.stderr)
     return 1 if faults else 0
 
 
 def soak(
     path: Path, oracle: ReferenceModel, draw: Draw, count: int, flags: dict[str, Any]
 ) -> Tally:
-    """`count` requests to one server; whatever goes wrong is in the tally."""
+    """Send `count` requests to one server. The tally records every fault."""
     tally = Tally(flags)
     try:
         with server(path, timeout=600, **flags) as http:

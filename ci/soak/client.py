@@ -1,7 +1,7 @@
-"""Sends the requests of a soak to a server, aborts and hangs up as they ask, judges the answers.
+"""Sends the requests of a soak to a server, aborts or disconnects as each request says.
 
-Owns: HTTP and time. The requests and the verdict on an answer are in `soak_requests`, the counts
-in `soak_tally`, the servers in `soak.py`.
+Owns: HTTP and time. `random_requests` draws the requests and judges an answer, `tally` counts, and
+`__main__` starts the servers.
 """
 
 from __future__ import annotations
@@ -19,38 +19,40 @@ from ci.soak.random_requests import Draw, Request, fault
 from ci.soak.tally import Tally
 from sglang_longcat.reference import ReferenceModel
 
-# After it has thrown requests out, SGLang admits fewer until it has been idle: hence small waves.
+# Waves are small, because SGLang admits fewer requests after a retraction, until it was idle.
 WAVE = 25
 PATIENCE = 300  # seconds until a request counts as lost
 
 
 class Client:
-    """Everything that one server is asked; the results are in `tally`."""
+    """Sends all requests to one server. The results are in `tally`."""
 
     def __init__(self, base_url: str, oracle: ReferenceModel, tally: Tally) -> None:
         self._base_url, self._oracle, self._tally = base_url, oracle, tally
-        self._judge = ThreadPoolExecutor(max_workers=1)  # beside the two cores' engine
+        self._judge = ThreadPoolExecutor(max_workers=1)  # the engine needs the other core
 
     async def run(self, draw: Draw, count: int) -> None:
-        """`count` requests in waves until something is wrong, then one more to the idle server."""
+        """Send `count` requests in waves until there is a fault; without one, send a last request
+        to the idle server."""
         timeout = aiohttp.ClientTimeout(total=PATIENCE)
-        # A kept connection may be one that the server closes at this moment, after 5 idle seconds.
+        # No kept connections: the server closes them after 5 idle seconds, perhaps at this moment.
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(
             self._base_url, timeout=timeout, connector=connector
         ) as self._session:
             await self._waves(draw, count)
             if not self._tally.faults:
-                # SGLang flushes only when idle: a request nobody waits for must be gone, too.
+                # SGLang flushes only if idle, so requests that nobody waits for must have ended
+                # too.
                 await self._tell("/flush_cache?timeout=30", {})
-                await self._one(replace(*draw.wave(1), ending="", delay=0))
+                await self._send(replace(*draw.wave(1), ending="", delay=0))
 
     async def _waves(self, draw: Draw, count: int) -> None:
         begin, pauses = time.monotonic(), (1, 2) if self._tally.mixed else ()
         for done in range(0, count, WAVE):
             wave = draw.wave(min(WAVE, count - done))
             await asyncio.gather(
-                *(self._one(request) for request in wave),
+                *(self._send(request) for request in wave),
                 *(self._pause(after=seconds) for seconds in pauses),
             )
             self._tally.seconds = time.monotonic() - begin
@@ -58,8 +60,8 @@ class Client:
             if self._tally.faults:
                 return
 
-    async def _one(self, request: Request) -> None:
-        """Ask, perhaps abort or hang up, judge."""
+    async def _send(self, request: Request) -> None:
+        """Ask, perhaps abort or disconnect, and judge the answer."""
         await asyncio.sleep(request.delay)
         abort = asyncio.create_task(self._abort(request)) if request.ending == "abort" else None
         hang_up = request.patience if request.ending == "disconnect" else None
@@ -90,7 +92,7 @@ class Client:
         await self._tell("/abort_request", {"rid": request.rid})
 
     async def _pause(self, after: float) -> None:
-        """Throws every running request out, chunks in the middle included, and goes on."""
+        """Retract every running request, also in the middle of a chunked prompt, then continue."""
         await asyncio.sleep(after)
         await self._tell("/pause_generation", {"mode": "retract"})
         await self._tell("/continue_generation", {})
@@ -122,7 +124,8 @@ class Client:
 
 
 def last_event(stream: str) -> dict[str, Any]:
-    """The last of a stream's events; each before it must be its beginning, and unfinished."""
+    """The last event of a stream. ValueError unless it is finished and all earlier events are
+    unfinished and hold the beginning of its output."""
     events = [line.removeprefix("data: ") for line in stream.splitlines() if line]
     if events.count("[DONE]") != 1 or events[-1] != "[DONE]" or len(events) < 2:
         raise ValueError(f"a stream that ends with {events[-2:]}")

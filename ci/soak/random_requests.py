@@ -1,8 +1,8 @@
-"""The random requests of `soak.py` and the verdict on each answer.
+"""The random requests of `ci.soak` and the verdict on each answer.
 
-Owns: what is asked (prompts that share beginnings, an EOS here and there, lengths, stop tokens,
-priorities, aborts and disconnects) and what a right answer is. The same seed draws the same
-requests; when they meet in the scheduler depends on the machine. Knows no HTTP and no engine.
+Owns: what is asked (prompts that share beginnings, some EOS tokens, lengths, stop tokens,
+priorities, aborts and disconnects) and what a correct answer is. The same seed draws the same
+requests, but which of them meet in the scheduler depends on the machine. `client` does the HTTP.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from sglang_longcat.reference import ReferenceModel
 
 BOS, EOS = 1, 2
 LONGEST_PROMPT, LONGEST_OUTPUT = 150, 40
-TIE = 1e-4  # logits; fp32 sums in another order differ by 3e-5, and either token is then right
+# Difference of two logits up to which either token is right: fp32 sums in another order differ by
+# 3e-5.
+TIE = 1e-4
 
 Ending = Literal["", "abort", "disconnect"]
 
 
 @dataclass(frozen=True)
 class Request:
-    """One call of /generate; after `patience` seconds its `ending`, if it still runs."""
+    """One call of /generate. If it still runs after `patience` seconds, `ending` happens to it."""
 
     rid: str
     prompt: list[int]
@@ -62,10 +64,11 @@ class Draw:
         draw = self._random
         self._count += 1
         copies = draw.choice([1, 1, 1, 1, 1, 1, 1, 2, 3])
-        # SGLang gives the samples of one prompt names of its own, which no abort can name.
+        # No abort with several samples: SGLang gives them names that a client does not know.
         endings: list[Ending] = ["", "", "disconnect", "abort" if copies == 1 else ""]
         return Request(
-            # An abort of "1" would also end "10": SGLang compares the beginnings of names.
+            # The number has six digits, because SGLang compares the beginnings of names: an abort
+            # of "1" would also end "10".
             rid=f"{self._seed}-{self._count:06}",
             prompt=self._prompt(),
             new=draw.choice([LONGEST_OUTPUT, draw.randint(1, LONGEST_OUTPUT)]),
@@ -79,7 +82,7 @@ class Draw:
         )
 
     def _prompt(self) -> list[int]:
-        """A piece of a stem and a few tokens, or one time in six nothing that was seen before."""
+        """The beginning of a stem and a few tokens; one time in six, new tokens only."""
         draw = self._random
         if draw.random() < 1 / 6:
             return self._tokens(draw.randint(1, LONGEST_PROMPT))
@@ -92,7 +95,7 @@ class Draw:
         return [BOS, *self._tokens(self._random.randint(3, 119))]
 
     def _tokens(self, count: int) -> list[int]:
-        """Ordinary ones; in half of all calls every eighth is an EOS."""
+        """Ordinary tokens; in half of all calls, each is an EOS with a chance of one in eight."""
         draw, chance = self._random, self._random.choice([0, 0.125])
         return [
             EOS if draw.random() < chance else draw.randrange(30, self._vocab) for _ in range(count)
@@ -102,9 +105,9 @@ class Draw:
 def fault(request: Request, answer: dict[str, Any], oracle: ReferenceModel) -> str | None:
     """What is wrong with one answer of /generate, or None.
 
-    Every token must be the oracle's first choice after those before it, and the end must be the
-    first reason to end: a stop token, the length, or the abort that was asked for. Where an abort
-    meets the step that samples a stop token, SGLang calls it an abort.
+    Every token must be the oracle's first choice after the tokens before it. The request must end
+    for the first reason that applies: a stop token, the length, or the abort that was asked for. If
+    an abort comes in the step that samples a stop token, SGLang reports an abort.
     """
     output, ended = answer["output_ids"], answer["meta_info"]["finish_reason"]["type"]
     stops = {EOS, *request.stops}

@@ -1,7 +1,7 @@
-"""What one server of a soak was asked, what it did, and whether that was enough.
+"""The record of one server of a soak, and whether its load was high enough.
 
 Owns: the counts, the faults with what reproduces them, the memory of the server's processes, and
-the conditions on a whole run. Whether a single answer is right is in `soak_requests`.
+the conditions on a whole run. `random_requests` judges a single answer.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from typing import Any
 
 from ci.soak.random_requests import Request
 
-GROWTH_MB = 64  # 2 MB seen; 64 MB over the 1,667 requests of a long run would be 39 KB each
+# Allowed growth of a process. 2 MB were measured; 64 MB over the 1,667 requests of a long run would
+# be 39 KB per request.
+GROWTH_MB = 64
 
 
 @dataclass
 class Tally:
-    """What one server was asked and what it did; `faults` is empty when all was right."""
+    """What one server was asked and what it did. `faults` is empty if everything was right."""
 
     flags: dict[str, Any]
     counts: Counter[str] = field(default_factory=Counter)
@@ -29,17 +31,17 @@ class Tally:
     faults: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0
 
-    def add_fault(self, what: str, request: Request | None = None, **found: Any) -> None:
+    def add_fault(self, what: str, request: Request | None = None, **facts: Any) -> None:
         asked = {"request": asdict(request)} if request else {}
-        self.faults.append({"fault": what, "flags": self.flags, **asked, **found})
+        self.faults.append({"fault": what, "flags": self.flags, **asked, **facts})
 
     def growth_mb(self) -> dict[str, int]:
-        """Per process, from the end of the first third to the last wave."""
+        """Growth per process, from the end of the first third to the last wave."""
         third, last = self.memory_mb[len(self.memory_mb) // 3], self.memory_mb[-1]
         return {name: last[name] - third.get(name, 0) for name in last}
 
     def require_load(self) -> None:
-        """Adds a fault for each thing that this soak exists to do and that did not happen."""
+        """Add a fault for each thing that this soak must cause and that did not happen."""
         if self.faults:
             return
         if not self.counts["thrown_out"]:
@@ -54,7 +56,7 @@ class Tally:
         return "enable_mixed_chunk" in self.flags
 
     def progress(self, done: int, count: int) -> None:
-        """After each wave: a line on stderr, and how large the processes are."""
+        """After each wave, print a line to stderr and record the memory of the processes."""
         self.memory_mb.append(memory_mb())
         print(
             f"{self.flags}: {done}/{count} requests, {self.seconds:.0f} s, "
@@ -75,20 +77,21 @@ class Tally:
 
 
 def memory_mb() -> dict[str, int]:
-    """Resident memory of the server's processes, by name: all below the one that forks them."""
+    """Resident memory of the server's processes, by name. They descend from the harness's fork
+    server, which is a child of this process and is not counted."""
     parents: dict[int, int] = {}
-    found: dict[int, tuple[str, int]] = {}
+    processes: dict[int, tuple[str, int]] = {}  # pid -> name, MB
     for file in Path("/proc").glob("[0-9]*/status"):
         try:
             lines = [line.partition(":\t") for line in file.read_text().splitlines()]
-        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        except (FileNotFoundError, ProcessLookupError):  # the process has just ended
             continue
         status = {name: value.strip() for name, _, value in lines}
         parents[int(status["Pid"])] = int(status["PPid"])
         if "VmRSS" in status:
-            found[int(status["Pid"])] = status["Name"], int(status["VmRSS"].split()[0]) // 1024
+            processes[int(status["Pid"])] = status["Name"], int(status["VmRSS"].split()[0]) // 1024
     sizes: Counter[str] = Counter()
-    for pid, (name, size) in found.items():
+    for pid, (name, size) in processes.items():
         if os.getpid() in _ancestors(parents.get(pid, 0), parents):
             sizes[name] += size
     return dict(sizes)

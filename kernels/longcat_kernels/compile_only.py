@@ -3,9 +3,9 @@
     with compile_only(arch=90):
         route(logits, bias, ...)      # CPU tensors; what it returns is uninitialised memory
 
-It is Triton's own path from a launch to a cubin, with a driver that has no device behind it. So the
-variant compiled is the one that such a launch asks for on a real GPU, under the same key in
-Triton's cache on disk.
+This is Triton's own path from a launch to a cubin, with a driver that has no device behind it. So
+it compiles the variant that the same launch asks for on a real GPU, under the same key in Triton's
+cache on disk.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from longcat_kernels.dispatch import triton_everywhere
 
 
 class _Utils:
-    """Loading a cubin yields no handle."""
+    """Triton's helpers of a device. Loading a cubin gives no handle."""
 
     def __init__(self, shared_memory: int) -> None:
         self.shared_memory = shared_memory
@@ -27,7 +27,7 @@ class _Utils:
         return {"max_shared_mem": self.shared_memory}
 
     def load_binary(self, *args: Any) -> tuple[None, None, int, int, int]:
-        """Module, function, registers, spills, most threads of a block."""
+        """Returns module, function, registers, spills, and the most threads of a block."""
         return None, None, 0, 0, 1024
 
 
@@ -43,8 +43,8 @@ class _NoDevice:
         return GPUTarget("cuda", self.arch, 32)
 
     def get_current_device(self) -> int:
-        """The key of Triton's caches in memory, its device's shared memory among them: neither a
-        real device nor one of another size may share them."""
+        """The device number. It is a key of Triton's caches in memory, which also remember a
+        device's shared memory, so it differs from all real devices and for every size."""
         return -(self.arch << 32) - self.utils.shared_memory
 
     def get_current_stream(self, device: int) -> int:
@@ -57,7 +57,7 @@ class _NoDevice:
 @contextmanager
 def compile_only(arch: int = 90, shared_memory: int = 1 << 30) -> Iterator[None]:
     """arch: compute capability without the dot, 90 for Hopper. A kernel that needs more than
-    shared_memory bytes a block raises OutOfResources. Not for use while kernels run."""
+    `shared_memory` bytes a block raises OutOfResources. Do not use it while kernels run."""
     from triton.runtime import driver
 
     driver.set_active(_NoDevice(arch, shared_memory))
@@ -65,4 +65,4 @@ def compile_only(arch: int = 90, shared_memory: int = 1 << 30) -> Iterator[None]
         with triton_everywhere():
             yield
     finally:
-        driver.set_active(None)  # the machine's own, found anew when it is next asked for
+        driver.set_active(None)  # Triton finds the machine's own driver when it needs one

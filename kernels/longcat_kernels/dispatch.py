@@ -1,7 +1,7 @@
 """Which implementation of an op runs: Triton on CUDA tensors, plain torch elsewhere.
 
-Tests set TRITON_INTERPRET=1 before importing triton and then call the Triton launchers on CPU
-tensors directly; nothing here falls back silently from one to the other on CUDA.
+On CUDA nothing here falls back silently from Triton to torch. Tests that set TRITON_INTERPRET=1
+before triton is imported replace `use_triton`, and so run the Triton launchers on CPU tensors.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ def use_triton(tensor: torch.Tensor) -> bool:
 
 
 def supports_pdl(tensor: torch.Tensor) -> bool:
-    """Programmatic dependent launch: a kernel starts under the tail of the one before. From Hopper
-    on, which is also what `compile_only` compiles for."""
+    """Programmatic dependent launch: a kernel starts under the tail of the one before. GPUs have it
+    from Hopper on, and `compile_only` compiles for Hopper."""
     return _pdl and _capability(tensor) >= HOPPER
 
 
 def is_hopper(tensor: torch.Tensor) -> bool:
-    """Kernels with Hopper's own products run on these GPUs and on no later ones. `compile_only`
-    compiles for them."""
+    """Kernels with wgmma run on Hopper GPUs and on no later ones. `compile_only` compiles for
+    Hopper."""
     return _capability(tensor) == HOPPER
 
 
 def allow_pdl(allowed: bool) -> None:
-    """For this process, before its first launch. False, to debug or to see what it is worth: our
-    kernels begin when the one before has ended."""
+    """For this process, before its first launch. With False our kernels begin when the one before
+    has ended, to debug or to measure what the overlap is worth."""
     global _pdl  # noqa: PLW0603 - one switch for the process
     _pdl = allowed
 
 
 def pdl_options(tensor: torch.Tensor) -> dict[str, bool]:
-    """Of a launch: the constexpr PDL, and with it the attribute, which the interpreter refuses."""
+    """Arguments of a launch: the constexpr PDL, and with it the launch attribute, which the
+    interpreter refuses."""
     return {"PDL": True, "launch_pdl": True} if supports_pdl(tensor) else {"PDL": False}
 
 
 def _capability(tensor: torch.Tensor) -> tuple[int, int]:
-    """Of the GPU that kernels on this tensor are for; of none below any."""
+    """Compute capability of the GPU that kernels on this tensor are for; (0, 0) without one."""
     if tensor.is_cuda:
         return _device_capability(tensor.device)
     return HOPPER if _everywhere else (0, 0)
@@ -60,7 +61,7 @@ def _device_capability(device: torch.device) -> tuple[int, int]:
 @contextmanager
 def triton_everywhere() -> Iterator[None]:
     """CPU tensors take Triton too. For `compile_only`, where launching a kernel runs nothing."""
-    global _everywhere  # noqa: PLW0603 - one switch for the process, as the driver it goes with
+    global _everywhere  # noqa: PLW0603 - one switch for the process, as Triton's driver is
     _everywhere = True
     try:
         yield

@@ -1,3 +1,3 @@
-"""What operations know of SGLang's KV pool, which is the engine's business otherwise."""
+"""What our kernels know of SGLang's KV pool. Everything else about the pool is the engine's."""
 
-PADDING_SLOT = 0  # rows that fill up a CUDA graph's batch name it, all of them
+PADDING_SLOT = 0  # every row that only fills up a CUDA graph's batch names this slot

@@ -1,13 +1,13 @@
-"""The rows that n-gram ids name, and their fp8 form.
+"""The rows of the n-gram tables: bf16, fp32, or fp8 with a scale per row.
 
-Owns: the layout that the kernel of `ngram_ids` reads and the table of `ngram_rows` has. Rows are
-bf16 or fp32 as they are, or fp8:
+Owns the layout that the n-gram kernel reads. Rows of bf16 and fp32 have nothing but their values;
+an fp8 row is:
 
     row r = [columns values in float8_e4m3fn | fp32 scale | padding to 16 bytes]
     value = float(fp8) * scale[r]
 
-so that a row and its scale are one contiguous piece, of 16-byte words for every width that is a
-multiple of 16.
+so that a row and its scale are one contiguous piece. It consists of 16-byte words for every width
+that is a multiple of 16.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from dataclasses import dataclass
 
 import torch
 
-SCALE_BYTES = 16  # fp32 and padding
+from longcat_kernels.lite import FP8_ROW_SCALE_BYTES
+
+SCALE_BYTES = FP8_ROW_SCALE_BYTES
 FP8 = torch.float8_e4m3fn
 
 
@@ -24,7 +26,7 @@ FP8 = torch.float8_e4m3fn
 class RowTable:
     """storage: [rows, columns] of `dtype`, or [rows, columns + 16] uint8 of fp8 rows (above).
 
-    A CPU tensor is read by CUDA kernels as it is, so its memory must be registered with CUDA then.
+    A CUDA kernel reads a CPU tensor in place, so that tensor's memory must be registered with CUDA.
     """
 
     storage: torch.Tensor

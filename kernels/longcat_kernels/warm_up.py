@@ -2,8 +2,9 @@
 
     python -m longcat_kernels.warm_up       # `make kernels`
 
-On a machine with a GPU for that GPU; without one for Hopper, into Triton's cache on disk
-(TRITON_CACHE_DIR), where a server on a Hopper GPU finds it. A server runs the same while it starts.
+With a GPU it compiles for that GPU. Without one it compiles for Hopper, into Triton's cache on disk
+(TRITON_CACHE_DIR), where a server on a Hopper GPU finds the kernels. A server runs the same while
+it starts.
 
 Owns: the list of ops and the sizes that decide variants. Each op's `warm_up.py` knows its variants:
 Triton makes one per dtype, constexpr, and integer argument that is 1 or divisible by 16.
@@ -20,24 +21,11 @@ from dataclasses import dataclass
 
 import torch
 
+from longcat_kernels import lite
 from longcat_kernels.compile_only import compile_only
-from longcat_kernels.identity_experts import workloads as identity_experts
-from longcat_kernels.mla_decode import workloads as mla_decode
-from longcat_kernels.mla_prologue import workloads as mla_prologue
-from longcat_kernels.moe_router import workloads as moe_router
-from longcat_kernels.ngram_ids import workloads as ngram_ids
-from longcat_kernels.ngram_rows import workloads as ngram_rows
 from longcat_kernels.small_linear import workloads as small_linear
 
-OPS = (
-    "ngram_ids",
-    "moe_router",
-    "identity_experts",
-    "mla_prologue",
-    "mla_decode",
-    "expert_finalize",
-    "small_linear",
-)
+OPS = ("ngram", "moe_router", "expert_sum", "mla_prologue", "mla_decode", "small_linear")
 HOPPER = 90
 
 
@@ -46,31 +34,31 @@ class Sizes:
     """The model's and the server's constants; the defaults are LongCat-Flash-Lite's."""
 
     dtype: torch.dtype = torch.bfloat16  # of activations
-    hidden: int = identity_experts.HIDDEN
-    experts: int = moe_router.EXPERTS  # identity experts included
-    routed: int = moe_router.ROUTED
-    top_k: int = moe_router.TOP_K
-    heads: int = mla_decode.HEADS  # of attention, on one rank
-    split_tokens: int | None = None  # of a step, up to which `mla_decode` attends; None: if it pays
-    context: int = 0  # the longest of a request, on which that depends
-    q_lora: int = mla_prologue.Q_LORA
-    kv_lora: int = mla_prologue.KV_LORA
-    nope: int = mla_prologue.NOPE  # of a head's query, as rope
-    rope: int = mla_prologue.ROPE
-    values: int = mla_decode.VALUES  # of a head
-    orders: tuple[int, ...] = ngram_ids.ORDERS  # of the n-gram tables
-    eos: int = len(ngram_ids.EOS)  # how many end-of-sequence tokens
-    ring: int = ngram_ids.RING
-    columns: int = ngram_rows.COLUMNS  # of a row, on one rank
-    fp8_rows: bool = False
+    hidden: int = lite.HIDDEN
+    experts: int = lite.EXPERTS  # identity experts included
+    routed: int = lite.ROUTED
+    top_k: int = lite.TOP_K
+    heads: int = lite.HEADS  # of attention, on one rank
+    split_tokens: int | None = None  # a step's most for `mla_decode`; None: where `is_faster`
+    context: int = 0  # the server's longest, which `mla_decode.is_faster` asks for
+    q_lora: int = lite.Q_LORA
+    kv_lora: int = lite.KV_LORA
+    nope: int = lite.NOPE  # columns of a head's query, as rope
+    rope: int = lite.ROPE
+    values: int = lite.VALUES  # columns of a head
+    orders: tuple[int, ...] = lite.NGRAM_ORDERS  # one for each n-gram table
+    eos: int = len(lite.EOS)  # how many end-of-sequence tokens
+    ring: int = lite.RING
+    columns: int = lite.NGRAM_COLUMNS  # of an n-gram row, on one rank
+    fp8_rows: bool = False  # of the n-gram tables
     fp8_inputs: bool = False  # of projections, whose weights are block FP8
     windows: tuple[int, ...] = (1,)  # tokens a request feeds in decode, and in verification
     projections: tuple[small_linear.Shape, ...] = small_linear.LITE  # bf16 weights, on one rank
 
 
 def warm_up(device: torch.device | str, sizes: Sizes | None = None) -> int:
-    """Launches every variant once on small inputs; returns how many were not loaded yet. Waits for
-    the GPU. Inside `compile_only` the device is "cpu"."""
+    """Launches every variant once on small inputs, and waits for the GPU. Returns how many variants
+    were not loaded yet. Inside `compile_only` the device is "cpu"."""
     sizes = sizes or Sizes()
     with compilations() as compiled:
         for op in OPS:
@@ -82,9 +70,8 @@ def warm_up(device: torch.device | str, sizes: Sizes | None = None) -> int:
 
 @contextmanager
 def compilations() -> Iterator[list[str]]:
-    """Names of the kernel variants that Triton compiles, or loads from its cache on disk, in here.
-
-    Other users of Triton's hook are still called.
+    """Collects the names of the kernel variants that Triton compiles, or loads from its cache on
+    disk, inside the `with` block. Other users of Triton's hook are still called.
     """
     from triton import knobs
 

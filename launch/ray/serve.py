@@ -1,10 +1,10 @@
-"""Start one SGLang server per node of a Ray cluster, as ranks of one model.
+"""Starts one SGLang server per node of a Ray cluster. Together they serve one model.
 
     ray job submit --working-dir . -- python launch/ray/serve.py h800-tp16-ep16-two-nodes --nodes 2
 
-Owns: one placement group (a whole node each), the rank and the address of the first node. The
-servers are SGLang's own processes, started by launch/serve.sh. Not SGLang's `--use-ray`: its
-scheduler actors load no plugins in 0.5.23, so SGLang's own model class would answer.
+Owns: the placement group (one whole node per server), the ranks, and the address of the first node.
+The servers are SGLang's own processes, started by launch/serve.sh. SGLang's `--use-ray` does not
+work here: in 0.5.23 its scheduler actors load no plugins, so SGLang's own model class would answer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 SERVE = Path(__file__).resolve().parents[1] / "serve.sh"
-PORT = 5000  # of SGLang's own rendezvous
+PORT = 5000  # where SGLang's ranks meet (--dist-init-addr)
 
 
 @ray.remote
@@ -28,7 +28,7 @@ def address() -> str:
 
 @ray.remote
 def serve(recipe: str, rank: int, leader: str, flags: list[str]) -> int:
-    """Until the server ends; its exit status."""
+    """Runs the server until it ends, and returns its exit status."""
     ranks = ["--node-rank", str(rank), "--dist-init-addr", f"{leader}:{PORT}"]
     return subprocess.run([str(SERVE), recipe, *ranks, *flags], check=False).returncode
 
@@ -52,7 +52,7 @@ def main() -> None:
         )
         for rank, place in enumerate(places)
     ]
-    ended, _ = ray.wait(running)  # one rank gone: the others cannot go on
+    ended, _ = ray.wait(running)  # the first rank that ends: the others cannot continue without it
     raise SystemExit(ray.get(ended[0]))
 
 

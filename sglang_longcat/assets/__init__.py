@@ -1,8 +1,8 @@
 """Files that ship with the package: `nano`, a small trained checkpoint.
 
-Owns: where they are. Leaves to others: what made them (training/nano), who serves or measures
-them (launch/serve.py, ci/accuracy). Beside the checkpoint's own files `nano` has
-held_out.json (windows of text that was not trained on) and golden.json (greedy answers).
+Owns: where they are. training/nano made them, launch/serve.py serves them, and ci/accuracy measures
+them. Besides the checkpoint's own files, `nano` has held_out.json (windows of text that was not
+trained on) and golden.json (greedy answers).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ NANO = Path(__file__).with_name("nano")
 
 
 def nano() -> Path:
-    """The directory of LongCat-nano. Raises FileNotFoundError where its weights are not."""
+    """The directory of LongCat-nano. Raises FileNotFoundError if its weights are not there."""
     if not (NANO / "model.safetensors").is_file():
         raise FileNotFoundError(
             f"{NANO} has no model.safetensors; expected the LongCat-nano that ships with the "

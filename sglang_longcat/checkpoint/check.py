@@ -1,7 +1,7 @@
-"""Compare a checkpoint directory with the layout table before anything is loaded.
+"""Compares a checkpoint directory with the layout table before anything is loaded.
 
-Owns: which files make up a checkpoint and the error that lists every difference. Reads headers
-only (11 thousand entries take well under a second); the numbers are the loader's business.
+Owns: which files make up a checkpoint, and the error that lists every difference. This file reads
+headers only (11 thousand entries take well under a second); the loader reads the numbers.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _LISTED = 20  # lines per kind of defect: enough to see the pattern, short enoug
 
 
 @dataclass
-class _Found:
-    """What the files contain, and what is wrong with them."""
+class _Contents:
+    """What the files of a directory contain, and what is wrong with them."""
 
     entries: dict[str, Entry] = field(default_factory=dict)
-    lost: set[str] = field(default_factory=set)  # indexed in a file that cannot be read
+    lost: set[str] = field(default_factory=set)  # tensors whose file cannot be read, by the index
     missing_files: list[str] = field(default_factory=list)
     damaged_files: list[str] = field(default_factory=list)
 
@@ -44,73 +44,74 @@ class _Found:
 def check_checkpoint(path: str | Path, config: LongcatConfig) -> None:
     """Raise CheckpointError unless the files under `path` hold exactly the tensors of `config`.
 
-    Accepts shards with an index, or `*.safetensors` without one. MTP tensors: all or none. Block
-    FP8: each quantised weight must be FP8 and have its scale, nothing else may. For any other
-    quantisation method the tensors of quantised linear layers are not compared (logged).
+    Accepts shards with an index, or `*.safetensors` without one. The MTP tensors must be complete
+    or absent. With block FP8, each quantised weight must be FP8 and have its scale, and no other
+    tensor may. For any other quantisation method the tensors of quantised linear layers are not
+    compared, which is logged.
     """
-    found = _read_all(Path(path))
-    mtp = any(name.startswith(MTP_PREFIX) for name in [*found.entries, *found.lost])
-    _compare(Path(path), found, expected_tensors(config, mtp=mtp), config)
+    contents = _read_all(Path(path))
+    mtp = any(name.startswith(MTP_PREFIX) for name in [*contents.entries, *contents.lost])
+    _compare(Path(path), contents, expected_tensors(config, mtp=mtp), config)
 
 
 def check_draft(path: str | Path, config: LongcatConfig) -> None:
     """Raise CheckpointError unless the files under `path` hold the 17 tensors of the MTP head.
 
-    Other tensors, and files without one of these, are none of this check's business: a draft
-    checkpoint may be a directory with the MTP tensors alone.
+    This check ignores other tensors, and files that contain none of the 17: a draft checkpoint may
+    be a directory with the MTP tensors alone.
     """
-    found = _read_all(Path(path))
-    found.entries = {n: e for n, e in found.entries.items() if n.startswith(MTP_PREFIX)}
-    found.lost = {name for name in found.lost if name.startswith(MTP_PREFIX)}
-    if not found.entries and not found.lost:
+    contents = _read_all(Path(path))
+    contents.entries = {n: e for n, e in contents.entries.items() if n.startswith(MTP_PREFIX)}
+    contents.lost = {name for name in contents.lost if name.startswith(MTP_PREFIX)}
+    if not contents.entries and not contents.lost:
         raise CheckpointError(
             f"{path} holds no {MTP_PREFIX}* tensors; speculative decoding drafts with them. Use a "
             "checkpoint with the MTP layer, name one with --speculative-draft-model-path, or leave "
             "--speculative-algorithm out."
         )
-    if not found.lost:
-        found.missing_files, found.damaged_files = [], []
-    _compare(Path(path), found, draft_tensors(config), config)
+    if not contents.lost:
+        contents.missing_files, contents.damaged_files = [], []
+    _compare(Path(path), contents, draft_tensors(config), config)
 
 
-def _compare(path: Path, found: _Found, shapes: Shapes, config: LongcatConfig) -> None:
-    expected, entries = add_scales(shapes, config.quant), found.entries
+def _compare(path: Path, contents: _Contents, shapes: Shapes, config: LongcatConfig) -> None:
+    expected, entries = add_scales(shapes, config.quant), contents.entries
     if config.quant is not None and not config.quant.is_block_fp8:
         expected, entries = _without_linears(expected, entries, method=config.quant.method)
     defects = {
-        "missing shard files": found.missing_files,
-        "damaged shard files": found.damaged_files,
-        "missing tensors": _missing(expected, found),
+        "missing shard files": contents.missing_files,
+        "damaged shard files": contents.damaged_files,
+        "missing tensors": _missing(expected, contents),
         "unexpected tensors": [f"{n} {entries[n]}" for n in sorted(entries.keys() - expected)],
         "misshaped tensors": _misshaped(expected, entries, config),
     }
     _raise_if_any(path, defects)
 
 
-def _read_all(path: Path) -> _Found:
-    found = _Found()
+def _read_all(path: Path) -> _Contents:
+    contents = _Contents()
     index = read_index(path)
     for name in sorted(set(index.values())) or sorted(f.name for f in path.glob("*.safetensors")):
         try:
-            found.entries |= read_header(path / name)
+            contents.entries |= read_header(path / name)
             continue
         except FileNotFoundError:
-            found.missing_files.append(name)
+            contents.missing_files.append(name)
         except CheckpointError as error:
-            found.damaged_files.append(str(error))
-        found.lost |= {tensor for tensor, file in index.items() if file == name}
-    if not (found.entries or found.missing_files or found.damaged_files):
+            contents.damaged_files.append(str(error))
+        contents.lost |= {tensor for tensor, file in index.items() if file == name}
+    if not (contents.entries or contents.missing_files or contents.damaged_files):
         raise CheckpointError(
             f"{path} holds no *.safetensors file; expected a LongCat-Flash-Lite checkpoint. "
             "Check the path and that the download finished."
         )
-    return found
+    return contents
 
 
 def _without_linears(
     expected: Shapes, entries: Mapping[str, Entry], *, method: str
 ) -> tuple[Shapes, dict[str, Entry]]:
-    """Drop every tensor of a linear layer (say .qweight and .scales) from both sides."""
+    """Drop every tensor of a linear layer (.qweight and .scales, for example) from both sides."""
     modules = {name.removesuffix(".weight") for name in expected if is_linear(name)}
     logger.warning(
         "Weights of %d linear layers are quantised by %r: their names and shapes are not checked.",
@@ -121,8 +122,8 @@ def _without_linears(
     return kept, {n: e for n, e in entries.items() if n.rpartition(".")[0] not in modules}
 
 
-def _missing(expected: Shapes, found: _Found) -> list[str]:
-    absent = expected.keys() - found.entries - found.lost
+def _missing(expected: Shapes, contents: _Contents) -> list[str]:
+    absent = expected.keys() - contents.entries - contents.lost
     return [f"{name} {list(expected[name])}" for name in sorted(absent)]
 
 

@@ -1,8 +1,8 @@
 """generation_config.json: the sampling that the model's card recommends.
 
-Owns: these values. SGLang reads them from the checkpoint and applies each one that a chat or
-completion request leaves out (`--sampling-defaults openai` switches that off); `/generate` and
-offline engines sample as they are told.
+Owns: these values. SGLang reads them from the checkpoint and applies each value that a chat or
+completion request leaves out (`--sampling-defaults openai` switches that off). `/generate` and
+offline engines do not apply them.
 """
 
 from __future__ import annotations
@@ -18,5 +18,6 @@ SAMPLING: dict[str, float] = {
 
 
 def generation_config(*, bos: int, eos: int | list[int], pad: int) -> dict[str, Any]:
+    """The content of the file, with the token ids of a checkpoint."""
     ids = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
     return {**ids, "do_sample": True, **SAMPLING}

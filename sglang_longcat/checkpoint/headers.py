@@ -1,7 +1,8 @@
 """Safetensors headers and the shard index: what a checkpoint says it contains.
 
-Owns: the header format (8 bytes of length, JSON, then data) and detecting a damaged file by its
-size. Reads no tensor data. What the tensors should be is `layout`'s and `check`'s business.
+Owns: the header format (8 bytes of length, JSON, then data), and the detection of a damaged file by
+its size. This file reads no tensor data. `layout` knows what the tensors should be, and `check`
+compares.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 INDEX_NAME = "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
-# Floats a checkpoint of ours may hold; other dtypes (packed int4, say) are not size-checked.
+# The float types of our checkpoints. The size of other types (packed int4) is not checked.
 _FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1}
 
 
@@ -37,7 +38,8 @@ class Entry:
 
 
 def read_header(file: Path) -> dict[str, Entry]:
-    """The tensors of one safetensors file; CheckpointError if it is truncated or not one."""
+    """The tensors of one safetensors file. CheckpointError if it is truncated, too long or
+    corrupt."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -77,6 +79,7 @@ def _entry(value: Mapping[str, object]) -> Entry:
 
 
 def read_index(path: Path) -> dict[str, str]:
+    """Tensor name to file name, from the shard index; empty if there is no index."""
     file = path / INDEX_NAME
     if not file.exists():
         return {}

@@ -1,7 +1,8 @@
 """Every tensor of a published LongCat-Flash-Lite checkpoint: name, shape, dtype.
 
-Owns: the layout table, derived from sizes, and what of it a block-FP8 checkpoint quantises. Knows
-neither torch nor files: `check` compares the table with a directory, `tiny` writes one.
+Owns: the layout table, which follows from the sizes in config.json, and which of its tensors a
+block-FP8 checkpoint quantises. This file knows neither torch nor files: `check` compares the table
+with a directory, and `testing.tiny` writes a directory.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ MTP_PREFIX = "model.mtp."
 SCALE_SUFFIX = "_scale_inv"
 FP8_DTYPE = "F8_E4M3"
 
-# What block FP8 quantises: the weights of the plain linear layers. Not so named, and kept: word,
-# n-gram and MTP embeddings, post_projs, norms, router, lm_head.
+# Block FP8 quantises the weights of the plain linear layers, which have these names. It keeps the
+# word, n-gram and MTP embeddings, post_projs, norms, router and lm_head.
 _LINEAR = re.compile(r"\.(\w+_proj|kv_a_proj_with_mqa)\.weight$")
 _FLOAT32 = (".mlp.router.classifier.weight", ".mlp.router.e_score_correction_bias")
 

@@ -1,7 +1,7 @@
 """Absorbed multi-head latent attention in torch: which KV slots a query sees, and the arithmetic.
 
 Owns: `plan_decode`, `plan_window`, `plan_extend` (once per forward) and `attend` (once per layer).
-Knows torch only; `mla_backend` feeds it SGLang's batches and KV pool.
+This file knows torch only; `mla_backend` passes it SGLang's batches and KV pool.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from dataclasses import dataclass
 
 import torch
 
-# Query rows per block: bounds the score matrix (128 rows x 64 heads x 8192 slots = 256 MiB fp32)
-# and skips what lies above the causal diagonal.
+# Query rows per block. It limits the score matrix (128 rows x 64 heads x 8192 slots = 256 MiB
+# fp32), and skips the slots above the causal diagonal.
 _BLOCK = 128
 
 
 @dataclass(frozen=True)
 class Group:
-    """Queries `rows` of the batch, as B requests of Q consecutive tokens each."""
+    """The queries `rows` of the batch: B requests of Q consecutive tokens each."""
 
     rows: slice  # B*Q of the batch's tokens
-    slots: torch.Tensor  # [B, L] int64: where the L latest-reachable KV rows lie
-    visible: torch.Tensor  # [B, Q, L] bool: what each query may see
+    slots: torch.Tensor  # [B, L] int64: KV slots of the L positions that the last query may reach
+    visible: torch.Tensor  # [B, Q, L] bool: which of them each query sees
 
 
 def plan_decode(
     req_to_token: torch.Tensor, requests: torch.Tensor, seq_lens: torch.Tensor
 ) -> list[Group]:
-    """One new token per request, which sees positions 0 .. seq_len-1: a single group, no loop.
+    """One new token per request, which sees positions 0 .. seq_len-1, in a single group.
 
     req_to_token: [R, C]; requests, seq_lens: [B]. A short row is padded with its own first slot,
-    whose content is finite, so that a masked score never multiplies NaN.
+    whose content is finite, so that a masked weight of 0 never multiplies NaN.
     """
     inside = torch.arange(int(seq_lens.max()))[None, :] < seq_lens[:, None]
     table = req_to_token[requests.long(), : inside.shape[1]].long()
@@ -42,7 +42,7 @@ def plan_decode(
 def plan_window(
     req_to_token: torch.Tensor, requests: torch.Tensor, prefix_lens: torch.Tensor, width: int
 ) -> list[Group]:
-    """`width` new tokens per request after prefix_lens cached ones, causal: a speculative window.
+    """A speculative window: `width` new tokens per request after prefix_lens cached ones, causal.
 
     req_to_token: [R, C]; requests, prefix_lens: [B]. One group, padded as in `plan_decode`.
     """
@@ -58,9 +58,9 @@ def plan_extend(
     prefix_lens: Sequence[int],
     extend_lens: Sequence[int],
 ) -> list[Group]:
-    """extend_lens[i] tokens that follow prefix_lens[i] cached ones, causal; blocks of queries.
+    """extend_lens[i] new tokens after prefix_lens[i] cached ones, causal; one group per block.
 
-    Any mixture of first chunks, later chunks, radix hits and single decode tokens is fine.
+    Any mixture of first chunks, later chunks, radix hits and single decode tokens works.
     """
     return list(_extend_groups(req_to_token, requests.tolist(), prefix_lens, extend_lens))
 

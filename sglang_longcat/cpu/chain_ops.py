@@ -1,10 +1,11 @@
 """The operators of speculative decoding on a chain of drafted tokens (topk 1), in torch.
 
-Owns: the arithmetic, each function under the contract of the sgl_kernel operator of its name, which
-`speculative` registers. Results go into the arguments marked (out). Knows torch only.
+Owns: the arithmetic. Each function has the contract of the sgl_kernel operator of its name, and
+`speculative` registers it. Results are written to the arguments marked (out). This file knows torch
+only.
 
-A window is the N tokens that verification feeds per request: the one already decided, then the
-N-1 drafted ones, each following the one before it.
+A window is the N tokens per request that verification feeds: the token that is already decided,
+then N-1 drafted tokens, each of which follows the one before it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from torch import Tensor
 
 
 def _cells(requests: Tensor, starts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and column of every cell starts[i] .. ends[i]-1 of row requests[i], in that order."""
+    """Rows and columns of the cells starts[i] .. ends[i]-1 of row requests[i], for each i in
+    turn."""
     lengths = (ends - starts).long()
     before = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
     columns = starts.repeat_interleave(lengths) + torch.arange(len(before)) - before
@@ -24,7 +26,8 @@ def _cells(requests: Tensor, starts: Tensor, ends: Tensor) -> tuple[Tensor, Tens
 def assign_req_to_token_pool(
     requests: Tensor, table: Tensor, starts: Tensor, ends: Tensor, slots: Tensor, _width: int
 ) -> None:
-    """table[requests[i], starts[i]:ends[i]] (out) = the next ends[i]-starts[i] of slots."""
+    """table[requests[i], starts[i]:ends[i]] (out) = the next ends[i]-starts[i] elements of
+    slots."""
     cells = _cells(requests, starts, ends)
     table[cells] = slots[: len(cells[0])].to(table.dtype)
 
@@ -33,14 +36,14 @@ def assign_extend_cache_locs(
     requests: Tensor, table: Tensor, starts: Tensor, ends: Tensor, slots: Tensor, _width: int
 ) -> None:
     """The reverse: slots (out) = the cells of `table`, request after request."""
-    found = table[_cells(requests, starts, ends)]
-    slots[: len(found)] = found.to(slots.dtype)
+    cells = table[_cells(requests, starts, ends)]
+    slots[: len(cells)] = cells.to(slots.dtype)
 
 
 def assign_draft_cache_locs_contiguous(
     requests: Tensor, table: Tensor, lengths: Tensor, slots: Tensor, _width: int, k: int, steps: int
 ) -> None:
-    """slots (out) = the k * steps cells behind each request's first lengths[i]."""
+    """slots (out) = the k * steps cells after the first lengths[i] cells of each request."""
     assign_extend_cache_locs(requests, table, lengths, lengths + k * steps, slots, _width)
 
 
@@ -58,10 +61,10 @@ def build_tree_kernel_efficient(
     window: int,
     _mask_mode: int,
 ) -> None:
-    """Windows as trees without branches: all tensors from `mask` on are (out).
+    """Windows as trees without branches. `mask` and all tensors after it are (out).
 
-    lengths: [B]; mask: [B*N*N], who sees whom inside the window; positions: [B*N]; index (row in
-    the batch), following and sibling: [B, N], -1 for none.
+    lengths: [B]; mask: [B*N*N], which token of the window sees which; positions: [B*N]; index (row
+    in the batch), following and sibling: [B, N], -1 for none.
     """
     if k != 1:
         raise NotImplementedError(f"topk {k}: the CPU builds chains only; use topk 1")
@@ -85,7 +88,7 @@ def reconstruct_indices_from_tree_mask(
     _requests: int,
     window: int,
 ) -> None:
-    """The same (out) tensors from `mask`, which must be a chain's."""
+    """The same (out) tensors from `mask`, which must be that of a chain."""
     chain = torch.empty(len(lengths) * window * window, dtype=torch.bool)
     build_tree_kernel_efficient(
         mask, mask, lengths, chain, positions, index, following, sibling, 1, 0, window, 0
@@ -104,12 +107,12 @@ def verify_tree_greedy(
     _sibling: Tensor,
     choices: Tensor,
 ) -> None:
-    """Accept drafted tokens while each equals the target's choice for its place.
+    """Accept drafted tokens as long as each equals the target's choice for its place.
 
-    candidates, index, choices: [B, N], the window's tokens, their rows in the batch and the
-    target's choice after each. (out): counts [B], how many drafts were accepted; accepted [B, N],
-    the rows of the accepted window with the decided token, then -1; predicts [B*N], the target's
-    choice at the accepted rows.
+    candidates, index, choices: [B, N], the window's tokens, their rows in the batch, and the
+    target's choice after each. (out): counts [B], the number of accepted drafts; accepted [B, N],
+    the rows of the decided token and of the accepted drafts, then -1; predicts [B*N], the target's
+    choice at these rows.
     """
     agrees = candidates[:, 1:] == choices[:, :-1]
     _accept(predicts, accepted, counts, index, agrees, choices)
@@ -147,9 +150,9 @@ def tree_speculative_sampling_target_only(
 ) -> None:
     """As `verify_tree_greedy`, for tokens sampled from target_probs [B, N, vocab].
 
-    Draft j is accepted with its own probability p; the token after the last accepted one comes from
-    the target's distribution there, without the draft that it refused: what is emitted is then
-    distributed as target_probs. Relaxed thresholds are not implemented.
+    Draft j is accepted with its target probability. The token after the last accepted draft is
+    sampled from the target's distribution there, without the rejected draft. The emitted tokens are
+    then distributed as target_probs. Relaxed thresholds are not implemented.
     """
     if threshold_single != 1.0 or threshold_acc != 1.0:
         raise NotImplementedError(
@@ -172,7 +175,7 @@ def tree_speculative_sampling_target_only(
 
 
 def top_k_renorm_prob(probs: Tensor, top_k: Tensor) -> Tensor:
-    """probs [T, vocab] with all but the top_k [T] most likely tokens at 0, summing to 1 again."""
+    """probs [T, vocab], with all except the top_k [T] most likely tokens set to 0, renormalised."""
     place = top_k.long().clamp(1, probs.shape[1])[:, None] - 1
     least = probs.sort(dim=1, descending=True).values.gather(1, place)
     kept = probs.where(probs >= least, 0)
@@ -180,7 +183,7 @@ def top_k_renorm_prob(probs: Tensor, top_k: Tensor) -> Tensor:
 
 
 def top_p_renorm_prob(probs: Tensor, top_p: Tensor) -> Tensor:
-    """The same for the fewest tokens whose chances sum to top_p [T] or more."""
+    """The same with the fewest tokens whose probabilities sum to top_p [T] or more."""
     ranked = probs.sort(dim=1, descending=True)
     needed = ranked.values.cumsum(1) - ranked.values < top_p[:, None]
     kept = torch.zeros_like(probs).scatter(1, ranked.indices, ranked.values.where(needed, 0))
@@ -188,22 +191,22 @@ def top_p_renorm_prob(probs: Tensor, top_p: Tensor) -> Tensor:
 
 
 def fill_bonus_tokens(tokens: Tensor, counts: Tensor, bonus: Tensor, stride: int) -> None:
-    """bonus[i] (out) = the last of request i's counts[i] accepted tokens, `stride` apart."""
+    """bonus[i] (out) = the last of the counts[i] tokens of request i, which start at i * stride."""
     first = torch.arange(len(counts)) * stride
     bonus.copy_(tokens.flatten()[first + counts.long() - 1])
 
 
 def fill_accept_out_cache_loc(accepted: Tensor, slots: Tensor, taken: Tensor) -> None:
-    """taken (out) = the slots of the accepted rows, packed to the front."""
+    """taken (out) = the slots of the accepted rows, without gaps, from the front."""
     rows = accepted.flatten()
-    found = slots[rows[rows >= 0].long()]
-    taken[: len(found)] = found
+    accepted_slots = slots[rows[rows >= 0].long()]
+    taken[: len(accepted_slots)] = accepted_slots
 
 
 def copy_all_layer_kv_cache(
     _buffers: Tensor, _strides: Tensor, targets: Tensor, sources: Tensor
 ) -> None:
-    """KV rows `sources` -> `targets`: SGLang's pools for K and V try it once, on row 0, at start.
-    Only accepted branches of trees are ever moved."""
+    """KV rows `sources` -> `targets`. SGLang's pools for K and V try it once at start-up, with row
+    0 for both. Only accepted branches of trees are moved, and the CPU has no trees."""
     if not torch.equal(targets, sources):
         raise NotImplementedError("a tree of drafts: the CPU moves no KV rows; use topk 1")

@@ -1,7 +1,8 @@
 """The environment variables without which SGLang's CPU engine does not start.
 
-Owns: their names and values, and the message that asks for them. Imports neither SGLang nor torch:
-SGLang reads most of them while it is being imported, so they must be set before Python starts.
+Owns: their names and values, and the message that asks for them. This file imports neither SGLang
+nor torch: SGLang reads most of the variables while it is imported, so they must be set before
+Python starts.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import sys
 from collections.abc import Sequence
 
 CPU_ENV: dict[str, str] = {
-    # srt/utils/common.py is_cpu() reads this one and nothing else, once, at import.
+    # is_cpu() in srt/utils/common.py reads this variable and nothing else, once, at import.
     "SGLANG_USE_CPU_ENGINE": "1",
-    # Without it the first TP2 or speculative forward compiles for 8-13 s.
+    # Without it, the first TP2 or speculative forward compiles for 8 to 13 s.
     "TORCHDYNAMO_DISABLE": "1",
     # Ranks, tokenizer and detokenizer share the cores; a tiny model gains nothing from threads.
     "OMP_NUM_THREADS": "1",
@@ -24,10 +25,11 @@ _TP_FLAGS = ("--tp", "--tp-size", "--tensor-parallel-size")
 
 
 def tp_env(tp: int) -> dict[str, str]:
-    """What `tp` ranks on one machine need on top of CPU_ENV; empty for one rank.
+    """The variables that `tp` ranks on one machine need in addition to CPU_ENV; empty for one rank.
 
-    One core list per rank (SGLang otherwise refuses more ranks than NUMA nodes), and a path where
-    no NCCL is (it loads without a GPU and then asks for a cuda device); gloo does the collectives.
+    They give each rank a core list, because SGLang otherwise refuses more ranks than NUMA nodes,
+    and name a path without NCCL, which would load without a GPU and then ask for a cuda device.
+    gloo does the collectives.
     """
     if tp == 1:
         return {}
@@ -36,9 +38,10 @@ def tp_env(tp: int) -> dict[str, str]:
 
 
 def require(argv: Sequence[str] | None = None) -> None:
-    """Stop a command line that says `--device cpu` in an environment where that cannot work.
+    """Stop a command line with `--device cpu` if its environment lacks what the CPU engine needs.
 
-    Raises SystemExit (SGLang's plugin loader lets it through) with the command to type instead.
+    Raises SystemExit, which SGLang's plugin loader does not catch, with the command to type
+    instead.
     """
     argv = sys.argv if argv is None else argv
     if _flag(argv, "--device") != "cpu":

@@ -1,7 +1,7 @@
 """Routed experts in torch, where an id below zero means "no expert here" (a hook).
 
-Why: the in-tree CPU loop counts ids with scatter_, which fails on negative ids (expert parallelism
-and zero-expert slots produce -1) and counts an id repeated within one token once.
+Why: the in-tree CPU loop counts ids with scatter_. That fails on negative ids (expert parallelism
+and zero-expert slots produce -1), and counts an id that one token repeats only once.
 Upstream: srt/layers/moe/fused_moe_native.py:61 (moe_forward_native), called from
 srt/layers/quantization/unquant.py:1385.
 Remove when: moe_forward_native skips ids < 0 and counts repeats.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sglang.srt.layers.moe import MoeRunnerConfig
     from sglang.srt.layers.moe.topk import StandardTopKOutput
 
-_TARGET = "sglang.srt.layers.moe.fused_moe_native.moe_forward_native"
+TARGET = "sglang.srt.layers.moe.fused_moe_native.moe_forward_native"
 
 
 def routed_experts(
@@ -47,7 +47,7 @@ def routed_experts(
 def register() -> str:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    HookRegistry.register(_TARGET, _moe_forward_native, HookType.AROUND)
+    HookRegistry.register(TARGET, _moe_forward_native, HookType.AROUND)
     return "experts: torch, fp32 sum, ids < 0 skipped"
 
 
@@ -65,7 +65,7 @@ def _moe_forward_native(
 
 
 def is_plain_silu(layer: torch.nn.Module, config: MoeRunnerConfig) -> bool:
-    """LongCat's experts; those of other models stay with SGLang."""
+    """True for experts like LongCat's; SGLang computes those of other models."""
     return (
         config.activation == "silu"
         and config.gemm1_alpha is None

@@ -1,9 +1,10 @@
 """Block-FP8 weights in torch: kept as loaded, widened to the activations' dtype when used.
 
-Owns: a quantisation config (two registries, no hook), and one hook for MLA's absorbed kv_b. Weights
-only: activations stay as they are, while a GPU quantises them too. Other FP8 schemes are SGLang's.
-Why: without AMX, SGLang's FP8 methods refuse to finish loading; fp32 activations are refused on
-every device; and kv_b is requantised with one scale for the whole tensor, which rounds it again.
+Owns: a quantisation config (two registries, no hook), and one hook for MLA's absorbed kv_b. It
+changes weights only: activations stay as they are, while a GPU quantises them too. SGLang keeps all
+other FP8 schemes.
+Why: without AMX, SGLang's FP8 methods do not finish loading. They refuse fp32 activations on every
+device. And kv_b is requantised with one scale for the whole tensor, which rounds it again.
 Upstream: srt/layers/quantization/fp8.py:828 and :2186 (AMX), :326 (dtypes); fp8_utils.py:2001
 (block_quant_to_tensor_quant), called for kv_b in srt/models/longcat_flash.py:780.
 Remove when: Fp8Config serves block FP8 on a CPU without AMX, and kv_b keeps its block scales.
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from sglang.srt.layers.moe.token_dispatcher import StandardDispatchOutput
     from sglang.srt.layers.quantization.base_config import QuantizeMethodBase
 
-_TARGET = "sglang.srt.layers.quantization.fp8_utils.block_quant_to_tensor_quant"
+TARGET = "sglang.srt.layers.quantization.fp8_utils.block_quant_to_tensor_quant"
 _NAME = "fp8"
 
 
@@ -38,9 +39,10 @@ def register() -> str:
     if cpu_has_amx_support():
         return "block FP8: SGLang's"
     QUANTIZATION_METHODS[_NAME] = TorchFp8Config
-    # By class name: whether a scale is sharded and fused as a scale, or as a weight.
+    # SGLang decides by this list of class names whether a scale is sharded and fused as a scale, or
+    # as a weight.
     WEIGHT_LOADER_V2_SUPPORTED.append(TorchBlockFp8Linear.__name__)
-    HookRegistry.register(_TARGET, _widened, HookType.REPLACE)
+    HookRegistry.register(TARGET, _widened, HookType.REPLACE)
     return "block FP8: torch, weights widened at each use"
 
 
@@ -73,8 +75,8 @@ class TorchFp8Config(Fp8Config):
 
 
 class TorchBlockFp8Linear(Fp8LinearMethod):
-    """y = x @ widen(weight).T + bias. Nothing is derived from the weights, so that a weight update
-    of any kind, of a weight or of a scale alone, takes effect by itself."""
+    """y = x @ widen(weight).T + bias. Nothing is derived from the weights at load time, so that an
+    update of weights, of scales or of both takes effect by itself."""
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         pass
@@ -122,5 +124,5 @@ _METHODS = {Fp8LinearMethod: TorchBlockFp8Linear, Fp8MoEMethod: TorchBlockFp8Exp
 def _widened(
     weight: torch.Tensor, scale: torch.Tensor, block: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """kv_b as MLA absorbs it, in the model's dtype, and the factor that is left to apply: 1."""
+    """kv_b as MLA absorbs it, in the model's dtype, and the scale that remains to be applied: 1."""
     return widen(weight, scale, block, process_model_config().dtype), torch.ones(())

@@ -1,8 +1,8 @@
 """Attention with separate K and V heads for a draft model on the CPU (`STANDALONE` speculation).
 
-Owns: speculative windows and decode steps of a draft without MLA, which SGLang's `torch_native`
-does not know; the plans are `attention`'s. Leaves serving such models to SGLang.
-Remove when: torch_native drafts upstream.
+Owns: speculative windows and decode steps of a draft model without MLA, which SGLang's
+`torch_native` does not support. `attention` makes the plans. SGLang serves such models as targets.
+Remove when: SGLang's torch_native can draft.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """SGLang's `torch_native` attention backend, for MLA models.
 
 Owns: the registration (two registries, no hook) and the translation of a ForwardBatch into a plan.
-Leaves the arithmetic to `attention`, and models without MLA to SGLang's own torch_native. Why:
-without AMX, SGLang turns its CPU default `intel_amx` into `torch_native`
-(srt/arg_groups/overrides.py:1294), which has no MLA: srt/models/deepseek_common/
+`attention` does the arithmetic, and SGLang's own torch_native serves models without MLA.
+Why: without AMX, SGLang turns its CPU default `intel_amx` into `torch_native`
+(srt/arg_groups/overrides.py:1294), which has no MLA. srt/models/deepseek_common/
 attention_backend_handler.py has no entry for it and picks the triton rule, whose un-absorbed
 prefill stores K and V of another shape than the latent pool's rows.
-Remove when: torch_native serves MLA upstream.
+Remove when: SGLang's torch_native serves MLA.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class TorchMLABackend(AttentionBackend):
     """Absorbed MLA over the latent pool [slots, 1, kv_lora_rank + rope], prefill and decode alike.
 
     forward(q [T, H*D] or [T, H, D], k [T, 1, D], v) stores k, then returns [T, H*kv_lora_rank].
-    Speculative windows are chains (topk 1). `drafted`: for the decode steps of a draft model, how
-    many tokens of its chain this step's query sees beyond the batch's seq_lens, itself included.
+    Speculative windows are chains (topk 1). `drafted` is for the decode steps of a draft model: the
+    number of tokens of its chain that a query sees in addition to seq_lens, itself included.
     """
 
     def __init__(self, runner: ModelRunner, drafted: int = 0) -> None:
@@ -72,7 +72,7 @@ class TorchMLABackend(AttentionBackend):
         elif mode.is_target_verify():
             width = forward_batch.input_ids.shape[0] // len(requests)
             self.plan = plan_window(table, requests, prefix_lens=lengths, width=width)
-        elif mode.is_draft_extend_v2():  # seq_lens counts the window in, unlike above
+        elif mode.is_draft_extend_v2():  # here seq_lens includes the window
             width = forward_batch.input_ids.shape[0] // len(requests)
             self.plan = plan_window(table, requests, prefix_lens=lengths - width, width=width)
         else:
@@ -107,7 +107,7 @@ class TorchMLABackend(AttentionBackend):
     forward_extend = forward_decode = _forward
 
     def get_cpu_graph_seq_len_fill_value(self) -> int:
-        """Length of the dummy requests that data-parallel attention pads a batch with."""
+        """Length of the dummy requests with which data-parallel attention pads a batch."""
         return 1
 
     def support_triton(self) -> bool:
@@ -115,7 +115,7 @@ class TorchMLABackend(AttentionBackend):
 
 
 class TorchMLADraftSteps:
-    """The decode steps of a draft chain, one backend each: SGLang's container protocol."""
+    """One backend for each decode step of a draft chain, with the interface that SGLang expects."""
 
     def __init__(
         self, runner: ModelRunner, steps: int, kind: type[TorchMLABackend] = TorchMLABackend

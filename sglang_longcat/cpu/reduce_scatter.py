@@ -1,8 +1,9 @@
 """The reduce-scatter of attention DP with expert parallelism on the CPU (a hook).
 
-Why: with one attention rank per expert rank SGLang returns the experts' sums by a reduce-scatter of
-uneven pieces, which it only has in NCCL; on gloo the first forward dies in PyNcclCommunicator. Its
-form for deterministic inference, which sums all rows and keeps its own, needs an all-reduce only.
+Why: with one attention rank per expert rank, SGLang returns the experts' sums by a reduce-scatter
+of uneven pieces, which it has for NCCL only: on gloo the first forward fails in PyNcclCommunicator.
+Its variant for deterministic inference sums all rows and keeps its own, for which an all-reduce is
+enough.
 Upstream: srt/distributed/parallel_state.py:1253 (GroupCoordinator.reduce_scatterv).
 Remove when: reduce_scatterv takes CPU tensors.
 """
@@ -17,13 +18,13 @@ import torch
 if TYPE_CHECKING:
     from sglang.srt.distributed.parallel_state import GroupCoordinator
 
-_TARGET = "sglang.srt.distributed.parallel_state.GroupCoordinator.reduce_scatterv"
+TARGET = "sglang.srt.distributed.parallel_state.GroupCoordinator.reduce_scatterv"
 
 
 def register() -> str:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    HookRegistry.register(_TARGET, _reduce_scatterv, HookType.AROUND)
+    HookRegistry.register(TARGET, _reduce_scatterv, HookType.AROUND)
     return "reduce-scatter: all-reduce"
 
 

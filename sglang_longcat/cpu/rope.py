@@ -1,7 +1,8 @@
 """MLA's rotary embedding on the CPU without YaRN (a hook).
 
-Why: the CPU factory asserts a rope_scaling of type deepseek_yarn, so a config whose rope_scaling is
-null does not start, although the plain embedding's torch forward works on any device.
+Why: the CPU factory asserts that rope_scaling has the type deepseek_yarn. A config whose
+rope_scaling is null therefore does not start, although the plain embedding's torch forward works on
+any device.
 Upstream: srt/layers/rotary_embedding/factory.py:441 (get_rope_cpu).
 Remove when: get_rope_cpu takes rope_scaling=None.
 """
@@ -13,13 +14,13 @@ from typing import Any
 
 import torch
 
-_TARGET = "sglang.srt.layers.rotary_embedding.factory.get_rope_cpu"
+TARGET = "sglang.srt.layers.rotary_embedding.factory.get_rope_cpu"
 
 
 def register() -> str:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    HookRegistry.register(_TARGET, _get_rope_cpu, HookType.AROUND)
+    HookRegistry.register(TARGET, _get_rope_cpu, HookType.AROUND)
     return "rope: torch, with or without YaRN"
 
 

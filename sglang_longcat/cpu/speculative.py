@@ -1,13 +1,14 @@
-"""Speculative decoding on the CPU: how SGLang's workers find what they ask of kernels.
+"""Speculative decoding on the CPU: the operators and backends that SGLang's workers lack there.
 
-Owns: registration of `chain_ops` as the sgl_kernel operators that the CPU branches of
-srt/speculative and kernels/ops/speculative call (a compiled library that has them keeps its own),
-the draft attention of `torch_native`, and sampled verification. Trees (topk above 1) are refused by
-`host/refused_flags.py`.
-Upstream: speculative/draft_utils.py, DraftBackendFactory._create_backend, raises for torch_native;
-speculative/eagle_utils.py, _verify_uses_greedy, answers True on every CPU, so that a request with a
-temperature would silently be greedy; managers/overlap_utils.py gathers with a Triton kernel, which
-is why arg_groups/speculative_hook.py, _disable_overlap_schedule_for_cpu.
+Owns: the registration of `chain_ops` as the sgl_kernel operators that the CPU branches of
+srt/speculative and kernels/ops/speculative call (a compiled library keeps the operators that it
+has), the draft attention of `torch_native`, and sampled verification. `host/refused_flags.py`
+refuses trees (topk above 1).
+Why: SGLang's speculation on the CPU needs a compiled sgl_kernel, and cannot draft on torch_native.
+Upstream: in speculative/draft_utils.py, DraftBackendFactory._create_backend raises for
+torch_native. In speculative/eagle_utils.py, _verify_uses_greedy is True on every CPU, so that a
+request with a temperature would silently be greedy. managers/overlap_utils.py gathers with a Triton
+kernel; therefore arg_groups/speculative_hook.py has _disable_overlap_schedule_for_cpu.
 Remove when: sgl_kernel's CPU build needs no AMX, and the factory knows torch_native.
 """
 
@@ -80,7 +81,7 @@ _SAMPLING = (
     "top_k_renorm_prob",
     "top_p_renorm_prob",
 )
-_libraries: list[torch.library.Library] = []  # an operator lives as long as the library it is in
+_libraries: list[torch.library.Library] = []  # an operator lives as long as its library
 
 
 def register() -> str:
@@ -93,7 +94,7 @@ def register() -> str:
             library.define(f"{name}({arguments}) -> ()")
             library.impl(name, function, "CPU")
     _libraries.append(library)
-    for name in _SAMPLING:  # SGLang leaves them at None where it has no kernel
+    for name in _SAMPLING:  # they are None where SGLang has no kernel
         if getattr(eagle_utils, name) is None:
             setattr(eagle_utils, name, getattr(chain_ops, name))
     HookRegistry.register(DRAFT_BACKEND, _with_torch_native, HookType.AROUND)
@@ -104,8 +105,8 @@ def register() -> str:
 
 
 def _leave_overlap_alone(_original: Callable[..., None], _args: ServerArgs) -> None:
-    """The gather below is all that the overlap scheduler lacks here; GPUs run with it, tests too
-    should."""
+    """Leave the overlap scheduler on: it lacks only the gather below on a CPU, and GPUs run with
+    it, so tests should too."""
 
 
 def _gather_spec_extras(
@@ -123,7 +124,8 @@ def _with_torch_native(
     error_template: str,
     stamps_children: bool = False,
 ) -> Any:
-    """`stamps_children` marks the decode steps, the rest is for filling the draft's KV."""
+    """Add torch_native to the backends of a draft: with `stamps_children` for the decode steps,
+    otherwise for the forward that fills the draft's KV."""
     runner = factory.draft_model_runner
     kind = TorchMLABackend if runner.use_mla_backend else TorchMHABackend
 

@@ -1,7 +1,8 @@
-"""`sglang-longcat doctor`: would the server start here, with what, and if not, what to do.
+"""`sglang-longcat doctor`: would the server start here? With what, and if not, what is to be done?
 
-Owns: the order of the checks, the printing and the exit status. The checks: `software` (SGLang and
-the plugin), `machine` (what there is), `checkpoint`, `placement` (does it fit; which recipe).
+Owns: the order of the checks, the printing and the exit status. The checks are in `software`
+(SGLang and the plugin), `machine` (GPUs and memory), `checkpoint` (its files) and `placement` (does
+the model fit, and which recipe suits the machine).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sglang_longcat.doctor.finding import Finding, Status
+from sglang_longcat.planning.plan import MemoryFlags
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,13 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0: no errors; 1: the server would not start, or not serve the model."""
-    found = examine(args)
-    failed = any(finding.status is Status.ERROR for finding in found)
+    findings = examine(args)
+    failed = any(finding.status is Status.ERROR for finding in findings)
     if args.json:
-        report = {"healthy": not failed, "findings": [asdict(finding) for finding in found]}
+        report = {"healthy": not failed, "findings": [asdict(finding) for finding in findings]}
         print(json.dumps(report, indent=1))
     else:
-        _print(found, failed=failed)
+        _print(findings, failed=failed)
     return int(failed)
 
 
@@ -41,38 +43,37 @@ def examine(args: argparse.Namespace) -> list[Finding]:
     from sglang_longcat.doctor import machine
 
     here = machine.inspect()
-    if not here.gpus:  # before SGLang is imported, which reads them then
+    if not here.gpus:  # SGLang reads these variables while it is imported
         from sglang_longcat.cpu.environment import CPU_ENV
 
         os.environ.update({**CPU_ENV, **os.environ})
     from sglang_longcat.doctor import checkpoint, placement, software
 
-    found = [*software.check(), *machine.check(here)]
+    findings = [*software.check(), *machine.check(here)]
     if args.model_path is None:
-        return [*found, Finding.info("checkpoint", "not examined; name it with --model-path")]
+        return [*findings, Finding.info("checkpoint", "not examined; name it with --model-path")]
     path, problem = checkpoint.locate(args.model_path)
     if path is None:
-        return [*found, Finding.error("checkpoint", problem)]
-    config, about = checkpoint.check(Path(path))
-    found += about
+        return [*findings, Finding.error("checkpoint", problem)]
+    config, about_checkpoint = checkpoint.check(Path(path))
+    findings += about_checkpoint
     if config is not None:
-        tp = args.tp or max(1, len(here.gpus))
-        plan = placement.Plan(
-            tp=tp,
-            mem_fraction=args.mem_fraction,
-            context=args.context,
+        flags = MemoryFlags(
+            tp=args.tp or max(1, len(here.gpus)),
             attention_dp=args.attn_dp_size,
+            mem_fraction=args.mem_fraction,
+            tokens_wanted=args.context,
         )
-        found += placement.check(here, config, plan)
-    return found
+        findings += placement.check(here, config, flags)
+    return findings
 
 
-def _print(found: Sequence[Finding], *, failed: bool) -> None:
+def _print(findings: Sequence[Finding], *, failed: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
-    for finding in found:
+    for finding in findings:
         table.add_row(finding.status.mark, finding.name, finding.text)
     console = Console()
     console.print(table, highlight=False, markup=False)

@@ -1,6 +1,7 @@
 """Config, tensors, tokenizer, chat template and sampling defaults of a checkpoint directory.
 
-Owns: these findings. Reads headers only, so a 128 GiB checkpoint takes a second.
+Owns: these findings. Of the tensors it reads the headers only, so a 128 GiB checkpoint takes a
+second.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _TAGS = (
 
 
 def locate(model: str) -> tuple[Path | None, str]:
-    """The directory of a path or of a downloaded hub model; None and why."""
+    """(directory, "") of a path or of a downloaded hub model, or (None, the reason)."""
     if Path(model).is_dir():
         return Path(model), ""
     try:
@@ -39,7 +40,7 @@ def locate(model: str) -> tuple[Path | None, str]:
 
 
 def check(path: Path) -> tuple[LongcatConfig | None, list[Finding]]:
-    """The config if it can be served, and the findings."""
+    """(config, or None where it cannot be served; findings)."""
     try:
         config = LongcatConfig.from_dir(path)
         if config.ngram is None:
@@ -48,8 +49,8 @@ def check(path: Path) -> tuple[LongcatConfig | None, list[Finding]]:
     except (OSError, ValueError, CheckpointError) as error:
         return None, [Finding.error("checkpoint", str(error))]
     dtype = "block FP8" if config.quant else "bf16"
-    size = f"{sizing.weight_bytes(config) / GIB:.1f} GiB, {dtype}: names and shapes as config.json"
-    return config, [Finding.ok("checkpoint", size), *_tokenizer(path, config), _sampling(path)]
+    text = f"{sizing.weight_bytes(config) / GIB:.1f} GiB, {dtype}: names and shapes as config.json"
+    return config, [Finding.ok("checkpoint", text), *_tokenizer(path, config), _sampling(path)]
 
 
 def _tokenizer(path: Path, config: LongcatConfig) -> list[Finding]:

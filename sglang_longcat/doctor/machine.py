@@ -1,6 +1,6 @@
 """GPUs, driver, NVLink, host memory and the limit of locked memory.
 
-Owns: reading them, without changing anything and without importing SGLang.
+Owns: reading them. It changes nothing and does not import SGLang.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _devices(nvml: Any) -> Iterator[Device]:
 
 
 def _handles(nvml: Any) -> Iterator[Any]:
-    """Of the GPUs that CUDA_VISIBLE_DEVICES leaves, which NVML does not know."""
+    """NVML's handles of the GPUs that CUDA_VISIBLE_DEVICES names; NVML itself ignores it."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     wanted = map(str, range(nvml.nvmlDeviceGetCount())) if named is None else named.split(",")
     for name in filter(None, map(str.strip, wanted)):
@@ -104,12 +104,12 @@ def _is_up(nvml: Any, handle: Any, link: int) -> bool:
 
 @contextmanager
 def _nvml() -> Iterator[Any]:
-    """NVIDIA's library, or None without it or without a driver."""
+    """NVIDIA's library, or None where it or the driver is missing."""
     try:
         import pynvml  # of nvidia-ml-py, which SGLang depends on
 
         pynvml.nvmlInit()
-    except Exception:  # noqa: BLE001 - ImportError, or any of NVML's own: no GPU to speak of
+    except Exception:  # noqa: BLE001 - ImportError or any error of NVML means: no GPU
         yield None
         return
     try:

@@ -1,20 +1,29 @@
-"""Does the model fit on this machine, where do its tables go, and which recipe is for it.
+"""Does the model fit on this machine, where do its tables go, and which recipe suits it?
 
-Owns: these findings. The decision is `ngram.placement`'s, the arithmetic `sizing`'s.
+Owns: these findings. The arithmetic is `planning/plan.py`'s, and the choice of the tables' place
+`planning/placement.py`'s.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import replace
 
 from sglang_longcat import env
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.doctor.finding import Finding
-from sglang_longcat.doctor.machine import GIB, UNLIMITED, Device, Machine
-from sglang_longcat.planning import placement, reserve, sizing
+from sglang_longcat.doctor.machine import GIB, UNLIMITED, Machine
+from sglang_longcat.planning import placement, reserve
+from sglang_longcat.planning.plan import (
+    MIB,
+    MachineMemory,
+    MemoryFlags,
+    MemoryPlan,
+    plan_memory,
+)
 
-# (part of the GPU's name, fewest of them, recipe in launch/recipes), the first that fits.
+# (part of the GPU's name, fewest of them, recipe in launch/recipes). The first that fits is
+# suggested.
 RECIPES = (
     ("H20", 8, "h20-tp8-ep8-balanced"),
     ("H800", 8, "h800-tp8-ep8-throughput"),
@@ -30,40 +39,31 @@ RECIPES = (
 )
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The server flags that decide about memory; mem_fraction None: the plugin chooses."""
-
-    tp: int
-    mem_fraction: float | None
-    context: int
-    attention_dp: int = 1
-
-
-def check(here: Machine, config: LongcatConfig, plan: Plan) -> list[Finding]:
+def check(here: Machine, config: LongcatConfig, flags: MemoryFlags) -> list[Finding]:
+    """`flags` of the server; those that LONGCAT_* variables decide are read here."""
     if not here.gpus:
         return [Finding.info("recipe", "cpu-tiny")]
-    if plan.attention_dp < 1 or plan.tp % plan.attention_dp:
+    if flags.attention_dp < 1 or flags.tp % flags.attention_dp:
         text = (
-            f"--attn-dp-size {plan.attention_dp} does not divide --tp {plan.tp}; use one that does"
+            f"--attn-dp-size {flags.attention_dp} does not divide --tp {flags.tp}; "
+            "use one that does"
         )
         return [Finding.error("placement", text)]
-    if plan.tp > len(here.gpus):
-        text = f"--tp {plan.tp}, but {len(here.gpus)} GPUs are visible; use a smaller one"
+    if flags.tp > len(here.gpus):
+        text = f"--tp {flags.tp}, but {len(here.gpus)} GPUs are visible; use a smaller one"
         return [Finding.error("placement", text)]
-    room = _room(here, config, plan)
+    flags = replace(flags, table_dtype="fp8" if env.ngram_fp8() else "bf16")
     try:
-        wish = env.ngram_tables()
-        where, why = placement.choose(wish, room)
+        plan = _plan(here, config, replace(flags, tables=env.ngram_tables()))
     except ValueError as error:
         return [Finding.error("placement", str(error))]
-    found = [
-        Finding.ok("placement", placement.describe(where, why, room)),
-        _kv_cache(room, plan, on_device=where == "device"),
+    findings = [
+        Finding.ok("placement", placement.describe(plan.tables, plan.why, plan.room)),
+        _kv_cache(plan, flags),
     ]
-    if where == "host":
-        found += _host(here, room)
-    return [*found, Finding.info("recipe", suggest(here))]
+    if plan.tables == "host":
+        findings += _host(here, plan.room)
+    return [*findings, Finding.info("recipe", suggest(here))]
 
 
 def suggest(here: Machine) -> str:
@@ -74,46 +74,33 @@ def suggest(here: Machine) -> str:
     return f"none for {len(here.gpus)} x {name}; compare with: sglang-longcat estimate"
 
 
-def _room(here: Machine, config: LongcatConfig, plan: Plan) -> placement.Room:
-    dtype: sizing.TableDtype = "fp8" if env.ngram_fp8() else "bf16"
-    replicas = plan.attention_dp
-    share = sizing.parts(config, ranks=plan.tp, attention_dp=replicas, table_dtype=dtype)
-    smallest = min(here.gpus, key=lambda gpu: gpu.free)
-    return placement.Room(
-        tables=share.tables,
-        tables_on_node=share.tables * (plan.tp // replicas),
-        device=smallest.free - _reserve(smallest, plan) - share.without_tables,
-        host=here.host,
-        kv_token=sizing.kv_bytes_per_token(config),
-        tokens=plan.context,
+def _plan(here: Machine, config: LongcatConfig, flags: MemoryFlags) -> MemoryPlan:
+    gpu = min(here.gpus, key=lambda gpu: gpu.free)
+    memory = MachineMemory(gpu_total=gpu.total, gpu_free=gpu.free, host=here.host)
+    reserve_mb = reserve.default_runtime_reserve_mb(
+        gpu.total / MIB, flags.tp, attention_dp=flags.attention_dp
     )
+    return plan_memory(config, memory, replace(flags, reserve_mb=int(reserve_mb)))
 
 
-def _reserve(gpu: Device, plan: Plan) -> int:
-    """What lies outside of weights and KV cache, in bytes."""
-    if plan.mem_fraction is not None:
-        return int(gpu.total * (1 - plan.mem_fraction))
-    kept = reserve.default_mb(gpu.total / 2**20, plan.tp, attention_dp=plan.attention_dp)
-    return int(kept) << 20
-
-
-def _kv_cache(room: placement.Room, plan: Plan, *, on_device: bool) -> Finding:
-    left = room.device - (room.tables if on_device else 0)
-    tokens = left // room.kv_token
-    if tokens < plan.context:
+def _kv_cache(plan: MemoryPlan, flags: MemoryFlags) -> Finding:
+    if plan.kv_tokens < flags.tokens_wanted:
         return Finding.error(
             "KV cache",
-            f"{max(0, tokens):,} tokens, less than one request of {plan.context:,}. Use more GPUs "
-            "(--tp), LONGCAT_NGRAM_TABLES=host, an FP8 checkpoint, or a shorter --context.",
+            f"{max(0, plan.kv_tokens):,} tokens, less than one request of {flags.tokens_wanted:,}. "
+            "Use more GPUs (--tp), LONGCAT_NGRAM_TABLES=host, an FP8 checkpoint, or a shorter "
+            "--context.",
         )
-    each = f" and --attn-dp-size {plan.attention_dp}, on each replica" * (plan.attention_dp > 1)
-    return Finding.ok("KV cache", f"{tokens:,} tokens expected, at --tp {plan.tp}{each}")
+    text = f"{plan.kv_tokens:,} tokens expected, at --tp {flags.tp}"
+    if flags.attention_dp > 1:
+        text += f" and --attn-dp-size {flags.attention_dp}, on each replica"
+    return Finding.ok("KV cache", text)
 
 
 def _host(here: Machine, room: placement.Room) -> list[Finding]:
-    found = []
+    findings = []
     if here.host < room.tables_on_node * placement.HOST_MARGIN:
-        found.append(
+        findings.append(
             Finding.error(
                 "host memory",
                 f"the tables need {room.tables_on_node * placement.HOST_MARGIN / GIB:.1f} GiB, and "
@@ -122,11 +109,11 @@ def _host(here: Machine, room: placement.Room) -> list[Finding]:
             )
         )
     if here.memlock != UNLIMITED and here.memlock < room.tables_on_node:
-        found.append(
+        findings.append(
             Finding.warning(
                 "locked memory",
                 f"limited to {here.memlock / GIB:.2f} GiB; if pinning the tables fails, raise it "
                 "(ulimit -l unlimited; docker run --ulimit memlock=-1)",
             )
         )
-    return found
+    return findings

@@ -1,6 +1,6 @@
-"""Versions, and whether the plugin comes into force in a process that SGLang starts.
+"""Versions, and whether the plugin is active in a process that SGLang starts.
 
-Owns: these findings. The contract with SGLang is `host`'s, the hooks' `hooks`'s.
+Owns: these findings. What we need of SGLang is checked by `host/contract.py`, the hooks by `hooks`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _GROUP = "sglang.srt.plugins"
 
 
 def check() -> list[Finding]:
-    found = [_versions(), *_contract()]
-    if any(finding.status == "error" for finding in found):
-        return found  # loading the plugin would only end with the same
-    return [*found, _entry_point(), *_plugin()]
+    findings = [_versions(), *_contract()]
+    if any(finding.status == "error" for finding in findings):
+        return findings  # loading the plugin would stop with the same error
+    return [*findings, _entry_point(), *_plugin()]
 
 
 def _versions() -> Finding:
@@ -50,7 +50,7 @@ def _contract() -> list[Finding]:
 
 
 def _entry_point() -> Finding:
-    """SGLang finds plugins by their metadata only; a source tree on PYTHONPATH has none."""
+    """SGLang finds plugins by their package metadata. A source tree on PYTHONPATH has none."""
     if "longcat" in entry_points(group=_GROUP).names:
         return Finding.ok("entry point", f"'longcat' in {_GROUP}")
     return Finding.error(

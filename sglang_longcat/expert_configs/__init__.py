@@ -1,8 +1,8 @@
 """Measured tile sizes of SGLang's expert GEMM for this model's shapes, in SGLang's file format.
 
-One file per shape, GPU and dtype, named as SGLang names them; those that end in `_down` are for the
-second GEMM. `benchmarks/tune/experts` measures and writes them. Owns finding and reading a file;
-`hooks/expert_configs.py` decides when ours are used.
+There is one file per shape, GPU and dtype, with the name that SGLang gives it. Names that end in
+`_down` are for the second GEMM. Owns: finding and reading a file. `benchmarks/tune/experts`
+measures and writes the files, and `hooks/expert_configs.py` decides when ours are used.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
-Configs = dict[int, dict[str, Any]]  # by tokens
+Configs = dict[int, dict[str, Any]]  # number of tokens -> tile sizes
 _DOWN = "_down.json"
 
 logger = logging.getLogger(__name__)
@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 @functools.cache
 def shipped(name: str) -> Configs | None:
-    """The file that SGLang calls `name`, None where we have none for this GPU and shape.
+    """The content of our file `name`; None if we have none for this GPU and shape.
 
-    A second GEMM without a file of its own takes the first one's sizes, loading as Triton does by
-    default: SGLang would let USE_TMA of the first reorder the second's input as well.
+    A second GEMM without a file of its own takes the sizes of the first GEMM, without USE_TMA: with
+    it, SGLang would reorder the input of the second GEMM as well.
     """
     path = FOLDER / name
     if path.is_file():

@@ -1,8 +1,13 @@
 """Every place where we change SGLang's own functions, one per file.
 
-A hook is the last resort after a public registry and a subclass. Each file says why it exists, the
-upstream function, and when it can go; `register_all` applies the list below, `verify` proves that
-every one took effect.
+A hook is the last resort, after a public registry and a subclass. Each file says why it exists,
+which upstream function it changes, and when it can go. `register_all` registers the hooks of this
+folder; `verify` proves that every hook took effect, those of `cpu/` too.
+
+On a CPU five more hooks are registered, by the files that need them: cpu/experts.py
+(moe_forward_native), cpu/fp8.py (block_quant_to_tensor_quant), cpu/rope.py (get_rope_cpu),
+cpu/reduce_scatter.py (reduce_scatterv) and cpu/speculative.py (draft backend, greedy check, overlap
+check, gather). testing/dummy_routing.py registers one where LONGCAT_DUMMY_ROUTING=1.
 """
 
 from __future__ import annotations
@@ -34,8 +39,8 @@ def register_all() -> None:
 
 
 def verify() -> None:
-    """Raise unless every hook is in force in this process, those of `cpu/` too. SGLang only logs a
-    hook that failed."""
+    """Raise RuntimeError unless every hook is in force in this process, those of `cpu/` too. SGLang
+    itself only logs a hook that failed."""
     from sglang.srt.plugins.hook_registry import HookRegistry
 
     ours = {

@@ -1,8 +1,8 @@
-"""Note the requests that reach a decode worker with their KV, for the next forward to seed.
+"""Note the requests that reach a decode worker together with their KV; the next forward seeds them.
 
 Why: in prefill/decode disaggregation a decode worker runs no prefill, so nothing puts the last
-tokens of the prompt into the slot's ring before the first decode step. The same holds for a request
-that returns from a retraction there: its KV is restored, not computed again.
+tokens of the prompt into the slot's ring before the first decode step. The same is true of a
+request that returns from a retraction there: its KV is restored, not computed again.
 Upstream: disaggregation/decode.py, SchedulerDisaggregationDecodeMixin.get_new_prebuilt_batch, which
 every such request passes on its way into the running batch, after its slot was assigned. The tokens
 are kept on the host until the next forward, so that only the forward stream writes the ring.
@@ -20,8 +20,8 @@ TARGET = (
 
 def apply(result: Any, scheduler: Any, *_args: Any, **_kwargs: Any) -> None:
     from sglang_longcat.ngram.seeds import arrived_cells
-    from sglang_longcat.ngram.state import NgramModel
+    from sglang_longcat.ngram.state import NgramStateMixin
 
     model = scheduler.tp_worker.model_runner.model
-    if result is not None and isinstance(model, NgramModel):
+    if result is not None and isinstance(model, NgramStateMixin):
         model.note_arrivals(arrived_cells(result, model.ngram_order))

@@ -1,7 +1,7 @@
 """Answer a beam search request with HTTP 400, and keep serving.
 
 Why: beams change request slots between steps, and the N-gram cache holds the recent tokens of a
-slot: the next tokens of a beam would be hashed with another beam's predecessors, which gives wrong
+slot. A beam's next tokens would be hashed with another beam's predecessors, which gives wrong
 answers.
 Upstream: beam_search/coordinator.py, BeamCoordinator.validate_and_init, whose message is the
 answer.

@@ -28,23 +28,24 @@ def apply(
     per_channel_quant: bool = False,
     down_moe: bool = False,
 ) -> Configs | None:
-    """By tokens; None makes SGLang take its defaults. A folder that the user names wins."""
-    found = None
+    """Tile sizes by number of tokens. None: SGLang takes its defaults. A folder that the user names
+    in SGLANG_MOE_CONFIG_DIR wins."""
+    configs = None
     if "SGLANG_MOE_CONFIG_DIR" not in os.environ and _is_ours():
-        found = shipped(_name(E, N, dtype, (block_n, block_k), per_channel_quant, down_moe))
-    if found is not None:
-        return found
+        configs = shipped(_name(E, N, dtype, (block_n, block_k), per_channel_quant, down_moe))
+    if configs is not None:
+        return configs
     return original(E, N, dtype, block_n, block_k, per_channel_quant, down_moe=down_moe)
 
 
 def _is_ours() -> bool:
     """Our model, and no deterministic inference, which needs one tile size for all batches."""
-    from sglang.srt.runtime_context import get_exec, process_model_config
+    from sglang.srt.runtime_context import process_model_config
 
     from sglang_longcat.host.hf_config import is_served_by_us
+    from sglang_longcat.layers.step import is_deterministic
 
-    deterministic = get_exec().deterministic.enable_deterministic_inference
-    return not deterministic and is_served_by_us(process_model_config().hf_config)
+    return not is_deterministic() and is_served_by_us(process_model_config().hf_config)
 
 
 def _name(

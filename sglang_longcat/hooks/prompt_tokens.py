@@ -1,9 +1,8 @@
 """Answer a prompt that the N-gram embedding cannot look up with HTTP 400, and keep serving.
 
-Why: SGLang checks how long a prompt is, not what it holds. An id outside the vocabulary, or no
-token at all (an empty text), ends the scheduler with an IndexError, or on a GPU reads beyond the
-tables; embeddings in place of tokens leave the hash without its predecessors, which gives wrong
-answers.
+Why: SGLang checks the length of a prompt, not its ids. An id outside the vocabulary, or no token at
+all (an empty text), ends the scheduler with an IndexError, or on a GPU reads beyond the tables.
+Embeddings in place of tokens leave the hash without its predecessors, which gives wrong answers.
 Upstream: managers/utils.py, validate_input_length, which the scheduler calls once per request,
 whichever front end took it (HTTP, extra tokenizer workers, gRPC, Engine, sessions).
 Remove when: SGLang's scheduler checks token ids against the vocabulary.
@@ -34,7 +33,8 @@ def apply(result: str | None, req: Req, *_args: object, **_kwargs: object) -> st
 def _embeddings(req: Req) -> str | None:
     if req.input_embeds is None and req.positional_embed_overrides is None:
         return None
-    # SGLang runs a refused request for one step on a token of its own; these would be used instead.
+    # SGLang still runs a refused request for one step, on a token of its own. It would prefer these
+    # embeddings to that token.
     req.input_embeds = req.positional_embed_overrides = None
     return "LongCat-Flash-Lite hashes token ids and takes no embeddings; send input_ids or text."
 

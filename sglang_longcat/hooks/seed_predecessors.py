@@ -1,8 +1,8 @@
-"""Hand each forward the tokens just before it, when they were not computed in this request slot.
+"""Give each forward the tokens just before it, if they were not computed in this request slot.
 
-Why: a prefix taken from the radix cache, a resumed or retracted request, or a reused slot leaves
-the ring without the n-1 tokens that the first new token is hashed with. Only the scheduler's
-request objects know them, and a ForwardBatch keeps no reference to those.
+Why: after a prefix from the radix cache, a resumed or retracted request, or a reused slot, the ring
+lacks the n-1 tokens that the first new token is hashed with. Only the scheduler's request objects
+know these tokens, and a ForwardBatch keeps no reference to the requests.
 Upstream: model_executor/forward_batch_info.py, ForwardBatch.init_new (called once per forward).
 Remove when: ForwardBatch carries the requests' token ids, or a generic per-model batch hook exists.
 """
@@ -18,8 +18,8 @@ def apply(
     result: Any, cls: Any, batch: Any, model_runner: Any, *_args: Any, **_kwargs: Any
 ) -> None:
     from sglang_longcat.ngram.seeds import collect_seeds
-    from sglang_longcat.ngram.state import NgramModel
+    from sglang_longcat.ngram.state import NgramStateMixin
 
     model = model_runner.model
-    if isinstance(model, NgramModel):
+    if isinstance(model, NgramStateMixin):
         result.longcat_seeds = collect_seeds(batch, model.ngram_order, model.take_arrivals())

@@ -1,9 +1,8 @@
 """Check the files of a weight update before it overwrites anything.
 
-Why: SGLang streams the new tensors into the live parameters. If one turns out wrong half-way, its
-rollback reads the new path again (it has replaced the old one in the model config), fails a
-second time and ends the scheduler; and a tensor that the new files lack silently keeps its old
-value.
+Why: SGLang streams the new tensors into the live parameters. If one of them is wrong, SGLang's
+rollback reads the new path again (the model config no longer has the old one), fails a second time
+and ends the scheduler. And a tensor that the new files lack silently keeps its old value.
 Upstream: model_executor/model_runner_components/weight_updater.py, WeightUpdater.
 update_weights_from_disk.
 Remove when: SGLang rolls back to the old path and lets a model check a checkpoint before an update.
@@ -32,10 +31,10 @@ def apply(
 ) -> tuple[bool, str]:
     """(False, why) for files that do not fit the model being served; else SGLang's own answer."""
     from sglang_longcat.checkpoint.check import CheckpointError
-    from sglang_longcat.ngram.state import NgramModel
+    from sglang_longcat.ngram.state import NgramStateMixin
 
     model = updater.get_model()
-    if isinstance(model, NgramModel):
+    if isinstance(model, NgramStateMixin):
         try:
             model.reader.check_files(model_path)
         except CheckpointError as error:

@@ -1,1 +1,8 @@
-"""What the plugin relies on in SGLang, what it tells SGLang at start-up, and what it refuses."""
+"""What the plugin needs of SGLang, what it tells SGLang at start-up, and what it refuses.
+
+`contract`: is this the SGLang that we support? `attributes`: every attribute of it that we use.
+`hf_config`: the class that SGLang parses config.json with. `memory_share`: our
+--mem-fraction-static. `kernel_warm_up`: compiles our kernels before the first request.
+`refused_flags`: server flags that this model does not support. `refuse_ray`: the same for
+--use-ray, which is refused earlier.
+"""

@@ -1,9 +1,9 @@
 """The config class that SGLang parses a LongCat checkpoint's config.json with.
 
-A subclass of SGLang's own: for LongCat-Flash-Lite it keeps the n-gram sizes, counts layers by
-`num_layers` (the published file also carries num_hidden_layers = 28 attention blocks), and switches
-SGLang's in-tree token table off, since our N-gram cache replaces it. Every other LongCat config
-passes through unchanged. Sizes are read from it by `config.py`.
+A subclass of SGLang's own. For LongCat-Flash-Lite it keeps the n-gram sizes, counts layers by
+`num_layers` (the published file also has num_hidden_layers = 28, its attention blocks), and
+switches SGLang's in-tree token table off, since our N-gram cache replaces it. It does not change
+other LongCat configs. `config.py` reads the sizes from it.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ class LongcatConfigForSGLang(LongcatFlashConfig):
         for key, alias in zip(_NGRAM_KEYS, _ALIASES, strict=True):
             setattr(self, key, kwargs.get(key) if kwargs.get(key) is not None else kwargs[alias])
         self.moe_topk = kwargs["moe_topk"]
-        # Read by ModelConfig: with it SGLang allocates [slots, context] int32 and fills it.
+        # For SGLang's ModelConfig. If it is true, SGLang allocates [slots, context] int32 and
+        # fills it.
         self.use_ngram_embedding = False
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The published model_type would hide the class's own, by which SGLang finds the model
-        (0.5.23 stops with "not a registered model" on the published file); transformers warns too.
+        """Replaces the published model_type by the class's own, by which SGLang finds the model.
+        With the published one 0.5.23 stops with "not a registered model", and transformers warns.
         """
         config, rest = super().get_config_dict(*args, **kwargs)
         if config.get("model_type") == PUBLISHED_MODEL_TYPE:
@@ -48,11 +49,11 @@ class LongcatConfigForSGLang(LongcatFlashConfig):
 
 
 class PublishedConfig(LongcatConfigForSGLang):
-    """The same under the model_type of the published config.json, for transformers' AutoConfig."""
+    """The same class under the published config.json's model_type, for transformers' AutoConfig."""
 
     model_type = PUBLISHED_MODEL_TYPE
 
-    def __init__(self, **kwargs: Any) -> None:  # transformers generates one for a class without
+    def __init__(self, **kwargs: Any) -> None:  # without it transformers generates another one
         super().__init__(**kwargs)
 
 

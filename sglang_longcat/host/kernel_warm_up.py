@@ -1,7 +1,7 @@
-"""Readies our kernels while a server starts, so that its first request compiles nothing of ours.
+"""Warms up our kernels while a server starts, so that its first request compiles none of them.
 
-SGLang's own kernels are its business: it captures graphs and sends itself a request. Owns the
-translation from the model's config and SGLang's flags to the kernels' sizes.
+SGLang warms up its own kernels: it captures graphs and sends itself a request. Owns the translation
+from the model's config and SGLang's flags to the kernels' sizes.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import time
 
 import torch
 
+from longcat_kernels.lite import RING
 from longcat_kernels.row_table import RowTable
 from longcat_kernels.small_linear.workloads import Shape, model_shapes
 from longcat_kernels.warm_up import Sizes, warm_up
 from sglang_longcat import env
 from sglang_longcat.config import LongcatConfig
-from sglang_longcat.ngram.cache import RING
 
 logger = logging.getLogger(__name__)
 
@@ -24,14 +24,15 @@ logger = logging.getLogger(__name__)
 def kernel_sizes(
     config: LongcatConfig,
     dtype: torch.dtype,
-    table: RowTable,
+    rows: RowTable,
     draft_tokens: int | None,
     mlp_ranks: int = 1,
     attention_ranks: int = 1,
     context: int = 0,
 ) -> Sizes:
-    """draft_tokens: width of a verify window (--speculative-num-draft-tokens), None without
-    speculation. ranks: how many share the heads, and the dense MLP. context: of the server."""
+    """rows: the n-gram rows of this rank. draft_tokens: width of a verify window
+    (--speculative-num-draft-tokens), None without speculation. mlp_ranks, attention_ranks: how many
+    ranks share the dense MLP and the heads. context: the server's longest, in tokens."""
     assert config.ngram is not None
     return Sizes(
         dtype=dtype,
@@ -40,7 +41,7 @@ def kernel_sizes(
         routed=config.n_routed_experts,
         top_k=config.moe_topk,
         heads=config.num_attention_heads // attention_ranks,
-        split_tokens=env.split_attention() if env.takes_ours("mla_decode") else 0,
+        split_tokens=env.split_attention() if env.use_ours("mla_decode") else 0,
         context=context,
         q_lora=config.q_lora_rank,
         kv_lora=config.kv_lora_rank,
@@ -50,8 +51,8 @@ def kernel_sizes(
         orders=tuple(config.ngram.order(i) for i in range(config.ngram.tables)),
         eos=len(config.eos_token_ids),
         ring=RING,
-        columns=table.columns,
-        fp8_rows=table.scaled,
+        columns=rows.columns,
+        fp8_rows=rows.scaled,
         fp8_inputs=config.quant is not None and config.quant.is_block_fp8,
         windows=tuple(sorted({1, draft_tokens or 1})),
         projections=_projections(config, mlp_ranks, attention_ranks, draft_tokens is not None),
@@ -76,9 +77,9 @@ def _projections(
     return (*shapes, draft) if drafts else shapes
 
 
-def ready_kernels(config: LongcatConfig, dtype: torch.dtype, table: RowTable, device: str) -> None:
-    """Compiles, or loads from Triton's cache, what this server will launch. Logs one line. Nothing
-    to do on a CPU."""
+def warm_up_kernels(config: LongcatConfig, dtype: torch.dtype, rows: RowTable, device: str) -> None:
+    """Compiles, or loads from Triton's cache, every kernel that this server will launch. Logs one
+    line. Does nothing on a CPU."""
     from sglang.srt.runtime_context import get_parallel, get_server_args, process_model_config
 
     if torch.device(device).type != "cuda":
@@ -88,7 +89,7 @@ def ready_kernels(config: LongcatConfig, dtype: torch.dtype, table: RowTable, de
     parallel = get_parallel()
     ranks = parallel.tp_size, parallel.attn_tp_size
     context = process_model_config().context_len
-    count = warm_up(device, kernel_sizes(config, dtype, table, draft_tokens, *ranks, context))
+    count = warm_up(device, kernel_sizes(config, dtype, rows, draft_tokens, *ranks, context))
     if parallel.tp_rank == 0:
         seconds = time.perf_counter() - begin
         logger.info("Triton kernels: %d variants ready in %.2f s", count, seconds)

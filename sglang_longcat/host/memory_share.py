@@ -1,11 +1,12 @@
 """The share of GPU memory that weights and KV cache get when --mem-fraction-static is not given.
 
-SGLang keeps 10 GiB and more free on GPUs of over 60 GiB, for any model. This one needs less, and on
-one 80 GB GPU those gigabytes are the KV cache: 70 GiB of weights leave 9. Registered with SGLang's
-own registry of resolution steps; a fraction that the user gives is never touched.
+SGLang keeps 10 GiB and more free on GPUs of over 60 GiB, for any model. This one needs less
+(`planning/reserve.py`), and on one 80 GB GPU those gigabytes are the KV cache: 70 GiB of weights
+leave 9. Our step is in SGLang's own registry of resolution steps. It never changes a fraction that
+the user gives.
 
-A prefill that continues cached prefixes expands these, 28 KiB a token here, in pieces of
-SGLANG_MAX_KV_CHUNK_CAPACITY tokens: 3.5 GiB by default, 0.9 with ours.
+A prefill that continues a cached prefix expands it, 28 KiB a token for this model, in pieces of
+SGLANG_MAX_KV_CHUNK_CAPACITY tokens: 3.5 GiB with SGLang's default, 0.9 with ours.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sglang_longcat.host import hf_config
-from sglang_longcat.planning.reserve import PREFIX_TOKENS, reserve_mb
+from sglang_longcat.planning.reserve import PREFIX_TOKENS, runtime_reserve_mb
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -26,7 +27,7 @@ STEP = "handle_gpu_memory_settings"
 
 
 def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> None:
-    """SGLang's step, then our fraction where it chose one itself and ours is larger."""
+    """Runs SGLang's step, then sets our fraction if SGLang chose its own and ours is larger."""
     from sglang.srt.arg_groups.overrides import (
         declare_resolution,
         model_config_of,
@@ -43,17 +44,16 @@ def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> N
         return
     if not hf_config.is_served_by_us(model_config_of(server_args).hf_config):
         return
-    memory = get_device_memory_capacity(cfg.device)
-    prefill = cfg.chunked_prefill_size
-    prefill = prefill if prefill > 0 else cfg.max_prefill_tokens
-    reserve = reserve_mb(
-        prefill,
-        cfg.cuda_graph_config.decode.max_bs or 0,
-        cfg.tp_size,
+    gpu_mb = get_device_memory_capacity(cfg.device)
+    chunk = cfg.chunked_prefill_size
+    reserve_mb = runtime_reserve_mb(
+        prefill_tokens=chunk if chunk > 0 else cfg.max_prefill_tokens,
+        graph_rows=cfg.cuda_graph_config.decode.max_bs or 0,
+        ranks=cfg.tp_size,
         attention_dp=cfg.attn_dp_size,
-        fused_sums=cfg.flashinfer_allreduce_fusion_backend is not None,
+        fused_allreduce=cfg.flashinfer_allreduce_fusion_backend is not None,
     )
-    fraction = round(1 - reserve / memory, 3)
+    fraction = round(1 - reserve_mb / gpu_mb, 3)
     if fraction > cfg.mem_fraction_static:
         logger.info("mem_fraction_static %s -> %s", cfg.mem_fraction_static, fraction)
         declare_resolution(
@@ -65,7 +65,7 @@ def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> N
 
 @functools.cache
 def register() -> None:
-    """Once per process: the registry keeps every function it is given."""
+    """Once per process, since SGLang's registry would keep the same function twice."""
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
 
     register_resolution_hook(STEP)(settle)

@@ -1,9 +1,9 @@
-"""Refuse `--use-ray`, with which SGLang's own model class would serve without a word.
+"""Refuse `--use-ray`, with which SGLang's own model class would serve without any message.
 
 SGLang's Ray actors build the scheduler themselves and load no plugins (0.5.23: load_plugins is in
-run_scheduler_process, which they do not call), so neither our class nor its checks exist there. The
-process that resolves the flags does load plugins: a step of SGLang's registry of resolution steps
-says no, for this model only. Remove when ray/scheduler_actor.py loads plugins.
+run_scheduler_process, which they do not call), so neither our class nor its checks exist there. But
+the process that resolves the flags loads plugins. There a step in SGLang's registry of resolution
+steps refuses the flag, for this model only. Remove when ray/scheduler_actor.py loads plugins.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STEP = "handle_model_specific_adjustments"
 
 
 def refuse(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> None:
-    """SGLang's step, unless Ray would serve LongCat-Flash-Lite; then ValueError."""
+    """Runs SGLang's step. Raises ValueError if Ray would serve LongCat-Flash-Lite."""
     from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
 
     if resolving_view(server_args).use_ray and hf_config.is_served_by_us(
@@ -37,7 +37,7 @@ def refuse(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> N
 
 @functools.cache
 def register() -> None:
-    """Once per process: the registry keeps every function it is given."""
+    """Once per process, since SGLang's registry would keep the same function twice."""
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
 
     register_resolution_hook(STEP)(refuse)

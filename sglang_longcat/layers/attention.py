@@ -1,10 +1,10 @@
-"""Multi-head latent attention whose decode steps launch less before they attend.
+"""Multi-head latent attention whose decode and verify steps launch fewer kernels.
 
 SGLang's absorbed path norms two latents, projects, multiplies by w_kc, rotates, and lets the
 attention backend store the token's KV row: five launches beside the two projections, on two
-streams. Here they are two (`longcat_kernels.mla_prologue`). The smallest steps also attend and
-multiply by w_vc with kernels of ours (`longcat_kernels.mla_decode`). Owns which steps take which;
-projections, attention and every other step are SGLang's.
+streams. Our prologue makes these five two (`longcat_kernels.mla_prologue`). Steps of few requests
+also attend, and multiply by w_vc, with our kernels (`longcat_kernels.mla_decode`). Owns which steps
+use which kernels. Projections, attention in all other steps, and weights are SGLang's.
 """
 
 from __future__ import annotations
@@ -20,31 +20,34 @@ from sglang.srt.model_executor.forward_context import (
     get_token_to_kv_pool,
 )
 from sglang.srt.models.deepseek_v2 import DeepseekV2AttentionMLA
-from sglang.srt.runtime_context import get_exec, process_model_config
+from sglang.srt.runtime_context import process_model_config
 
 from longcat_kernels.dispatch import is_hopper
-from longcat_kernels.mla_decode import fits, mla_decode, pays, project_values
+from longcat_kernels.mla_decode import is_faster, mla_decode, project_values, supports
 from longcat_kernels.mla_prologue import absorb_query, norm_and_store, norm_quantise_and_store
 from longcat_kernels.small_linear import linear
 from sglang_longcat import env
 from sglang_longcat.layers.fp8_inputs import accepts_pair
-from sglang_longcat.layers.linear import takes_kernel
+from sglang_longcat.layers.linear import use_small_linear
+from sglang_longcat.layers.operations import is_enabled
+from sglang_longcat.layers.step import is_decode_or_verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
-    from longcat_kernels.fp8_inputs import Pair
+    from longcat_kernels.fp8_layout import Pair
 
-# These attend to the pool's rows and take queries with both parts side by side. Others read the
-# batch's own keys in a verification (triton), or rotate themselves (trtllm_mla).
+# These backends attend to the pool's rows alone and take queries with both parts side by side.
+# Others read the batch's own keys while they verify (triton), or rotate by themselves (trtllm_mla).
 BACKENDS = ("flashinfer", "fa3", "flashmla")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `forward_absorb_core` gets of a step whose KV rows are stored already."""
+    """What `forward_absorb_prepare` hands to `forward_absorb_core` when our prologue ran: the KV
+    rows are stored already."""
 
     query: torch.Tensor  # [T, heads, kv_lora_rank + rope], contiguous
     forward_batch: ForwardBatch
@@ -53,15 +56,15 @@ class Prepared:
 class LongcatAttention(DeepseekV2AttentionMLA):
     """Weights, arguments and results are those of SGLang's class."""
 
-    drafts = False  # set on the MTP layer's
+    drafts = False  # True in the MTP layer
 
     def prepare_qkv_latent(
         self, hidden_states: torch.Tensor, forward_batch: ForwardBatch
     ) -> torch.Tensor:
-        """The first projection. SGLang's own kernel for up to 16 tokens fills each SM's shared
-        memory, for which it waits beside experts."""
+        """The first projection. SGLang has a kernel of its own for up to 16 tokens. It fills each
+        SM's shared memory, so beside the experts it waits for room."""
         projection = self.fused_qkv_a_proj_with_mqa
-        if isinstance(hidden_states, torch.Tensor) and takes_kernel(
+        if isinstance(hidden_states, torch.Tensor) and use_small_linear(
             "linear", projection, hidden_states
         ):
             return linear(hidden_states, projection.weight)
@@ -75,7 +78,7 @@ class LongcatAttention(DeepseekV2AttentionMLA):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Any, ...]:
-        if not uses_prologue(self, positions, forward_batch):
+        if not use_mla_prologue(self, positions, forward_batch):
             return cast(
                 tuple[Any, ...],
                 super().forward_absorb_prepare(
@@ -90,10 +93,10 @@ class LongcatAttention(DeepseekV2AttentionMLA):
         return self._attend(state[0].query, state[0].forward_batch)
 
     def _prologue(self, positions: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
-        """Stores the KV rows; returns the queries."""
+        """Store the KV rows and return the queries."""
         rope = self.rotary_emb
         angles = {"positions": positions, "cos_sin": rope.cos_sin_cache, "neox": rope.is_neox_style}
-        fused = accepts_pair(self.q_b_proj) and env.takes_ours("fp8_query")
+        fused = accepts_pair(self.q_b_proj) and is_enabled("fp8_query")
         store: Callable[..., torch.Tensor | Pair] = (
             norm_quantise_and_store if fused else norm_and_store
         )
@@ -109,7 +112,7 @@ class LongcatAttention(DeepseekV2AttentionMLA):
         return absorb_query(self.q_b_proj_forward(q_lora), self.w_kc, **angles)
 
     def _attend(self, query: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
-        if uses_split(self, query, forward_batch):
+        if use_mla_decode(self, query, forward_batch):
             values = self._attend_split(query, forward_batch)
         else:
             latent = self.attn_mqa(query, None, None, forward_batch, save_kv_cache=False)
@@ -132,56 +135,70 @@ class LongcatAttention(DeepseekV2AttentionMLA):
         )
 
 
-def uses_prologue(
+def use_mla_prologue(
     attention: LongcatAttention, positions: torch.Tensor, forward_batch: ForwardBatch
 ) -> bool:
-    """Whether this step of this layer takes our two launches.
-
-    Steps: decode and verification, which the backends attend to through the pool alone; a draft's
-    extend step may read the batch's keys (flashinfer, without a prefix), and a prefill is not bound
-    by launches. Values: bf16 on CUDA, w_kc dequantised, the pool unquantised and of SGLang's plain
-    class, whose layer buffers are [slots, 1, rank + rope]. Deterministic inference wants its own
-    norms. A slot a token: data-parallel padding may leave less. LoRA is refused at start.
-    """
-    mode, pool = forward_batch.forward_mode, get_token_to_kv_pool()
+    """Whether this step of this layer runs our two launches. LoRA is refused at start."""
     return (
-        (mode.is_decode() or mode.is_target_verify())
-        and attention.current_attention_backend in BACKENDS
-        and positions.is_cuda
-        and attention.rotary_emb is not None
-        and attention.dcp_size == 1
-        and not attention.use_deep_gemm_bmm
-        and attention.w_kc.dtype == attention.w_vc.dtype == torch.bfloat16
-        and type(pool) is MLATokenToKVPool
-        and pool.dtype == pool.store_dtype == torch.bfloat16
-        and positions.shape == forward_batch.out_cache_loc.shape
-        and not get_exec().deterministic.enable_deterministic_inference
-        and env.takes_ours("mla_prologue")
+        _step_suits_prologue(attention, positions, forward_batch)
+        and _weights_suit_prologue(attention)
+        and _pool_suits_prologue()
+        and is_enabled("mla_prologue")
     )
 
 
-def uses_split(
+def _step_suits_prologue(
+    attention: LongcatAttention, positions: torch.Tensor, forward_batch: ForwardBatch
+) -> bool:
+    """A decode or verify step on a GPU, to which the backend attends through the pool alone. A
+    draft's extend step may read the batch's own keys (flashinfer, without a prefix), and a prefill
+    is not bound by launches. Each token has a slot; data-parallel padding may leave fewer slots."""
+    return (
+        is_decode_or_verify(forward_batch)
+        and attention.current_attention_backend in BACKENDS
+        and positions.is_cuda
+        and positions.shape == forward_batch.out_cache_loc.shape
+    )
+
+
+def _weights_suit_prologue(attention: LongcatAttention) -> bool:
+    """Rotary positions, no context parallelism, and bf16 products: w_kc, w_vc are dequantised."""
+    return (
+        attention.rotary_emb is not None
+        and attention.dcp_size == 1
+        and not attention.use_deep_gemm_bmm
+        and attention.w_kc.dtype == attention.w_vc.dtype == torch.bfloat16
+    )
+
+
+def _pool_suits_prologue() -> bool:
+    """SGLang's plain bf16 pool, whose layer buffers are [slots, 1, rank + rope]."""
+    pool = get_token_to_kv_pool()
+    return type(pool) is MLATokenToKVPool and pool.dtype == pool.store_dtype == torch.bfloat16
+
+
+def use_mla_decode(
     attention: LongcatAttention, query: torch.Tensor, forward_batch: ForwardBatch
 ) -> bool:
-    """Whether a step with our prologue attends with our kernel (LONGCAT_SPLIT_ATTENTION), which
-    takes a request's keys in the order of the request's page table, as many as its position says.
-    In a draft step the two can differ, and only its backend knows.
+    """Whether a step with our prologue also attends with our kernel (LONGCAT_SPLIT_ATTENTION).
 
-    One H200, us with w_vc, ours and flashinfer's with the product: 8.6 and 20.7, 10.6 and 22.9,
-    17.3 and 34.8, 22.5 and 52.6, 51.1 and 81.5 at batch 1 with 1K, 4K, 16K, 32K and 128K cached
-    tokens; 13.1 and 22.8, 17.9 and 24.4, 28.5 and 28.0, 38.7 and 36.7 at batch 2, 4, 8 and 16 with
-    4K. fa3 takes 5 more than flashinfer, so that an engine's step at batch 8 takes 5.92 ms instead
-    of 6.04. A window of 4 tokens at 4K takes 16.3 and 23.7. On other GPUs it has not been timed.
+    The kernel reads a request's keys in the order of its page table, as many as its position says.
+    In a draft step the two can differ, and only the step's backend knows.
     """
-    mode, tokens = forward_batch.forward_mode, query.shape[0]
-    if attention.drafts or not (mode.is_decode() or mode.is_target_verify()):
+    if attention.drafts or not is_decode_or_verify(forward_batch):
         return False
     if not (
-        fits(attention.kv_lora_rank, attention.qk_rope_head_dim) and env.takes_ours("mla_decode")
+        supports(attention.kv_lora_rank, attention.qk_rope_head_dim) and is_enabled("mla_decode")
     ):
         return False
+    tokens = query.shape[0]
     if (most := env.split_attention()) is not None:
         return tokens <= most
+    # One H200, us with w_vc, ours against flashinfer's with the product. Batch 1 with 1K, 4K, 16K,
+    # 32K and 128K cached tokens: 8.6 and 20.7, 10.6 and 22.9, 17.3 and 34.8, 22.5 and 52.6, 51.1
+    # and 81.5. Batch 2, 4, 8 and 16 with 4K: 13.1 and 22.8, 17.9 and 24.4, 28.5 and 28.0, 38.7 and
+    # 36.7. fa3 takes 5 more than flashinfer, so an engine's step at batch 8 takes 5.92 ms instead
+    # of 6.04. A window of 4 tokens at 4K takes 16.3 and 23.7. It has not been timed on other GPUs.
     requests = max(1, forward_batch.req_pool_indices.shape[0])
-    worth = pays(requests, tokens // requests, process_model_config().context_len)
-    return worth and is_hopper(query)
+    faster = is_faster(requests, tokens // requests, process_model_config().context_len)
+    return faster and is_hopper(query)

@@ -4,13 +4,14 @@
     h = h + mlp_0(norm(h));          h = h + attention_1(norm(h))
     y = h + mlp_1(norm(h)) + m
 
-Owns the order, and which norm feeds which layer; how rows move and sums are taken between stages is
-SGLang's (`layer_boundary`), what runs beside what `branch`'s.
+Owns the order of the parts, which norm feeds which layer, and how a layer ends. SGLang's layer
+boundaries move rows and sum over ranks between the stages; `branches` decides what runs at the same
+time.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from sglang.srt.layers.layer_boundary import append_stages, declare_attn, declare_ffn
@@ -20,13 +21,18 @@ from torch import nn
 
 from sglang_longcat import env
 from sglang_longcat.layers.attention import LongcatAttention
-from sglang_longcat.layers.branches import beside
-from sglang_longcat.layers.deferred_sum import leave, leaves_sum, must_be_paid, still_owed
-from sglang_longcat.layers.fp8_inputs import prefer_pairs
-from sglang_longcat.layers.linear import LongcatMLP, prefer_kernels
-from sglang_longcat.layers.moe import LongcatMoE, Mixture, slots_of
+from sglang_longcat.layers.branches import run_branches
+from sglang_longcat.layers.deferred_sum import (
+    assert_consumed,
+    assert_deferred,
+    defer,
+    use_deferred_sum,
+)
+from sglang_longcat.layers.fp8_inputs import install_pair_method
+from sglang_longcat.layers.linear import LongcatMLP, install_small_linear
+from sglang_longcat.layers.moe import LongcatMoE, Mixture, kv_slots
 from sglang_longcat.layers.norm import StageNorm
-from sglang_longcat.layers.sum_groups import adds_once, sums_together
+from sglang_longcat.layers.sum_groups import is_adding_rank, share_one_sum
 
 if TYPE_CHECKING:
     from sglang.srt.configs import LongcatFlashConfig
@@ -40,24 +46,25 @@ if TYPE_CHECKING:
 
 def mla_attention(
     config: LongcatFlashConfig,
-    sizes: LongcatConfig,
+    lite: LongcatConfig,
     quant_config: QuantizationConfig | None,
     index: int,
     prefix: str,
 ) -> LongcatAttention:
-    """MLA of `sizes`, as the KV pool's layer `index`; config: for SGLang's class."""
+    """MLA with the sizes of `lite`, as layer `index` of the KV pool. SGLang's class also needs its
+    own `config`."""
     attention = LongcatAttention(
         config=config,
-        hidden_size=sizes.hidden_size,
-        num_heads=sizes.num_attention_heads,
-        qk_nope_head_dim=sizes.qk_nope_head_dim,
-        qk_rope_head_dim=sizes.qk_rope_head_dim,
-        v_head_dim=sizes.v_head_dim,
-        q_lora_rank=sizes.q_lora_rank,
-        kv_lora_rank=sizes.kv_lora_rank,
-        rope_theta=sizes.rope_theta,
-        rope_scaling=dict(sizes.rope_scaling) if sizes.rope_scaling else None,
-        max_position_embeddings=sizes.max_position_embeddings,
+        hidden_size=lite.hidden_size,
+        num_heads=lite.num_attention_heads,
+        qk_nope_head_dim=lite.qk_nope_head_dim,
+        qk_rope_head_dim=lite.qk_rope_head_dim,
+        v_head_dim=lite.v_head_dim,
+        q_lora_rank=lite.q_lora_rank,
+        kv_lora_rank=lite.kv_lora_rank,
+        rope_theta=lite.rope_theta,
+        rope_scaling=dict(lite.rope_scaling) if lite.rope_scaling else None,
+        max_position_embeddings=lite.max_position_embeddings,
         quant_config=quant_config,
         layer_id=index,
         reduce_results=False,
@@ -65,13 +72,13 @@ def mla_attention(
         alt_stream=get_stream("alt"),
     )
     latents = attention.fused_qkv_a_proj_with_mqa
-    prefer_kernels(latents, attention.q_b_proj, attention.o_proj)
-    prefer_pairs(latents, attention.q_b_proj)
+    install_small_linear(latents, attention.q_b_proj, attention.o_proj)
+    install_pair_method(latents, attention.q_b_proj)
     return attention
 
 
 class _AttentionList(nn.ModuleList):
-    """SGLang's prefill graph looks for `self_attn.attn` in each layer, and takes a list of them."""
+    """SGLang's prefill graph looks for `self_attn.attn` in each layer. It accepts a list."""
 
     @property
     def attn(self) -> nn.ModuleList:
@@ -79,12 +86,13 @@ class _AttentionList(nn.ModuleList):
 
 
 class LongcatDecoderLayer(nn.Module):
-    """Shortcut-connected MoE layer: two attentions and two dense MLPs beside one expert mixture."""
+    """Shortcut-connected MoE layer: two attentions and two dense MLPs beside one
+    expert mixture."""
 
     def __init__(
         self,
         config: LongcatFlashConfig,
-        sizes: LongcatConfig,
+        lite: LongcatConfig,
         layer_id: int,
         quant_config: QuantizationConfig | None,
         prefix: str,
@@ -98,7 +106,7 @@ class LongcatDecoderLayer(nn.Module):
         self.self_attn = attentions(
             mla_attention(
                 config,
-                sizes,
+                lite,
                 attention_quant,
                 layer_id * 2 + i,
                 add_prefix(f"self_attn.{i}", prefix),
@@ -129,7 +137,7 @@ class LongcatDecoderLayer(nn.Module):
         self._declare_stages()
 
     def _feed_norms(self) -> None:
-        """Tell the norms who reads them; the router reads bf16."""
+        """Tell each norm which layers read its result. The router is left out: it reads bf16."""
         consumers: tuple[tuple[Any, ...], ...] = (
             *((attention.fused_qkv_a_proj_with_mqa,) for attention in self.self_attn),
             (self.mlps[0].gate_up_proj, self.mlp.experts),
@@ -166,7 +174,7 @@ class LongcatDecoderLayer(nn.Module):
     ) -> tuple[torch.Tensor, None]:
         def attend(index: int, boundary: StageBoundary, hidden: torch.Tensor) -> torch.Tensor:
             read, hidden = hidden, boundary.prepare(hidden, forward_batch)
-            must_be_paid(read)
+            assert_consumed(read)
             if hidden.shape[0]:
                 hidden = self.self_attn[index](
                     positions=positions,
@@ -176,7 +184,7 @@ class LongcatDecoderLayer(nn.Module):
                 )
             return boundary.finish(hidden, forward_batch)
 
-        def dense(hidden: torch.Tensor) -> torch.Tensor:
+        def dense_branch(hidden: torch.Tensor) -> torch.Tensor:
             hidden = self.first_ffn_boundary.branch_input(self.moe_boundary, hidden, forward_batch)
             hidden = self.first_ffn_boundary.finish(self.mlps[0](hidden), forward_batch)
             hidden = attend(1, self.second_attn_boundary, hidden)
@@ -185,23 +193,40 @@ class LongcatDecoderLayer(nn.Module):
 
         x = attend(0, self.attn_boundary, hidden_states)
         x = self.moe_boundary.prepare(x, forward_batch)
-        adds_identity = adds_once(self.moe_boundary, forward_batch)
-        mixture, hidden_states = beside(
+        adds_identity = is_adding_rank(self.moe_boundary, forward_batch)
+        mixture, dense = run_branches(
             x,
-            urgent=lambda: self.mlp.route(x, slots_of(x, forward_batch)),
-            wide=lambda routing: cast(Mixture, self.mlp(x, routing, adds_identity)),
-            chain=lambda: dense(x),
+            router=lambda: self.mlp.route(x, kv_slots(x, forward_batch)),
+            experts=lambda routing: cast(Mixture, self.mlp(x, routing, adds_identity)),
+            dense=lambda: dense_branch(x),
         )
-        together = sums_together(self.moe_boundary, self.second_ffn_boundary, forward_batch)
-        left = together and leaves_sum(mixture, forward_batch)
-        if together:
-            hidden_states = (leave if left else Mixture.sum)(mixture, hidden_states)
-        hidden_states = self.second_ffn_boundary.finish(hidden_states, forward_batch)
-        if left:
-            still_owed(hidden_states)
-        if not together:
-            contribution = self.moe_boundary.branch_output(mixture.sum(), forward_batch)
-            hidden_states = self.moe_boundary.merge_branch(
-                contribution, hidden_states, self.second_ffn_boundary, forward_batch
-            )
-        return hidden_states, None
+        ends = LayerEnds(self.moe_boundary, self.second_ffn_boundary)
+        return finish_layer(mixture, dense, ends, forward_batch), None
+
+
+class LayerEnds(NamedTuple):
+    """The boundaries behind the two branches."""
+
+    mixture: StageBoundary
+    dense: StageBoundary
+
+
+def finish_layer(
+    mixture: Mixture, dense: torch.Tensor, boundaries: LayerEnds, forward_batch: ForwardBatch
+) -> Any:
+    """The layer's output: what the next stage reads, by the cheapest of three ways."""
+    if not share_one_sum(*boundaries, forward_batch):
+        # Separate sums. The branches have other rows or other ranks to sum over (attention DP, or
+        # experts over a part of the ranks), so each is summed by itself.
+        hidden = boundaries.dense.finish(dense, forward_batch)
+        contribution = boundaries.mixture.branch_output(mixture.sum(), forward_batch)
+        return boundaries.mixture.merge_branch(
+            contribution, hidden, boundaries.dense, forward_batch
+        )
+    if use_deferred_sum(mixture, forward_batch):
+        # Deferred sum. The next norm adds the mixture, which is one kernel less a layer.
+        hidden = boundaries.dense.finish(defer(mixture, dense), forward_batch)
+        assert_deferred(hidden)
+        return hidden
+    # Joint sum. The branches are added first, which is one all-reduce less a layer.
+    return boundaries.dense.finish(mixture.sum(dense), forward_batch)

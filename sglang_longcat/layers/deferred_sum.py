@@ -1,11 +1,12 @@
-"""The sum that ends a layer, left to the norm that reads it: a kernel less a layer in decode steps.
+"""The sum that ends a layer, deferred to the norm that reads it: one kernel less a layer.
 
     residual' = residual + dense + experts + identity;    y = norm(residual')
 
-The dense branch's tensor carries its mixture, as an attribute, through SGLang's layer boundaries to
-the next norm of ours. A tensor that lost it would lose the experts, so both ends check:
-`still_owed` behind the boundary that hands on, `must_be_paid` behind the one that reads. Owns which
-steps do so; the sum itself is `longcat_kernels.expert_finalize`'s.
+The dense branch's tensor carries the layer's mixture as an attribute, through SGLang's layer
+boundaries, to the next norm of ours. A tensor that lost the attribute would lose the experts, so
+both ends check: `assert_deferred` behind the boundary that hands the tensor on, `assert_consumed`
+behind the boundary that reads it. Owns which steps defer, and the attribute; the sum itself is in
+`longcat_kernels.expert_sum`.
 """
 
 from __future__ import annotations
@@ -14,20 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.layers.layernorm import RMSNorm
-from sglang.srt.runtime_context import get_exec, get_parallel
+from sglang.srt.runtime_context import get_parallel
 
-from longcat_kernels.expert_finalize import finalize_norm
-from sglang_longcat import env
+from longcat_kernels.expert_sum import finalize_norm
+from sglang_longcat.layers.operations import is_enabled
+from sglang_longcat.layers.step import is_decode_or_verify
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
     from sglang_longcat.layers.moe import Mixture
 
-_OWED = "longcat_owed_mixture"
+_DEFERRED = "longcat_deferred_mixture"
 
 
-class OwedNorm(RMSNorm):
+class DeferredSumNorm(RMSNorm):
     """SGLang's RMSNorm, which first adds the mixture that its input may carry."""
 
     def forward(
@@ -37,7 +39,7 @@ class OwedNorm(RMSNorm):
         if mixture is None:
             return super().forward(x, residual, *rest, **options)
         plain = all(value is None for value in (*rest, *options.values()))
-        if residual is None or not plain or not self.adds_mixtures():
+        if residual is None or not plain or not self.can_add_deferred():
             return super().forward(mixture.sum(x), residual, *rest, **options)
         normed = finalize_norm(
             mixture.experts,
@@ -51,34 +53,32 @@ class OwedNorm(RMSNorm):
         )
         return normed, residual
 
-    def adds_mixtures(self) -> bool:
-        """Whether the kernel's y is all that this norm is for."""
+    def can_add_deferred(self) -> bool:
+        """Whether one kernel may add the mixture and norm. It returns y and nothing else."""
         return True
 
 
-def leaves_sum(mixture: Mixture, forward_batch: ForwardBatch) -> bool:
-    """Whether this step may leave it: decode and verification, a mixture that `finalize` would add
-    up anyway, and no ranks to sum over in between. Deterministic inference wants its own norms."""
-    mode = forward_batch.forward_mode
+def use_deferred_sum(mixture: Mixture, forward_batch: ForwardBatch) -> bool:
+    """Whether this step defers: it decodes or verifies, `finalize` would add the mixture up, and no
+    sum over ranks stands between the layer and the norm."""
     return (
-        (mode.is_decode() or mode.is_target_verify())
+        is_decode_or_verify(forward_batch)
         and mixture.experts.dim() == 3
         and get_parallel().tp_size == 1
-        and not get_exec().deterministic.enable_deterministic_inference
         and not torch.compiler.is_compiling()
-        and env.takes_ours("finalize_norm")
+        and is_enabled("finalize_norm")
     )
 
 
-def leave(mixture: Mixture, dense: torch.Tensor) -> torch.Tensor:
-    """`dense`, which owes its reader the mixture."""
-    setattr(dense, _OWED, mixture)
+def defer(mixture: Mixture, dense: torch.Tensor) -> torch.Tensor:
+    """`dense`, which carries the mixture to its reader."""
+    setattr(dense, _DEFERRED, mixture)
     return dense
 
 
-def still_owed(handed_on: Any) -> None:
-    """RuntimeError if a layer boundary made another tensor of what `leave` returned."""
-    if not hasattr(handed_on, _OWED):
+def assert_deferred(handed_on: Any) -> None:
+    """RuntimeError if a layer boundary made another tensor of what `defer` returned."""
+    if not hasattr(handed_on, _DEFERRED):
         raise RuntimeError(
             "A layer boundary of SGLang lost the expert outputs that its tensor carries; expected "
             "the tensor itself. Set LONGCAT_SGLANG_OPS=finalize_norm, and report this with your "
@@ -86,9 +86,9 @@ def still_owed(handed_on: Any) -> None:
         )
 
 
-def must_be_paid(read: Any) -> None:
-    """RuntimeError if a stage read its input past our norms."""
-    if hasattr(read, _OWED):
+def assert_consumed(read: Any) -> None:
+    """RuntimeError if a stage read its input without one of our norms."""
+    if hasattr(read, _DEFERRED):
         raise RuntimeError(
             "A stage read its input without the expert outputs that it carries; expected one of "
             "our norms to add them. Set LONGCAT_SGLANG_OPS=finalize_norm, and report this with "
@@ -97,7 +97,7 @@ def must_be_paid(read: Any) -> None:
 
 
 def _take(x: torch.Tensor) -> Mixture | None:
-    mixture: Mixture | None = getattr(x, _OWED, None)
+    mixture: Mixture | None = getattr(x, _DEFERRED, None)
     if mixture is not None:
-        delattr(x, _OWED)
+        delattr(x, _DEFERRED)
     return mixture

@@ -1,11 +1,14 @@
-"""Block-FP8 layers whose input arrives quantised, from the kernel that produced it.
+"""Block-FP8 layers whose input arrives already quantised, by the kernel that produced it.
 
-SGLang quantises a layer's input, per token and group of 128, in a launch before each GEMM. Library
-kernels do it in passing: flashinfer's residual add + RMSNorm, and SGLang's SwiGLU + quantisation,
-which it uses itself on Blackwell only. A pair travels with its activation, as an attribute of the
-bf16 tensor, through SGLang's layer boundaries: whoever cannot use it, and the router, read the
-tensor; a boundary that moves rows makes another tensor, without a pair, and the GEMM quantises as
-before. Owns which layers and steps do so; weights, GEMMs and their choice are SGLang's.
+SGLang quantises a layer's input, per token and group of 128, in a launch before each GEMM. Two
+library kernels can do it while they produce the input: flashinfer's residual add + RMSNorm, and
+SGLang's SwiGLU + quantisation, which SGLang itself uses on Blackwell only.
+
+The quantised values and their scales (a pair) travel with the activation, as an attribute of the
+bf16 tensor, through SGLang's layer boundaries. The router, and every layer that cannot use the
+pair, read the tensor. A boundary that moves rows makes another tensor, which has no pair; the GEMM
+then quantises as before. Owns which layers and steps do so. Weights, GEMMs and their choice are
+SGLang's.
 """
 
 from __future__ import annotations
@@ -19,40 +22,46 @@ from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.quantization.fp8 import Fp8LinearMethod, Fp8MoEMethod
 from sglang.srt.layers.quantization.fp8_utils import deepgemm_w8a8_block_fp8_linear_with_fallback
-from sglang.srt.runtime_context import get_exec, get_platform
+from sglang.srt.runtime_context import get_platform
 
-from longcat_kernels.fp8_inputs import GROUP, Pair, scale_rows, scales_of
-from sglang_longcat import env
+from longcat_kernels.fp8_layout import GROUP, Pair, scale_rows, scales_of
+from sglang_longcat.layers.operations import is_enabled
+from sglang_longcat.layers.step import is_deterministic
 
 _PAIR = "longcat_fp8_pair"
 _BLOCK = [128, 128]
-NORM_COLUMNS = 256  # flashinfer's norm: a warp of 8 elements a thread
-GEMM_ROWS = 64  # of a weight that SGLang gives to DeepGEMM, in multiples
+NORM_COLUMNS = 256  # flashinfer's norm takes multiples: a warp, 8 elements a thread
+GEMM_ROWS = 64  # SGLang gives weights with a multiple of so many rows to DeepGEMM
 
 
 class Fp8PairMethod(Fp8LinearMethod):
-    """SGLang's method, which takes the pair of an activation that has one."""
+    """SGLang's method, which uses the pair of an activation that carries one."""
 
     def apply(self, layer: Any, x: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
         return cast(torch.Tensor, super().apply(layer, pair_of(x) or x, bias))
 
 
 class Fp8Norm(RMSNorm):
-    """x + residual, normed, with a pair where a layer that it feeds takes one."""
+    """norm(x + residual), with a pair where a layer that reads the result takes one."""
 
     feeds_fp8 = False
 
     def feed(self, *consumers: torch.nn.Module) -> None:
-        """The layers that read the result, and nothing else does but in bf16. Call it when their
-        methods are final."""
-        fits = self.hidden_size % NORM_COLUMNS == 0
-        self.feeds_fp8 = fits and any(map(accepts_pair, consumers))
+        """Name the layers that read the result; any other reader reads bf16. Call it when the
+        layers' methods are final."""
+        width_fits = self.hidden_size % NORM_COLUMNS == 0
+        self.feeds_fp8 = width_fits and any(map(accepts_pair, consumers))
 
     def forward(
         self, x: torch.Tensor, residual: torch.Tensor | None = None, *rest: Any, **options: Any
     ) -> Any:
         extra = any(value is not None for value in (*rest, *options.values()))
-        if residual is None or extra or not self.feeds_fp8 or not quantises("fp8_norm", x):
+        if (
+            residual is None
+            or extra
+            or not self.feeds_fp8
+            or not use_fused_quantisation("fp8_norm", x)
+        ):
             return super().forward(x, residual, *rest, **options)
         normed, pair = add_norm_quantise(x, residual, self.weight.data, self.variance_epsilon)
         setattr(normed, _PAIR, pair)
@@ -60,14 +69,14 @@ class Fp8Norm(RMSNorm):
 
 
 def pair_of(x: Any) -> Pair | None:
-    """What came with an activation. None: nothing did."""
+    """The pair that an activation carries; None without one."""
     return getattr(x, _PAIR, None)
 
 
-def prefer_pairs(*layers: torch.nn.Module | None) -> None:
-    """Let block-FP8 layers take pairs; their weights have to be created already, because SGLang
-    chooses how to load them by the method's name. Deterministic inference keeps its own norms."""
-    if get_exec().deterministic.enable_deterministic_inference:
+def install_pair_method(*layers: torch.nn.Module | None) -> None:
+    """Let block-FP8 layers take pairs. Call it after the weights were created: SGLang chooses how
+    to load them by the name of the layer's method."""
+    if is_deterministic():
         return
     for layer in layers:
         method: Any = getattr(layer, "quant_method", None)
@@ -76,22 +85,23 @@ def prefer_pairs(*layers: torch.nn.Module | None) -> None:
 
 
 def accepts_pair(layer: torch.nn.Module) -> bool:
-    """A linear layer given to `prefer_pairs`, or block-FP8 experts on SGLang's Triton runner."""
+    """True for a linear layer with our pair method, and for block-FP8 experts on SGLang's Triton
+    runner."""
     if isinstance(layer, FusedMoE):
         return _experts_accept_pair(layer)
     return isinstance(getattr(layer, "quant_method", None), Fp8PairMethod)
 
 
-def quantises(op: str, x: torch.Tensor) -> bool:
-    """Whether this call's producer quantises, its consumers accepting pairs."""
+def use_fused_quantisation(op: str, x: torch.Tensor) -> bool:
+    """Whether the producer of this call quantises, given that its consumers accept pairs."""
     rows = x.ndim == 2 and x.shape[0] > 0 and x.stride(1) == 1
-    return rows and _is_served(x) and not torch.compiler.is_compiling() and env.takes_ours(op)
+    return rows and _is_gpu_bf16(x) and not torch.compiler.is_compiling() and is_enabled(op)
 
 
 def add_norm_quantise(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, Pair]:
-    """residual += x, in place; returns its norm, and that quantised."""
+    """residual += x, in place. Returns norm(residual) in x.dtype, and the same quantised."""
     tokens, width = x.shape
     normed, q = torch.empty_like(x), torch.empty_like(x, dtype=torch.float8_e4m3fn)
     rows = scale_rows(tokens, width, x.device)
@@ -111,14 +121,15 @@ def swiglu_quantise(gate_up: torch.Tensor) -> Pair:
     return cast(Pair, pair)
 
 
-def _is_served(x: torch.Tensor) -> bool:
-    """What DeepGEMM returns, and so what its neighbours have to be given."""
+def _is_gpu_bf16(x: torch.Tensor) -> bool:
+    """DeepGEMM returns bf16, so the layers around it read bf16."""
     return x.is_cuda and x.dtype == torch.bfloat16
 
 
 def _multiplies_pairs(layer: Any) -> bool:
-    """DeepGEMM with fp32 scales, as SGLang chooses it on Hopper for 128 x 128 blocks. Not for
-    power-of-two scales (`scale_fmt` ue8m0, Blackwell), whose activations are rounded otherwise."""
+    """True for DeepGEMM with fp32 scales, as SGLang chooses it on Hopper for 128 x 128 blocks.
+    False for power-of-two scales (`scale_fmt` ue8m0, Blackwell): they round activations in another
+    way."""
     method, (rows, columns) = layer.quant_method, layer.weight.shape
     return (
         get_platform().is_sm90
@@ -131,7 +142,8 @@ def _multiplies_pairs(layer: Any) -> bool:
 
 
 def _experts_accept_pair(experts: Any) -> bool:
-    """What SGLang's own quantise-once (DeepSeek's shared experts) asks of the routed ones."""
+    """The conditions under which SGLang itself quantises once for DeepSeek's shared and routed
+    experts."""
     method, backend = experts.quant_method, experts.runner_backend
     return (
         type(method) is Fp8MoEMethod
@@ -142,5 +154,5 @@ def _experts_accept_pair(experts: Any) -> bool:
         and backend.is_triton()
         and getattr(experts, "w13_input_scale", None) is None
         and not experts.moe_runner_config.apply_router_weight_on_input
-        and not get_exec().deterministic.enable_deterministic_inference
+        and not is_deterministic()
     )

@@ -1,5 +1,7 @@
-"""The zeroed cells that SGLang's MLA takes for an FP8 batched product, made when the first is asked
-for. bf16 layers ask for none, and filling them is a launch of each step. Owns when, not what for.
+"""SGLang's allocator of zeroed cells, filled only when a layer asks for the first one.
+
+SGLang's MLA takes such cells for its FP8 batched product. bf16 layers ask for none, and filling
+them is one launch in each step. Owns when the cells are made, not what they are for.
 """
 
 from __future__ import annotations
@@ -8,8 +10,8 @@ import torch
 from sglang.srt.utils import BumpAllocator
 
 
-class LateZeros(BumpAllocator):
-    """SGLang's allocator of a forward: `cells` of fp32, each given out once."""
+class LazyZeroAllocator(BumpAllocator):
+    """The allocator of one forward: `cells` of fp32, each given out once."""
 
     def __init__(self, cells: int, device: torch.device) -> None:
         self.cells, self.device = cells, device

@@ -3,10 +3,10 @@
     y = scale * (sum_{e routed} p_e E_e(x) + (sum_{e identity} p_e) x)
 
 Both parts carry routed_scaling_factor. Identity slots get expert id -1, which the grouped GEMM
-skips, and so do the slots of rows that fill up a CUDA graph's batch: their tokens are old ones, and
-each would have the weights of some eight more experts read. The identity part is added before the
-output's all-reduce, by one rank of those that are summed. Owns routing, with the ids of this rank's
-experts, and the identity part; weights, expert GEMM and which rank holds which experts are
+skips. So do the slots of rows that fill up a CUDA graph's batch: such a row holds an old token, for
+which the GEMM would read the weights of some eight more experts. The identity part is added before
+the output's all-reduce, by one of the ranks that are summed. Owns routing, with the ids of this
+rank's experts, and the identity part. Weights, expert GEMM, and which rank holds which experts are
 SGLang's.
 """
 
@@ -19,35 +19,34 @@ import torch
 from sglang.srt.layers.dp_attention import is_dp_attention_enabled
 from sglang.srt.layers.moe.topk import StandardTopKOutput
 from sglang.srt.models.longcat_flash import LongcatFlashMoE
-from sglang.srt.runtime_context import get_exec
 
-from longcat_kernels.expert_finalize import finalize
-from longcat_kernels.identity_experts import add_identity_
-from longcat_kernels.moe_router import Options, Routing, fuses, route, route_tokens
-from sglang_longcat import env
+from longcat_kernels.expert_sum import add_identity_, finalize
+from longcat_kernels.moe_router import Options, Routing, route, route_tokens, supports
 from sglang_longcat.layers.fp8_inputs import accepts_pair, pair_of
+from sglang_longcat.layers.operations import is_enabled
 
 if TYPE_CHECKING:
     from sglang.srt.configs import LongcatFlashConfig
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
-# At most this many tokens get their expert outputs, identity part and rounding in one kernel, which
-# saves a launch and a pass over x and the result: decode steps. A prefill's [T, top_k, hidden]
-# would have to be held twice, 600 MB each at 8,192 tokens.
-FINALIZED_TOKENS = 256
+# Up to so many tokens (decode steps) one kernel adds expert outputs and identity part and rounds:
+# one launch and one pass over x and the result less. A prefill would have to hold its
+# [T, top_k, hidden] twice, 600 MB each at 8,192 tokens.
+MAX_FINALIZE_TOKENS = 256
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """An expert mixture before its last sum, which can take another term along."""
+    """An expert mixture before its last sum, which can add another term."""
 
     experts: torch.Tensor  # [T, top_k, hidden], router weights included, or their sum [T, hidden]
     expert_ids: torch.Tensor  # [T, top_k]; -1: not computed
-    x: torch.Tensor | None  # None on ranks that leave the identity part to another
+    x: torch.Tensor | None  # None on ranks where another rank adds the identity part
     identity_weight: torch.Tensor | None
 
     def sum(self, addend: torch.Tensor | None = None) -> torch.Tensor:
-        """[T, hidden], with `addend` of that shape where one is given. Once a mixture."""
+        """[T, hidden], plus `addend` of that shape if there is one. Call it once: it may change
+        `experts` in place."""
         if self.experts.dim() == 3:
             return finalize(self.experts, self.expert_ids, self.x, self.identity_weight, addend)
         if self.x is not None and self.identity_weight is not None:
@@ -55,35 +54,36 @@ class Mixture:
         return self.experts if addend is None else self.experts.add_(addend)
 
 
-def slots_of(rows: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor | None:
-    """KV slot of each row, by which the router knows padding; None where ranks have moved rows, as
-    attention DP does: whose they are is not known here, and SGLang masks some of them itself."""
+def kv_slots(rows: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor | None:
+    """KV slot of each row, by which the router knows padding. None where ranks have exchanged rows
+    (attention DP): the slots of other ranks' rows are not known here, and SGLang masks padding of
+    its own."""
     slots: torch.Tensor = forward_batch.out_cache_loc
     moved = is_dp_attention_enabled() or len(slots) != len(rows)
     return None if moved else slots
 
 
 class LongcatMoE(LongcatFlashMoE):
-    """`forward(x [T, hidden], route(x), adds_identity) -> Mixture`; x is left as it is."""
+    """`forward(x [T, hidden], route(x), adds_identity) -> Mixture`; x is not changed."""
 
     def __init__(self, config: LongcatFlashConfig, **options: Any) -> None:
         super().__init__(config=config, **options)
         runner = self.experts.moe_runner_config
-        # The grouped GEMM drops slots with id -1 only where it expects experts of other ranks,
-        # which it takes from these two counts differing: 256 local experts of 384 that a token may
-        # choose.
+        # The grouped GEMM skips slots with id -1 only if it expects experts of other ranks. It
+        # expects them where two counts differ: 256 local experts of 384 that a token may choose.
         runner.num_experts = self.num_experts + self.zero_expert_num
-        # The dense branch reads the same input, so no copy of it is spent on an in-place result.
+        # The dense branch reads the same input, so the result must not be written over it.
         runner.inplace = False
-        # For `_finalizes`: the second GEMM multiplies by the router's weights either way.
+        # For `_use_expert_finalize`: the second GEMM multiplies by the router's weights either way.
         runner.no_combine_keep_router_weight = True
         self.held = self._take_over_ids()
 
     def _take_over_ids(self) -> tuple[int, int]:
-        """(first, count) of the experts that `route` names: this rank's, so that the grouped GEMM
-        takes the ids as they are. SGLang's dispatcher would map them, in six launches that keep the
-        experts waiting for 14 us a layer (batch 1, four H200). It still does with attention DP,
-        where it also drops the rows of padding; and some runners want the model's own numbers."""
+        """(first, count) of the experts that `route` names: this rank's own, so that the grouped
+        GEMM takes the ids as they are. SGLang's dispatcher would map them in six launches, for
+        which the experts wait 14 us a layer (batch 1, four H200). With attention DP it still maps
+        them, because it also drops rows of padding there; and some runners want the model's own
+        expert numbers."""
         dispatcher = self.experts.dispatcher
         if dispatcher.skip_local_expert_mapping or is_dp_attention_enabled():
             return 0, self.num_experts
@@ -92,17 +92,15 @@ class LongcatMoE(LongcatFlashMoE):
         return dispatcher.moe_ep_rank * count, count
 
     def route(self, hidden_states: torch.Tensor, slots: torch.Tensor | None = None) -> Routing:
-        """slots: [T] of the KV pool, which show what is padding; see `moe_router.Options`."""
+        """slots: [T] KV slots, which show the rows of padding; see `moe_router.Options`."""
         classifier, bias = self.router.classifier, self.router.e_score_correction_bias
         options = Options(
             self.top_k, self.num_experts, self.routed_scaling_factor, self.held, slots
         )
-        # Ours has two kernels; deterministic inference wants one for all batches.
         if (
             classifier.bias is None
-            and fuses(hidden_states, classifier.weight)
-            and env.takes_ours("moe_router")
-            and not get_exec().deterministic.enable_deterministic_inference
+            and supports(hidden_states, classifier.weight)
+            and is_enabled("moe_router")
         ):
             return route_tokens(hidden_states, classifier.weight, bias, options)
         return route(self.router(hidden_states), bias, options)
@@ -110,10 +108,11 @@ class LongcatMoE(LongcatFlashMoE):
     def forward(
         self, hidden_states: torch.Tensor, routing: Routing, adds_identity: bool
     ) -> Mixture:
-        # In place of logits, which no runner reads here; SGLang's graph op insists on a tensor.
+        # The third argument stands in for logits, which no runner reads here; SGLang's graph op
+        # wants a tensor.
         chosen = StandardTopKOutput(routing.weights, routing.expert_ids, routing.weights)
         runner = self.experts.moe_runner_config
-        runner.no_combine = self._finalizes(hidden_states)
+        runner.no_combine = self._use_expert_finalize(hidden_states)
         pair = pair_of(hidden_states)
         takes = pair is not None and accepts_pair(self.experts)
         prepared = {"pre_quant_input": pair} if takes else {}
@@ -121,14 +120,14 @@ class LongcatMoE(LongcatFlashMoE):
         identity = (hidden_states, routing.identity_weight) if adds_identity else (None, None)
         return Mixture(output, routing.expert_ids, *identity)
 
-    def _finalizes(self, hidden_states: torch.Tensor) -> bool:
-        """Whether the expert GEMM leaves its sum over slots to us, [T, top_k, hidden]. The rows of
+    def _use_expert_finalize(self, hidden_states: torch.Tensor) -> bool:
+        """Whether the expert GEMM returns [T, top_k, hidden] and we sum over the slots. The rows of
         slots that this rank does not compute are zeros then."""
         backend = self.experts.runner_backend
         return (
             hidden_states.is_cuda
-            and hidden_states.shape[0] <= FINALIZED_TOKENS
+            and hidden_states.shape[0] <= MAX_FINALIZE_TOKENS
             and backend is not None
             and backend.is_triton()
-            and env.takes_ours("expert_finalize")
+            and is_enabled("expert_finalize")
         )

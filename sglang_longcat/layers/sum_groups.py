@@ -1,4 +1,8 @@
-"""What ranks add up: which of them adds a term that all hold, and which sums are one."""
+"""Which ranks sum a stage's output: who adds a term that all of them hold, and which sums are one.
+
+SGLang's layer boundaries name a group of ranks (`SumGroup`) for each stage's output. Owns these two
+questions about the groups; the sums are SGLang's.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,9 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
-def adds_once(boundary: StageBoundary, forward_batch: ForwardBatch) -> bool:
-    """True on one rank of the group that the boundary sums this stage's output over, or on every
-    rank where it is not summed."""
+def is_adding_rank(boundary: StageBoundary, forward_batch: ForwardBatch) -> bool:
+    """True on one rank of the group that sums this stage's output, or on every rank where nothing
+    is summed. That rank adds the identity part, which all ranks hold."""
     group, parallel = boundary.plan.path_for(forward_batch).output.group, get_parallel()
     if group is SumGroup.ATTN_TP:
         return parallel.attn_tp_rank == 0
@@ -28,12 +32,12 @@ def adds_once(boundary: StageBoundary, forward_batch: ForwardBatch) -> bool:
     raise NotImplementedError(f"expert output summed over {group}, which no configuration uses")
 
 
-def sums_together(
+def share_one_sum(
     mixture: StageBoundary, dense: StageBoundary, forward_batch: ForwardBatch
 ) -> bool:
-    """True where the outputs of two stages that end a layer lie on the same rows and are summed
-    over the same ranks, so that they can be added first: one all-reduce less a layer. Attention DP
-    moves the rows of the one and not of the other."""
+    """True where the two stages that end a layer have the same rows and the same ranks to sum over.
+    Their outputs can then be added first, which saves one all-reduce a layer. Attention DP moves
+    the rows of one stage and not of the other."""
     parallel = get_parallel()
     if is_dp_attention_enabled() or parallel.moe_ep_size * parallel.moe_tp_size != parallel.tp_size:
         return False

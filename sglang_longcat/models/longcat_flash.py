@@ -1,9 +1,9 @@
 """LongCat-Flash-Lite for SGLang: the model, top to bottom.
 
-Registered under the name that SGLang resolves for every LongCat-Flash config, so `__new__` hands
-any config that is not Lite to SGLang's own class. Attention over many tokens, norms, layer
-boundaries, expert GEMMs and logits are SGLang's; a layer is in `decoder_layer.py`, what it consists
-of in `layers/`, loading in `weights.py`.
+The class has the name that SGLang resolves for every LongCat-Flash config, so `__new__` hands any
+config that is not Lite to SGLang's own class. A layer is in `layers/decoder_layer.py`, its parts
+are beside it, loading is in `checkpoint/reader.py`. Attention over many tokens, norms, layer
+boundaries, expert GEMMs and logits are SGLang's.
 """
 
 from __future__ import annotations
@@ -25,17 +25,19 @@ from sglang.srt.utils import add_prefix
 from torch import nn
 
 from sglang_longcat import hooks, plugin
-from sglang_longcat.checkpoint.reader import CheckpointReader, DraftReader
+from sglang_longcat.checkpoint.reader import CheckpointReader
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.host.refused_flags import refuse_unsupported
 from sglang_longcat.layers.allreduce_norm import final_norm
 from sglang_longcat.layers.branches import prepare_streams
 from sglang_longcat.layers.decoder_layer import LongcatDecoderLayer
-from sglang_longcat.layers.deferred_sum import must_be_paid
-from sglang_longcat.layers.lazy_allocator import LateZeros
+from sglang_longcat.layers.deferred_sum import assert_consumed
+from sglang_longcat.layers.lazy_allocator import LazyZeroAllocator
 from sglang_longcat.layers.norm import FinalNorm
+from sglang_longcat.layers.operations import enabled_operations
 from sglang_longcat.ngram.embedding import NgramEmbedding
-from sglang_longcat.ngram.state import NgramModel
+from sglang_longcat.ngram.state import NgramStateMixin
+from sglang_longcat.speculation.draft_reader import DraftReader
 
 if TYPE_CHECKING:
     from sglang.srt.configs import LongcatFlashConfig
@@ -45,11 +47,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def _check_draft(sizes: LongcatConfig, path: str) -> None:
-    """Miss the draft's tensors before the target's 128 GB are read, not after."""
+def _check_draft(lite: LongcatConfig, path: str) -> None:
+    """Detect missing tensors of the draft before the target's 128 GB are read, not after."""
     args = get_server_args()
     if (args.speculative_algorithm or "").upper() in ("NEXTN", "EAGLE"):
-        DraftReader(sizes, args.speculative_draft_model_path or path).check_files()
+        DraftReader(lite, args.speculative_draft_model_path or path).check_files()
 
 
 class LongcatModel(upstream.LongcatFlashModel):
@@ -58,7 +60,7 @@ class LongcatModel(upstream.LongcatFlashModel):
     def __init__(
         self,
         config: LongcatFlashConfig,
-        sizes: LongcatConfig,
+        lite: LongcatConfig,
         quant_config: QuantizationConfig | None = None,
         prefix: str = "",
     ) -> None:
@@ -69,12 +71,12 @@ class LongcatModel(upstream.LongcatFlashModel):
         with layer_stack():
             self.layers = nn.ModuleList(
                 LongcatDecoderLayer(
-                    config, sizes, i, quant_config, add_prefix(f"layers.{i}", prefix)
+                    config, lite, i, quant_config, add_prefix(f"layers.{i}", prefix)
                 )
                 for i in range(config.num_hidden_layers)
             )
-        # After the layers: where the tables go depends on what these leave free.
-        self.embed_tokens = NgramEmbedding(sizes)
+        # After the layers, because the tables' place depends on the memory that these leave free.
+        self.embed_tokens = NgramEmbedding(lite)
         self.norm = FinalNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
@@ -84,21 +86,22 @@ class LongcatModel(upstream.LongcatFlashModel):
         forward_batch: ForwardBatch,
         input_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Not SGLang's, whose sums at both ends of the stack are launches of their own."""
+        """Replaces SGLang's forward, which sums over ranks at both ends of the stack in launches of
+        their own."""
         residual_batch.start(forward_batch)
         hidden = input_embeds
         if hidden is None:
             hidden = self.embed_tokens(input_ids, forward_batch)
-        zeros = LateZeros(2 * len(self.layers), positions.device)
+        zeros = LazyZeroAllocator(2 * len(self.layers), positions.device)
         for index, layer in enumerate(self.layers):
             with get_global_expert_distribution_recorder().with_current_layer(index):
                 hidden, _ = layer(positions, hidden, forward_batch, zeros)
         normed = final_norm(hidden, forward_batch, self.norm)
-        must_be_paid(hidden)
+        assert_consumed(hidden)
         return normed
 
 
-class LongcatFlashForCausalLM(NgramModel, upstream.LongcatFlashForCausalLM):
+class LongcatFlashForCausalLM(NgramStateMixin, upstream.LongcatFlashForCausalLM):
     """The class that SGLang instantiates; configs that are not Lite get SGLang's own."""
 
     def __new__(cls, config: LongcatFlashConfig, *args: Any, **kwargs: Any) -> Self:
@@ -115,15 +118,15 @@ class LongcatFlashForCausalLM(NgramModel, upstream.LongcatFlashForCausalLM):
     ) -> None:
         nn.Module.__init__(self)
         hooks.verify()
+        self.lite = LongcatConfig.from_dict(config.to_dict())
         if get_parallel().tp_rank == 0:
-            plugin.log_activation()
-        self.sizes = LongcatConfig.from_dict(config.to_dict())
+            plugin.log_activation(enabled_operations(self.lite))
         refuse_unsupported(get_server_args())
-        self.reader = CheckpointReader(self.sizes, config._name_or_path)
+        self.reader = CheckpointReader(self.lite, config._name_or_path)
         self.reader.check_files()
-        _check_draft(self.sizes, config._name_or_path)
-        # The MLA norm factors are applied while loading; SGLang's post_load_weights multiplies the
-        # parameters in place and would do so again on every weight update.
+        _check_draft(self.lite, config._name_or_path)
+        # The reader applies the MLA norm factors while loading. SGLang's post_load_weights would
+        # multiply the parameters in place, and again on every weight update.
         self.config = copy.copy(config)
         self.config.mla_scale_q_lora = self.config.mla_scale_kv_lora = False
         self.quant_config = quant_config
@@ -131,10 +134,10 @@ class LongcatFlashForCausalLM(NgramModel, upstream.LongcatFlashForCausalLM):
         self.packed_modules_mapping = {
             "fused_qkv_a_proj_with_mqa": ["q_a_proj", "kv_a_proj_with_mqa"]
         }
-        self.use_ngram_embedding = False  # for upstream's loader: the reader feeds our embedding
+        self.use_ngram_embedding = False  # SGLang's loader must not: the reader feeds our embedding
         self.capture_aux_hidden_states = False
         self.model = LongcatModel(
-            config, self.sizes, quant_config, prefix=add_prefix("model", prefix)
+            config, self.lite, quant_config, prefix=add_prefix("model", prefix)
         )
         self.lm_head = ParallelLMHead(
             config.vocab_size,
@@ -155,8 +158,9 @@ class LongcatFlashForCausalLM(NgramModel, upstream.LongcatFlashForCausalLM):
         self.embedding.tables.finish_load()
 
     def get_embed_and_head(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the draft shares. With --speculative-token-map SGLang then picks rows by token id,
-        so it gets the whole head; the draft keeps what it picked (`longcat_flash_nextn`)."""
+        """The word table and head that the draft shares. With --speculative-token-map SGLang picks
+        rows of the head by token id, so it needs the whole head here; the draft keeps the rows
+        that were picked (`longcat_flash_nextn`)."""
         parallel, head = get_parallel(), self.lm_head.weight
         if get_spec().speculative_token_map is not None and self.lm_head.tp_size > 1:
             by_dp = parallel.enable_dp_lm_head

@@ -3,10 +3,10 @@
     x = eh_proj([enorm(embedding of token t+1), hnorm(target's final-normed hidden t)])
     x += mla(input_norm(x));  x += mlp(post_norm(x));  hidden = norm(x)
 
-`hidden` goes to the target's lm_head, and into the next draft step. The embedding is a dense one
-(the checkpoint's own, or with LONGCAT_DRAFT_EMBEDDING=word the target's word table): a draft looks
-up no n-gram rows and has no N-gram cache. Registered under the name that SGLang gives every
-LongCat-Flash draft, so `__new__` hands configs that are not Lite to SGLang's own class.
+`hidden` goes to the target's lm_head, and into the next draft step. The embedding is dense: the
+checkpoint's own, or with LONGCAT_DRAFT_EMBEDDING=word the target's word table. So a draft looks up
+no n-gram rows and has no N-gram cache. The class has the name that SGLang gives every LongCat-Flash
+draft, so `__new__` hands configs that are not Lite to SGLang's own class.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from sglang.srt.runtime_context import get_parallel, get_spec, process_model_con
 from torch import nn
 
 from sglang_longcat import env
-from sglang_longcat.checkpoint.reader import DraftReader
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.layers.decoder_layer import mla_attention
-from sglang_longcat.layers.linear import LongcatMLP, prefer_kernels
+from sglang_longcat.layers.linear import LongcatMLP, install_small_linear
 from sglang_longcat.layers.norm import StageNorm
+from sglang_longcat.speculation.draft_reader import DraftReader
 
 if TYPE_CHECKING:
     from sglang.srt.configs import LongcatFlashConfig
     from sglang.srt.layers.quantization.base_config import QuantizationConfig
 
 logger = logging.getLogger(__name__)
-_LAYER = "model.mtp.layers.0"  # prefixes decide which modules a quantised checkpoint left alone
+_LAYER = "model.mtp.layers.0"  # by this prefix the config says which modules are not quantised
 
 
 class LongcatDraftLayer(upstream_nextn.LongcatFlashDenseDecoderLayer):
@@ -52,8 +52,8 @@ class LongcatDraftLayer(upstream_nextn.LongcatFlashDenseDecoderLayer):
 
     def __init__(self, config: LongcatFlashConfig, quant_config: QuantizationConfig | None) -> None:
         nn.Module.__init__(self)
-        sizes = LongcatConfig.from_dict(config.to_dict())
-        self.self_attn = mla_attention(config, sizes, quant_config, 0, f"{_LAYER}.self_attn")
+        lite = LongcatConfig.from_dict(config.to_dict())
+        self.self_attn = mla_attention(config, lite, quant_config, 0, f"{_LAYER}.self_attn")
         self.self_attn.drafts = True
         self.mlp = LongcatMLP(
             hidden_size=config.hidden_size,
@@ -92,7 +92,7 @@ class LongcatDraftModel(upstream_nextn.LongcatFlashModelNextN):
             quant_config=quant_config,
             prefix=f"{_LAYER}.eh_proj",
         )
-        prefer_kernels(self.eh_proj)
+        install_small_linear(self.eh_proj)
         with layer_stack():
             self.decoder = LongcatDraftLayer(config, quant_config)
 
@@ -110,10 +110,10 @@ class LongcatFlashForCausalLMNextN(upstream_nextn.LongcatFlashForCausalLMNextN):
         self, config: LongcatFlashConfig, quant_config: QuantizationConfig | None = None
     ) -> None:
         nn.Module.__init__(self)
-        config = _at_the_targets_positions(config)
+        config = _with_target_positions(config)
         self.reader = DraftReader(LongcatConfig.from_dict(config.to_dict()), config._name_or_path)
         self.reader.check_files()
-        # The MLA norm factors are applied while loading, as in the target.
+        # The reader applies the MLA norm factors while loading, as for the target.
         self.config = config
         self.config.mla_scale_q_lora = self.config.mla_scale_kv_lora = False
         unquantised = getattr(config, "disable_quant_module", None) or ()
@@ -126,11 +126,12 @@ class LongcatFlashForCausalLMNextN(upstream_nextn.LongcatFlashForCausalLMNextN):
             quant_config=quant_config,
             use_attn_tp_group=get_parallel().enable_dp_lm_head,
         )
-        # SGLang sizes the KV pool before it shares the head (and word table): 0.8 GB each.
-        _drop(self.lm_head)
+        # The draft gets the target's head (and word table) later. SGLang sizes the KV pool before
+        # that, and the draft's own copies would count 0.8 GB each.
+        _free(self.lm_head)
         if not self.own_embedding:
-            _drop(self.model.embed_tokens)
-        # The rows of --speculative-token-map are few, and whole on every rank.
+            _free(self.model.embed_tokens)
+        # With --speculative-token-map every rank has all rows of the (small) head.
         whole = get_spec().speculative_token_map is not None
         self.logits_processor = LogitsProcessor(config, skip_all_gather=whole)
 
@@ -143,8 +144,8 @@ class LongcatFlashForCausalLMNextN(upstream_nextn.LongcatFlashForCausalLMNextN):
             parameter.weight_loader(parameter, tensor)
 
     def set_embed_and_head(self, embed: torch.Tensor, head: torch.Tensor) -> None:
-        """Called once, with the target's word table and lm_head; with --speculative-token-map the
-        latter are copies of the rows that may be drafted."""
+        """Called once, with the target's word table and lm_head. With --speculative-token-map
+        `head` is a copy of the rows that may be drafted."""
         self.lm_head.weight = _parameter(head)
         if not self.own_embedding:
             self.model.embed_tokens.weight = _parameter(embed)
@@ -152,16 +153,17 @@ class LongcatFlashForCausalLMNextN(upstream_nextn.LongcatFlashForCausalLMNextN):
         logger.info("Draft embedding: %s", source)
 
 
-def _at_the_targets_positions(config: LongcatFlashConfig) -> LongcatFlashConfig:
-    """A copy with the target's YaRN and length: a draft's queries are at the target's positions,
-    also where --json-model-override-args or a separate draft checkpoint says otherwise."""
+def _with_target_positions(config: LongcatFlashConfig) -> LongcatFlashConfig:
+    """A copy of the config with the target's YaRN and context length. A draft's queries are at the
+    target's positions, even if --json-model-override-args or a separate draft checkpoint has other
+    values."""
     target, config = process_model_config().hf_config, copy.copy(config)
     for name in ("rope_scaling", "rope_parameters", "rope_theta", "max_position_embeddings"):
         setattr(config, name, getattr(target, name, None))
     return config
 
 
-def _drop(layer: VocabParallelEmbedding) -> None:
+def _free(layer: VocabParallelEmbedding) -> None:
     layer.weight = _parameter(layer.weight.new_empty(0))
 
 

@@ -1,5 +1,7 @@
-"""The N-gram cache: which tokens came before, per request slot, in step with the scheduler.
+"""The N-gram embedding: tables, look-up, and the tokens that came before, per request slot.
 
-`cache.py` owns the ring and the id computation of a forward; `seeds.py` reads predecessors off the
-scheduler's requests. Tables and projections live in `layers/ngram_embedding.py`.
+`embedding` is the layer. `cache` owns the ring of recent tokens and the look-up of a forward;
+`seeds` reads predecessors from the scheduler's requests; `state` is what hooks see of both.
+`tables` stores the tables, on the GPU or in `host_memory`, where `sharing` lets ranks use one copy;
+`gather_time` measures the look-up.
 """

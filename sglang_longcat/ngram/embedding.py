@@ -2,11 +2,11 @@
 
     x_t = (word[t] + sum_i W_i table_i[id_{t,i}]) / (1 + tables)        (paper section 3, eq. 3)
 
-The tables share the hidden size, so the sum of projections is one [T, D] x [D, D] product of the
-concatenated rows. Each rank owns a column slice of every table and the matching rows of the
-projection: its product is a partial sum, as is its vocabulary-parallel word row, and one all-reduce
-completes both. Owns projection and word embedding; what the look-up gives comes from
-`ngram/cache.py`, the tables' storage is `ngram/tables.py`'s.
+The rows of all tables together are as wide as the hidden size, so the sum of projections is one
+[T, D] x [D, D] product of the concatenated rows. Each rank owns a column slice of every table and
+the matching rows of the projection. Its product is a partial sum, and so is its word row, because
+the vocabulary is split too. One all-reduce completes both. Owns projection and word embedding. The
+look-up is in `cache.py`, the tables' storage in `tables.py`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from torch import nn
 
 from sglang_longcat import env, metrics
 from sglang_longcat.config import ConfigError, LongcatConfig
-from sglang_longcat.layers.allreduce_norm import fuses, leave_sum
+from sglang_longcat.layers.allreduce_norm import defer_allreduce, use_allreduce_norm
 from sglang_longcat.ngram.cache import NgramCache
 from sglang_longcat.ngram.host_memory import available_bytes, require_room
 from sglang_longcat.ngram.sharing import Sharers
-from sglang_longcat.ngram.tables import NgramTables, row_bytes
+from sglang_longcat.ngram.tables import NgramTables
 from sglang_longcat.planning import placement, sizing
+from sglang_longcat.planning.plan import MachineMemory, MemoryFlags, device_room
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -43,8 +44,8 @@ logger = logging.getLogger(__name__)
 
 
 class NgramEmbedding(nn.Module):
-    """Input embedding of the whole model; `forward(ids [T], batch) -> [T, hidden]`, or the handle
-    of a sum that the first norm completes (`fused_sums.leave_sum`)."""
+    """Input embedding of the whole model; `forward(ids [T], batch) -> [T, hidden]`, or a handle
+    of a sum that the first norm completes (`allreduce_norm.defer_allreduce`)."""
 
     def __init__(self, config: LongcatConfig) -> None:
         super().__init__()
@@ -85,7 +86,7 @@ class NgramEmbedding(nn.Module):
     def _place(
         self, config: LongcatConfig, dtype: torch.dtype, sharers: Sharers
     ) -> placement.Where:
-        """Decide, log and check; the layers are already allocated, the head is not."""
+        """Chooses the tables' place, logs it, and checks the host's memory."""
         wish, room = env.ngram_tables(), self._room(config, dtype, sharers)
         if wish == "auto" and not self.word_embed.weight.is_cuda:
             wish = "host"  # the same memory on a CPU, without a parameter that SGLang counts
@@ -98,23 +99,26 @@ class NgramEmbedding(nn.Module):
         return where
 
     def _room(self, config: LongcatConfig, dtype: torch.dtype, sharers: Sharers) -> placement.Room:
-        """The same on every rank, and measured on all of them before any allocates its tables."""
+        """The same on every rank, and measured on all of them before any allocates its tables. The
+        layers are allocated by then; the head, as large as the word embedding, is not."""
         args = get_server_args()
-        tables = sum(self.ngram.rows) * row_bytes(self.columns, dtype, fp8=env.ngram_fp8())
+        row = sizing.row_bytes(self.columns, dtype.itemsize, fp8=env.ngram_fp8())
+        tables = sum(self.ngram.rows) * row
         room = 0  # a CPU has host memory only
         if self.word_embed.weight.is_cuda:
             free, total = torch.cuda.mem_get_info()
-            head = self.word_embed.weight.nbytes
-            room = int(free - total * (1 - get_schedule().mem_fraction_static) - head)
+            flags = MemoryFlags(mem_fraction=get_schedule().mem_fraction_static)
+            memory = MachineMemory(gpu_total=total, gpu_free=free)
+            room = device_room(memory, flags, weights=self.word_embed.weight.nbytes)
         devices, hosts = zip(*sharers.exchange((room, available_bytes())), strict=True)
-        kv_item = 1 if "fp8" in args.kv_cache_dtype else dtype.itemsize
+        kv_value_bytes = 1 if "fp8" in args.kv_cache_dtype else dtype.itemsize
         return placement.Room(
             tables=tables,
             tables_on_node=tables * sharers.copies,
             device=min(devices),
             host=min(hosts),
-            kv_token=sizing.kv_values_per_token(config) * kv_item,
-            tokens=max(
+            kv_bytes_per_token=sizing.kv_values_per_token(config) * kv_value_bytes,
+            tokens_wanted=max(
                 args.context_length or config.max_position_embeddings, args.max_total_tokens or 0
             ),
         )
@@ -131,19 +135,19 @@ class NgramEmbedding(nn.Module):
 
     @eager_on_graph
     def _rows_between_segments(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """A prefill graph is captured with one request; run between its segments, this sees the
-        requests of each replay. `input_ids` are padded with zeros."""
+        """A prefill graph is captured with one request. This runs between the graph's segments, so
+        it sees the requests of each replay. `input_ids` are padded with zeros."""
         return self.cache.rows(input_ids, get_forward_batch(), self.tables.table)
 
     def _complete(self, partial: torch.Tensor, forward_batch: ForwardBatch) -> Any:
-        """Sum over the ranks that own slices; if its input is scattered, the first layer sums, and
-        its norm does where that is one kernel."""
+        """Sum over the ranks that own slices. If the layers' input is scattered, the first layer
+        sums; where sum and norm are one kernel, its norm does."""
         if self.tp_size == 1 or not partial.numel() or get_attn_tp_context().input_scattered:
             return partial
         if self.use_attn_tp:
             return attn_tp_all_reduce(partial)
-        if fuses(partial):
-            return leave_sum(partial, forward_batch)
+        if use_allreduce_norm(partial):
+            return defer_allreduce(partial, forward_batch)
         return tensor_model_parallel_all_reduce(partial)
 
     def load_projection(self, index: int, weight: torch.Tensor) -> None:

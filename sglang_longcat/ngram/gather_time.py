@@ -1,7 +1,7 @@
-"""How long the n-gram rows of a step take where the tables lie, measured once at a server's start.
+"""How long a step's n-gram look-up takes at the tables' place, measured once when a server starts.
 
-A gauge and a log line: the one number that says whether host tables suit this machine's PCIe link.
-Owns the measurement; `metrics.py` owns the gauge.
+It goes into a gauge and a log line. This number says whether tables in host memory suit the
+machine's PCIe link. Owns the measurement; `metrics.py` owns the gauge.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import time
 
 import torch
 
-from longcat_kernels.ngram_rows import extend_rows
+from longcat_kernels.lite import RING
+from longcat_kernels.ngram import Prefill, extend_rows
 from sglang_longcat import metrics
-from sglang_longcat.ngram.cache import RING, NgramCache
+from sglang_longcat.ngram.cache import NgramCache
 from sglang_longcat.ngram.tables import NgramTables
 
 logger = logging.getLogger(__name__)
@@ -29,12 +30,18 @@ def gather_seconds(cache: NgramCache, tables: NgramTables, tokens: int, *, vocab
     text = torch.randint(0, vocab, (tokens,), generator=random).to(device)
     slot = torch.zeros(1, dtype=torch.int64, device=device)
     ring = torch.zeros((1, RING), dtype=torch.int32, device=device)
-    where = text, torch.arange(tokens, device=device), slot, slot, slot + tokens
+    prefill = Prefill(
+        tokens=text,
+        positions=torch.arange(tokens, device=device),
+        slots=slot,
+        starts=slot,
+        lengths=slot + tokens,
+    )
 
     def seconds() -> float:
         begin = time.perf_counter()
         for _ in range(_CALLS):
-            extend_rows(*where, ring, cache.table, tables.table)
+            extend_rows(prefill, ring, cache.hash, tables.table)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return (time.perf_counter() - begin) / _CALLS
@@ -45,8 +52,8 @@ def gather_seconds(cache: NgramCache, tables: NgramTables, tokens: int, *, vocab
 
 def publish(cache: NgramCache, tables: NgramTables, *, vocab: int) -> None:
     """Measure, log, and set `longcat:ngram_gather_seconds`."""
-    found = {count: gather_seconds(cache, tables, count, vocab=vocab) for count in TOKENS}
-    for count, seconds in found.items():
+    times = {count: gather_seconds(cache, tables, count, vocab=vocab) for count in TOKENS}
+    for count, seconds in times.items():
         metrics.publish_gather(tokens=count, place=tables.where, seconds=seconds)
-    each = ", ".join(f"{1e6 * seconds:.0f} us for {count}" for count, seconds in found.items())
+    each = ", ".join(f"{1e6 * seconds:.0f} us for {count}" for count, seconds in times.items())
     logger.info("N-gram rows from the %s: %s tokens", tables.where, each)

@@ -1,10 +1,10 @@
 """A large piece of host memory that GPU kernels read in place.
 
-Anonymous pages or a memfd's, huge where the kernel gives them, touched by all cores at once and
-registered with CUDA; without a GPU plain memory. cudaHostAlloc touches 4 KiB pages from one thread
-(58.5 GiB: 40 s on an H100 machine), and torch's pin_memory rounds up to a power of two besides.
-Owns the memory and the check that there is enough of it; what lies in it is `tables.py`'s, who
-shares it `sharing.py`'s.
+The pages are anonymous or those of a memfd, and huge where Linux gives huge ones. All cores touch
+them at once, then CUDA registers them. Without a GPU it is plain memory. cudaHostAlloc would touch
+4 KiB pages from one thread (58.5 GiB: 40 s on an H100 machine), and torch's pin_memory would also
+round the size up to a power of two. Owns the memory and the check that there is enough of it.
+`tables.py` owns the content, `sharing.py` who shares it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class NotEnoughHostMemory(RuntimeError):
 class HostMemory:
     """`size` bytes, zero; `pin`: readable by GPU kernels. Freed with `close` or with the object.
 
-    file: a descriptor to map instead of anonymous memory; `fill` makes it that long and touches it.
+    file: a descriptor to map instead of anonymous memory; `fill`: extend that file and touch it.
     """
 
     def __init__(self, size: int, *, pin: bool, file: int | None = None, fill: bool = True) -> None:
@@ -66,7 +66,7 @@ class HostMemory:
     def _touch(self, pieces: list[tuple[int, int]]) -> None:
         base, libc = self.bytes.data_ptr(), ctypes.CDLL(None, use_errno=True)
         libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        libc.madvise(base, self.size, _MADV_HUGEPAGE)  # a wish: 4 KiB pages work too
+        libc.madvise(base, self.size, _MADV_HUGEPAGE)  # only a hint: 4 KiB pages work too
 
         def touch(piece: tuple[int, int]) -> None:
             start, length = piece
@@ -110,15 +110,16 @@ def cores() -> int:
 
 
 def available_bytes(root: Path = Path("/")) -> int:
-    """What this process may still allocate: the machine's and its control group's free memory."""
+    """What this process may still allocate: the machine's free memory, within the limits of its
+    control groups."""
     lines = (root / "proc/meminfo").read_text().splitlines()
-    found = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
-    return min(int(found) * 1024, _cgroup_room(root))
+    free_kib = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
+    return min(int(free_kib) * 1024, _cgroup_room(root))
 
 
 def _cgroup_room(root: Path) -> int:
-    """memory.max - (memory.current - page cache that can go), over this group and those above it;
-    for version 1 the same with its names. Without a limit: very much."""
+    """The least of memory.max - (memory.current - page cache that can be dropped) over this control
+    group and those above it, in cgroup version 2 and 1. _UNLIMITED without a limit."""
     group = (root / "proc/self/cgroup").read_text().strip().splitlines()
     unified = next((line[3:] for line in group if line.startswith("0::")), "/")
     rooms = [_UNLIMITED]

@@ -1,11 +1,11 @@
-"""Predecessors that a forward cannot find in its slot's ring, read off the scheduler's requests.
+"""Seeds: predecessors that a forward cannot find in its slot's ring, from the scheduler's requests.
 
-For a request whose new tokens start at position s > 0, the n-1 tokens at s-n+1 .. s-1. They are on
-the host (prompt tokens, or output tokens of an earlier life of the request). There are two kinds:
-prefills, and on a decode worker of prefill/decode disaggregation requests that arrive with their KV
-and never run a prefill here. Requests that are decoding inside a mixed batch are left out: their
-last token may still be on its way from the GPU, and the ring already holds what came before. Not
-for speculative verification, whose windows continue a slot.
+If the new tokens of a request start at position s > 0, its seeds are the n-1 tokens at s-n+1 ..
+s-1. They are on the host: prompt tokens, or output tokens from before a retraction. Two kinds of
+requests need seeds: prefills, and, on a decode worker of prefill/decode disaggregation, requests
+that arrive with their KV and never run a prefill there. Requests that decode inside a mixed batch
+get none: their last token may still be on its way from the GPU, and the ring already holds the
+tokens before it. A verify window gets none either: it continues what the slot's ring holds.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
-# Slot -> (position, token) pairs. By slot, so that whoever owns it last wins: two entries for one
-# cell of the ring would be written in no particular order.
+# Slot -> (position, token) pairs. A dict by slot, so that the slot's last owner wins: two entries
+# for one cell of the ring would be written in no particular order.
 Cells = dict[int, list[tuple[int, int]]]
 
 
@@ -34,7 +34,7 @@ def collect_seeds(batch: ScheduleBatch, order: int, arrived: Cells | None = None
     arrived: those of the requests that `arrived_cells` saw since the last forward.
     """
     cells = {**(arrived or {}), **_prefill_cells(batch, order)}
-    entries = [(slot, *entry) for slot, found in cells.items() for entry in found]
+    entries = [(slot, *pair) for slot, pairs in cells.items() for pair in pairs]
     if not entries:
         return None
     values = torch.tensor(entries, dtype=torch.int64).t().contiguous()

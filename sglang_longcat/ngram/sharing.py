@@ -1,9 +1,10 @@
 """One copy of the host tables for all ranks of a machine that need the same columns.
 
-Tensor-parallel ranks need different columns; replicas of data-parallel attention need the same. The
-first of them makes a memfd, the others open it as /proc/<pid>/fd/<n> and map the same pages. It has
-no name and no size limit of /dev/shm, and goes with its last process, however that ends. Owns: who
-shares with whom, and the agreement between ranks; the mapping is `host_memory.py`'s.
+Tensor-parallel ranks need different columns; replicas of data-parallel attention need the same
+ones. The first rank of those that share makes a memfd. The others open it as /proc/<pid>/fd/<n> and
+map the same pages. A memfd has no name, no size limit as /dev/shm has, and it disappears with its
+last process, however that process ends. Owns who shares with whom, and the agreement between ranks;
+`host_memory.py` owns the mapping.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Sharers:
 
     @classmethod
     def find(cls, exchange: Exchange, rank: int, columns: slice, *, where: str = "") -> Sharers:
-        """Collective. where: the machine, if it is not this one."""
+        """Collective. where: the machine's name; empty: this machine's."""
         every = list(exchange((where or machine(), columns.start)))
         mine, memories = every[rank], set(every)
         machines = [name for name, _ in memories]
@@ -70,8 +71,8 @@ class Sharers:
         return self.rank == self.owner
 
     def allocate(self, size: int, *, pin: bool) -> HostMemory:
-        """HostMemory of `size` bytes, the owner's. Collective. Raises SharingError on every rank if
-        any of them fails; what was allocated is freed."""
+        """HostMemory of `size` bytes, which the owner allocates and the others map. Collective. If
+        any rank fails, raises SharingError on every rank and frees what was allocated."""
         if not self.any_shared:
             return HostMemory(size, pin=pin)
         with ExitStack() as files:
@@ -90,7 +91,7 @@ class Sharers:
     def _turn(
         self, mine: bool, open_file: Callable[[], int], make: Callable[[int], HostMemory]
     ) -> tuple[HostMemory | None, str]:
-        """(what `make` gave, if this is this rank's turn; where the owner's file is)."""
+        """(what `make` returned if it was this rank's turn, else None; the owner's file)."""
         memory, path, failed = None, "", ""
         try:
             if mine:
@@ -109,6 +110,6 @@ class Sharers:
         return memory, offers[self.owner][0]
 
     def wait(self) -> None:
-        """Collective: until the owners have written what they load."""
+        """Collective: return when the owners have written everything that they load."""
         if self.any_shared:
             self.exchange(None)

@@ -1,7 +1,8 @@
-"""What hooks ask of the model that is served: its n-gram state from one forward to the next.
+"""The n-gram state of the served model, from one forward to the next, as hooks see it.
 
-Owns: this face of the model, so that hooks need not know its class, and the seeds on their way from
-the scheduler to the ring. The model is `models/longcat_flash.py`, the ring `cache.py`'s.
+Owns: the methods that hooks call, so that hooks need not know the model's class, and the seeds on
+their way from the scheduler to the ring. The model is in `models/longcat_flash.py`, the ring in
+`cache.py`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class NgramModel:
-    """Mixed into the target model. SGLang's other models are no instances."""
+class NgramStateMixin:
+    """Mixed into the target model. Hooks test for it with isinstance, so that they leave every
+    other model alone."""
 
-    sizes: LongcatConfig
+    lite: LongcatConfig
     reader: CheckpointReader
     arrivals: Cells
 
@@ -35,8 +37,8 @@ class NgramModel:
 
     @property
     def ngram_order(self) -> int:
-        assert self.sizes.ngram is not None
-        return self.sizes.ngram.n
+        assert self.lite.ngram is not None
+        return self.lite.ngram.n
 
     def allocate_cache(self, slots: int, context: int) -> None:
         size = self.embedding.cache.allocate(slots)
@@ -49,7 +51,7 @@ class NgramModel:
         )
 
     def note_arrivals(self, cells: Cells) -> None:
-        """Seeds of requests that came with their KV, for the next forward."""
+        """Keep the seeds of requests that came with their KV, for the next forward."""
         self.arrivals |= cells
 
     def take_arrivals(self) -> Cells:
@@ -57,6 +59,6 @@ class NgramModel:
         return arrivals
 
     def prepare_for_forward(self, forward_batch: ForwardBatch) -> None:
-        """Called by ModelRunner before every forward, eager or replayed, on the forward stream."""
+        """ModelRunner calls this before every forward, eager or replayed, on the forward stream."""
         seeds: Seeds | None = forward_batch.__dict__.get("longcat_seeds")
         self.embedding.cache.seed(seeds)

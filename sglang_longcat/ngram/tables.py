@@ -1,8 +1,8 @@
 """Storage of the n-gram tables: one rank's columns of all of them, fused, on the GPU or the host.
 
-Host storage is no parameter, so SGLang neither counts nor moves it, and `--load-format dummy`
-leaves it zero. Every rank holds its columns and nothing else, and ranks with the same columns share
-them (`sharing.py`), so a node holds one copy in total, whatever the parallelism of the server.
+Host storage is not a parameter, so SGLang neither counts nor moves it, and `--load-format dummy`
+leaves it zero. Every rank holds its own columns and nothing else, and ranks with the same columns
+share them (`sharing.py`). So a node holds one copy in total, whatever the server's parallelism.
 """
 
 from __future__ import annotations
@@ -15,18 +15,15 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from longcat_kernels.ngram_rows import reference
-from longcat_kernels.row_table import SCALE_BYTES, RowTable, quantise, row_scales
+from longcat_kernels.ngram import reference
+from longcat_kernels.row_table import RowTable, quantise, row_scales
 from sglang_longcat.ngram.host_memory import HostMemory, cores
 from sglang_longcat.ngram.sharing import Sharers
 from sglang_longcat.planning.placement import Where
+from sglang_longcat.planning.sizing import row_bytes
 
 logger = logging.getLogger(__name__)
 _BLOCK_ROWS = 1 << 18  # 128 MiB of a full row: what one loading thread holds at a time
-
-
-def row_bytes(columns: int, dtype: torch.dtype, *, fp8: bool) -> int:
-    return columns + SCALE_BYTES if fp8 else columns * dtype.itemsize
 
 
 @dataclass
@@ -57,9 +54,10 @@ class QuantisationError:
 
 
 class NgramTables(nn.Module):
-    """rows: of each table; width: columns of a whole row; `columns`: this rank's.
+    """rows: number of rows of each table; columns: this rank's slice of a whole row.
 
-    sharers: of host storage. Only their owner writes it; the rest skip what `load` is given.
+    sharers: the ranks that share host storage. Only their owner writes it; the others ignore what
+    `load` gets.
     """
 
     def __init__(
@@ -78,7 +76,7 @@ class NgramTables(nn.Module):
         self.rows, self.columns, self.fp8, self.where = rows, columns, fp8, where
         self.sharers = sharers if where == "host" else None
         count = columns.stop - columns.start
-        stride = row_bytes(count, dtype, fp8=fp8) // (1 if fp8 else dtype.itemsize)
+        stride = row_bytes(count, dtype.itemsize, fp8=fp8) // (1 if fp8 else dtype.itemsize)
         shape, kind = (sum(rows), stride), torch.uint8 if fp8 else dtype
         if where == "host":
             size = shape[0] * shape[1] * kind.itemsize
@@ -100,7 +98,7 @@ class NgramTables(nn.Module):
         )
 
     def _apply(self, fn: object, recurse: bool = True) -> NgramTables:
-        """Stays where and as it is: `Module.to` would replace the tensor that `table` names."""
+        """Do nothing: `Module.to` would replace the tensor that `table` refers to."""
         return self
 
     @property
@@ -108,12 +106,13 @@ class NgramTables(nn.Module):
         return self.sharers is None or self.sharers.owns
 
     def finish_load(self) -> None:
-        """Collective where ranks share: nobody reads rows that their owner has still to write."""
+        """Collective where ranks share: no rank reads a row before its owner has written it."""
         if self.sharers is not None:
             self.sharers.wait()
 
     def load(self, index: int, weight: torch.Tensor) -> None:
-        """weight: [rows[index], width] as in the checkpoint. Several threads read blocks of it."""
+        """weight: [rows[index], width of a whole row], as in the checkpoint. Several threads read
+        blocks of it."""
         if not self.writes:
             return
         first = sum(self.rows[:index])

@@ -1,1 +1,7 @@
-"""Sizes in bytes: weights, KV cache, reserve, and the shortest decode step. Needs no SGLang."""
+"""What fits on a GPU and how fast it can be, from config.json alone. Needs no SGLang and no torch.
+
+`sizing`: bytes of weights, tables and KV cache. `reserve`: memory that a running server needs
+beside them. `placement`: do the n-gram tables go to the GPU or to the host? `plan` puts these
+together. `roofline`: GPUs and the shortest decode step. `estimate`: the command that prints all of
+it.
+"""

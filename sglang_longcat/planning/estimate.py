@@ -1,6 +1,6 @@
 """`sglang-longcat estimate`: what fits on which GPUs, and the shortest decode step there.
 
-Owns: the rows of the table and its printing. The arithmetic: `sizing` and `roofline`.
+Owns: the rows of the table and its printing. The arithmetic is in `plan` and `roofline`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sglang_longcat.checkpoint import PUBLISHED_CONFIG
 from sglang_longcat.config import LongcatConfig
-from sglang_longcat.planning import reserve, roofline, sizing
-from sglang_longcat.planning.roofline import GIB, GPUS
+from sglang_longcat.planning import roofline, sizing
+from sglang_longcat.planning.placement import Where
+from sglang_longcat.planning.plan import GIB, MachineMemory, MemoryFlags, plan_memory
+from sglang_longcat.planning.roofline import GPUS
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,15 @@ class Choice:
 
     gpu: str
     tp: int
-    dtype: Literal["bf16", "fp8"]  # of the linear layers
-    tables: Literal["device", "host"]
-    table_dtype: Literal["bf16", "fp8"]
+    dtype: sizing.Dtype  # of the linear layers
+    tables: Where
+    table_dtype: sizing.Dtype
     attention_dp: int = 1  # replicas of attention among the tp ranks
 
 
 @dataclass(frozen=True)
 class Row:
-    """Sizes in GiB per GPU but for host_gib, which is of all of them; TPOT bounds in ms."""
+    """Sizes in GiB per GPU, except host_gib, which is for all of them; TPOT bounds in ms."""
 
     choice: Choice
     weights_gib: float
@@ -41,11 +43,11 @@ class Row:
     host_gib: float
     kv_tokens: int  # of all replicas; negative: the weights do not fit
     requests: int  # of the context length
-    tpot_ms: dict[int, float]  # by batch; of those that fit
+    tpot_ms: dict[int, float]  # by batch, of the batches that fit
 
 
 def read_config(path: Path | None) -> LongcatConfig:
-    """Of a checkpoint directory or a config.json; None: the published model."""
+    """Reads a checkpoint directory or a config.json; None: the published model."""
     path = path or PUBLISHED_CONFIG
     if path.is_dir():
         return LongcatConfig.from_dir(path)
@@ -60,27 +62,26 @@ def estimate(
     batches: Sequence[int],
     fraction: float | None = None,
 ) -> Row:
-    """The row of one choice; fraction None: as the plugin chooses it. Raises KeyError for a GPU
-    that `roofline.GPUS` lacks."""
+    """The row of one choice. fraction: --mem-fraction-static; None: the plugin's choice. Raises
+    KeyError for a GPU that `roofline.GPUS` lacks."""
     gpu, replicas = GPUS[choice.gpu], choice.attention_dp
-    if fraction is None:
-        kept = reserve.default_mb(gpu.memory * 1024, choice.tp, attention_dp=replicas)
-        fraction = 1 - kept / 1024 / gpu.memory
     if choice.dtype == "fp8" and not (config.quant and config.quant.is_block_fp8):
         config = sizing.in_fp8(config)
-    share = sizing.parts(
-        config, ranks=choice.tp, attention_dp=replicas, table_dtype=choice.table_dtype
+    flags = MemoryFlags(
+        tp=choice.tp,
+        attention_dp=replicas,
+        mem_fraction=fraction,
+        tables=choice.tables,
+        table_dtype=choice.table_dtype,
     )
-    on_gpu = share.tables if choice.tables == "device" else 0
-    weights = share.without_tables + on_gpu
-    tokens = roofline.kv_tokens(gpu, config, weights=weights, mem_fraction=fraction)
+    plan = plan_memory(config, MachineMemory.of_gpu(gpu.memory), flags)
     return Row(
         choice=choice,
-        weights_gib=weights / GIB,
-        tables_gib=on_gpu / GIB,
-        host_gib=(share.tables - on_gpu) * (choice.tp // replicas) / GIB,  # replicas share theirs
-        kv_tokens=tokens * replicas,
-        requests=max(tokens, 0) // context * replicas,
+        weights_gib=plan.gpu_weights / GIB,
+        tables_gib=plan.gpu_tables / GIB,
+        host_gib=plan.host_tables / GIB,
+        kv_tokens=plan.kv_tokens * replicas,
+        requests=max(plan.kv_tokens, 0) // context * replicas,
         tpot_ms={
             batch: 1e3
             * roofline.step_seconds(
@@ -92,13 +93,13 @@ def estimate(
                 attention_dp=replicas,
             )
             for batch in batches
-            if -(-batch // replicas) * context <= tokens
+            if -(-batch // replicas) * context <= plan.kv_tokens
         },
     )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    two: dict[str, Any] = {"nargs": "+", "choices": ("bf16", "fp8")}
+    dtypes: dict[str, Any] = {"nargs": "+", "choices": ("bf16", "fp8")}
     parser.add_argument("--model-path", type=Path, help="checkpoint or config.json; else published")
     parser.add_argument("--gpu", nargs="+", choices=GPUS, default=list(GPUS), metavar="NAME")
     parser.add_argument("--tp", nargs="+", type=_positive, default=[1], metavar="N")
@@ -110,9 +111,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="replicas of attention; with each --tp that it divides",
     )
-    parser.add_argument("--dtype", **two, default=["bf16"], help="of the linear layers")
+    parser.add_argument("--dtype", **dtypes, default=["bf16"], help="of the linear layers")
     parser.add_argument("--tables", nargs="+", choices=("device", "host"), default=None)
-    parser.add_argument("--table-dtype", **two, default=["bf16"])
+    parser.add_argument("--table-dtype", **dtypes, default=["bf16"])
     parser.add_argument("--context", type=_positive, default=4096, help="tokens of a request")
     parser.add_argument("--batch", nargs="+", type=_positive, default=[1, 8, 32, 128, 400])
     parser.add_argument("--mem-fraction", type=float, help="without it as the plugin chooses")

@@ -1,6 +1,8 @@
-"""Where the n-gram tables live: GPU memory, or pinned host memory that the gather reads in place.
+"""Where the n-gram tables are stored: GPU memory, or pinned host memory that the gather reads.
 
-Owns the choice of LONGCAT_NGRAM_TABLES=auto and the line that explains it. Sizes are per rank.
+Owns: the choice of LONGCAT_NGRAM_TABLES=auto, the tokens of KV cache that each choice leaves, and
+the log line that explains the choice. `plan` fills a `Room` from sizes, a running server
+(`ngram/embedding.py`) from its measured free memory.
 """
 
 from __future__ import annotations
@@ -14,42 +16,46 @@ _GIB = 1 << 30
 
 
 class PlacementError(ValueError):
-    """The tables fit nowhere, or the wish cannot be met."""
+    """Neither the GPU nor the host has room for the tables."""
 
 
 @dataclass(frozen=True)
 class Room:
-    """What the choice depends on. Bytes of one rank, but `host` and `tables_on_node`; of all ranks
-    the least room, so that they choose alike."""
+    """What the choice depends on. Bytes of one rank, except `host` and `tables_on_node`. `device`
+    and `host` are the least of all ranks, so that all ranks choose alike."""
 
     tables: int
     tables_on_node: int  # of all ranks of a machine; ranks that share columns count once
-    device: int  # for tables and KV cache, all other weights allowed for
+    device: int  # for tables and KV cache: without all other weights and the reserve
     host: int
-    kv_token: int  # of a token's KV cache
-    tokens: int  # that the KV cache should hold
+    kv_bytes_per_token: int
+    tokens_wanted: int  # that the KV cache should hold
 
-    @property
-    def tokens_beside(self) -> int:
-        """KV cache that is left with the tables on the GPU."""
-        return max(0, self.device - self.tables) // self.kv_token
+    def kv_tokens(self, where: Where) -> int:
+        """Of KV cache, with the tables in that place; negative: the weights do not fit."""
+        return self.kv_tokens_beside(self.tables if where == "device" else 0)
+
+    def kv_tokens_beside(self, tables: int) -> int:
+        """The same with this many bytes of tables on the GPU."""
+        return (self.device - tables) // self.kv_bytes_per_token
 
 
 def choose(wish: str, room: Room) -> tuple[Where, str]:
     """(placement, why). Raises PlacementError where `auto` finds room for the tables nowhere.
 
-    auto: device if the KV cache then still holds `room.tokens` (one request of the server's context
-    length, or --max-total-tokens), else host; a host without room leaves device.
+    auto: device if the KV cache then still holds `room.tokens_wanted` (one request of the server's
+    context length, or --max-total-tokens), else host. A host without enough memory leaves device.
     """
-    beside = f"{room.tokens_beside:,} tokens of KV cache beside them in HBM, {room.tokens:,} wanted"
     if wish != "auto":
         return cast(Where, wish), f"LONGCAT_NGRAM_TABLES={wish}"
-    if room.tokens_beside >= room.tokens:
-        return "device", f"auto: {beside}"
+    tokens = max(0, room.kv_tokens("device"))
+    why = f"auto: {tokens:,} tokens of KV cache beside them in HBM, {room.tokens_wanted:,} wanted"
+    if tokens >= room.tokens_wanted:
+        return "device", why
     if room.host > room.tables_on_node * HOST_MARGIN:
-        return "host", f"auto: {beside}"
-    if room.tokens_beside:
-        return "device", f"auto: {beside}, but {room.host / _GIB:.1f} GiB of host memory free"
+        return "host", why
+    if tokens:
+        return "device", f"{why}, but {room.host / _GIB:.1f} GiB of host memory free"
     raise PlacementError(
         f"the N-gram tables need {room.tables / _GIB:.1f} GiB of GPU memory on each rank, where "
         f"{room.device / _GIB:.1f} GiB are left, or {room.tables_on_node / _GIB:.1f} GiB of host "
@@ -59,10 +65,10 @@ def choose(wish: str, room: Room) -> tuple[Where, str]:
 
 
 def describe(where: Where, why: str, room: Room) -> str:
-    """The log line: bytes in HBM, bytes pinned, KV tokens gained."""
+    """The log line: bytes in HBM, bytes pinned on the host, KV tokens gained by that."""
     in_hbm, pinned = (room.tables, 0) if where == "device" else (0, room.tables)
     shared = room.tables_on_node if pinned else 0
-    gained = pinned // room.kv_token
+    gained = pinned // room.kv_bytes_per_token
     return (
         f"N-gram tables: {where} ({why}): {in_hbm / _GIB:.2f} GiB in HBM, {pinned / _GIB:.2f} GiB "
         f"pinned on the host per rank ({shared / _GIB:.2f} on this node), room for {gained:,} more "

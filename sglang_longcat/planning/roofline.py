@@ -1,8 +1,8 @@
 """GPUs by their data sheets, and the shortest decode step that their memory and cores allow.
 
-Owns: these figures, the bound, and a projection of a measured step to other numbers of GPUs. The
-bound knows no launches, no communication and no latency, so real steps take longer: on one H200 the
-measured TPOT is 2.5 times the bound at batch 1, 1.4 at 30.
+Owns: these figures, the lower bound of a step, and a projection of a measured step to other numbers
+of GPUs. The bound ignores launches, communication and latency, so real steps take longer: on one
+H200 the measured TPOT is 2.5 times the bound at batch 1, and 1.4 times at batch 30.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.planning import sizing
 
-GIB = 1 << 30
-
 
 @dataclass(frozen=True)
 class Gpu:
-    """`memory`: GiB that SGLang finds free before it loads; bandwidth in TB/s, dense TFLOPS."""
+    """`memory`: GiB that SGLang finds free before it loads; bandwidth in TB/s; bf16 and fp8: TFLOPS
+    without sparsity."""
 
     memory: float
     bandwidth: float
@@ -39,17 +38,6 @@ GPUS = {
 }
 
 
-def kv_tokens(
-    gpu: Gpu, config: LongcatConfig, *, weights: int, mem_fraction: float, kv_dtype: str = "bf16"
-) -> int:
-    """Tokens of KV cache beside `weights` bytes; negative if these alone are too large.
-
-    SGLang's static memory is `mem_fraction` of what is free before loading, weights included.
-    """
-    room = gpu.memory * GIB * mem_fraction - weights
-    return int(room // sizing.kv_bytes_per_token(config, "fp8" if kv_dtype == "fp8" else "bf16"))
-
-
 def step_seconds(
     gpu: Gpu,
     config: LongcatConfig,
@@ -59,7 +47,7 @@ def step_seconds(
     ranks: int = 1,
     attention_dp: int = 1,
 ) -> float:
-    """The lower bound of a decode step: reading its bytes, or its arithmetic if that is longer."""
+    """The lower bound of a decode step: its bytes' reading time or its arithmetic's, the longer."""
     fast = gpu.fp8 if config.quant is not None and gpu.fp8 else gpu.bf16
     read = sizing.step_bytes(
         config, batch=batch, context=context, ranks=ranks, attention_dp=attention_dp
@@ -69,35 +57,35 @@ def step_seconds(
 
 
 def all_reduces(config: LongcatConfig) -> int:
-    """Of a decode step with tensor parallelism: four a layer (two attentions, the first dense MLP,
-    the second together with the experts) and the embedding's."""
+    """All-reduces of a decode step with tensor parallelism: four a layer (two attentions, the first
+    dense MLP, the second one together with the experts) and one of the embedding."""
     return 4 * config.num_layers + 1
 
 
 def busiest_rank_experts(
     config: LongcatConfig, *, batch: int, ranks: int, draws: int = 256
 ) -> float:
-    """Expected experts of a layer that the busiest of `ranks` reads, uniform routing, by `draws`
-    seeded draws: the others wait for it at the layer's sum."""
-    draw, local = random.Random(0), config.n_routed_experts // ranks
+    """Expected number of a layer's experts that the busiest of `ranks` reads with uniform routing,
+    the mean of `draws` seeded draws. The other ranks wait for it at the layer's sum."""
+    generator, per_rank = random.Random(0), config.n_routed_experts // ranks
     total = 0
     for _ in range(draws):
         reached = {
             slot
             for _ in range(batch)
-            for slot in draw.sample(range(config.router_logits), config.moe_topk)
+            for slot in generator.sample(range(config.router_logits), config.moe_topk)
             if slot < config.n_routed_experts
         }
-        total += max(sum(e // local == rank for e in reached) for rank in range(ranks))
+        total += max(sum(expert // per_rank == rank for expert in reached) for rank in range(ranks))
     return total / draws
 
 
 def rank_bytes(config: LongcatConfig, *, batch: int, context: int, ranks: int) -> float:
     """What the busiest rank reads in a decode step with TP and EP over all `ranks`."""
     even = sizing.step_bytes(config, batch=batch, context=context, ranks=ranks)
-    one = sizing.parts(config).experts / config.n_routed_experts
+    expert_bytes = sizing.parts(config).experts / config.n_routed_experts
     busiest = busiest_rank_experts(config, batch=batch, ranks=ranks)
-    return even + one * (busiest - sizing.experts_read(config, batch) / ranks)
+    return even + expert_bytes * (busiest - sizing.experts_read(config, batch) / ranks)
 
 
 def projected_seconds(
@@ -114,9 +102,10 @@ def projected_seconds(
 
         one_gpu - bytes(1) / bandwidth + bytes(ranks) / bandwidth + all_reduces * all_reduce
 
-    with one_gpu the seconds of a measured step on one GPU and all_reduce those of one measured sum
-    over `ranks`. It assumes that whatever one GPU spends beyond reading (launches, latency, small
-    kernels) stays as it is, and that no rank waits for another except for its experts.
+    where one_gpu is the time of a measured step on one GPU, and all_reduce that of one measured sum
+    over `ranks`, in seconds. It assumes that the time one GPU spends beyond reading (launches,
+    latency, small kernels) stays the same, and that a rank waits for others only because of their
+    experts.
     """
     first = rank_bytes(config, batch=batch, context=context, ranks=1)
     share = rank_bytes(config, batch=batch, context=context, ranks=ranks)

@@ -1,7 +1,8 @@
-"""Bytes that the model needs and a decode step reads, from config.json alone.
+"""Bytes that the model needs and bytes that a decode step reads, from config.json alone.
 
 Owns: the arithmetic of weights, n-gram tables, KV cache and traffic, per tensor-parallel rank.
-Names, shapes and dtypes of the tensors: `checkpoint.layout`. Knows neither SGLang nor torch.
+Names, shapes and dtypes of the tensors are `checkpoint/layout.py`'s. Knows neither SGLang nor
+torch.
 """
 
 from __future__ import annotations
@@ -10,29 +11,29 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from longcat_kernels.lite import FP8_ROW_SCALE_BYTES
 from sglang_longcat.checkpoint.layout import add_scales, expected_tensors, tensor_dtype
 from sglang_longcat.config import LongcatConfig, QuantConfig
 
-TableDtype = Literal["bf16", "fp8"]
-WIDTH = {"F32": 4, "BF16": 2, "F8_E4M3": 1}
+Dtype = Literal["bf16", "fp8"]
+WIDTH = {"F32": 4, "BF16": 2, "F8_E4M3": 1}  # bytes of a value, by safetensors' name of its dtype
 KV_WIDTH = {"bf16": 2, "fp8": 1}
-FP8_ROW_SCALE = 16  # bytes beside each fp8 row of a rank: its scale, padded to keep rows aligned
 _BLOCK = (128, 128)
-# Whole on every rank: the latent projections feed all heads, the router scores all experts.
+# Whole on every rank: the latent projections feed all heads, and the router scores all experts.
 _REPLICATED = (".q_a_proj.", ".kv_a_proj_with_mqa.", "norm", ".router.", "enorm.m", "hnorm.m")
-# Whole on every replica of attention, and split over its ranks.
+# Repeated on every replica of attention, and split over that replica's ranks.
 _OF_ATTENTION = (".self_attn.", "embed_tokens")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Bytes of one rank's weights, by how a decode step uses them."""
+    """Bytes of one rank's weights, grouped by how much of them a decode step reads."""
 
     tables: int  # n-gram tables: 12 rows a token
     embedding: int  # word embedding: one row a token
-    experts: int  # those that the router chose
-    rest: int  # all of it, every step
-    copies: int  # kv_b_proj once more, as the two halves that SGLang's MLA decodes with
+    experts: int  # routed experts: those that the router chose
+    rest: int  # everything else: all of it
+    copies: int  # a second kv_b_proj, as the two halves that SGLang's MLA decodes with
 
     @property
     def without_tables(self) -> int:
@@ -49,11 +50,12 @@ def parts(
     *,
     ranks: int = 1,
     attention_dp: int = 1,
-    table_dtype: TableDtype = "bf16",
+    table_dtype: Dtype = "bf16",
     mtp: bool = False,
 ) -> Parts:
-    """One rank's share; with expert parallelism the same, since experts are equal in size. Of
-    `attention_dp` replicas each has attention, embedding and tables once, over its own ranks."""
+    """One rank's share. Expert parallelism does not change it, since experts are equal in size.
+    Each of `attention_dp` replicas holds attention, embedding and tables once, split over its own
+    ranks. mtp: with the draft head."""
     replica = ranks // attention_dp
     sums = {"embedding": 0, "experts": 0, "rest": 0, "copies": 0}
     for name, shape in add_scales(expected_tensors(config, mtp=mtp), config.quant).items():
@@ -74,13 +76,17 @@ def _use(name: str) -> str:
     return "experts" if ".experts." in name else "rest"
 
 
-def table_bytes(config: LongcatConfig, dtype: TableDtype = "bf16", *, ranks: int = 1) -> int:
+def table_bytes(config: LongcatConfig, dtype: Dtype = "bf16", *, ranks: int = 1) -> int:
     """The n-gram tables of one rank, which holds its columns of every row."""
     if config.ngram is None:
         return 0
     columns = config.ngram.width // ranks
-    row = columns + FP8_ROW_SCALE if dtype == "fp8" else columns * WIDTH["BF16"]
-    return sum(config.ngram.rows) * row
+    return sum(config.ngram.rows) * row_bytes(columns, WIDTH["BF16"], fp8=dtype == "fp8")
+
+
+def row_bytes(columns: int, value_bytes: int, *, fp8: bool) -> int:
+    """One rank's part of a row of a table. An fp8 row carries its scale, whatever `value_bytes`."""
+    return columns + FP8_ROW_SCALE_BYTES if fp8 else columns * value_bytes
 
 
 def weight_bytes(config: LongcatConfig, *, mtp: bool = False) -> int:
@@ -90,17 +96,17 @@ def weight_bytes(config: LongcatConfig, *, mtp: bool = False) -> int:
 
 
 def kv_values_per_token(config: LongcatConfig) -> int:
-    """Of every rank: the latent is not split. Two attention blocks a layer."""
+    """Of every rank, since the latent is not split. A layer has two attention blocks."""
     return 2 * config.num_layers * (config.kv_lora_rank + config.qk_rope_head_dim)
 
 
-def kv_bytes_per_token(config: LongcatConfig, dtype: Literal["bf16", "fp8"] = "bf16") -> int:
+def kv_bytes_per_token(config: LongcatConfig, dtype: Dtype = "bf16") -> int:
     return kv_values_per_token(config) * KV_WIDTH[dtype]
 
 
 def experts_read(config: LongcatConfig, batch: int) -> float:
-    """Expected routed experts of a layer that `batch` tokens reach, the routing being uniform:
-    N (1 - (1 - k/N)^batch) with k the routed ones of a token's slots."""
+    """Expected number of a layer's routed experts that `batch` tokens reach with uniform routing:
+    N (1 - (1 - k/N)^batch), where k of a token's slots go to routed experts on average."""
     share = config.moe_topk / config.router_logits
     return config.n_routed_experts * (1 - (1 - share) ** batch)
 
@@ -112,11 +118,11 @@ def step_bytes(
     context: int,
     ranks: int = 1,
     attention_dp: int = 1,
-    kv_dtype: Literal["bf16", "fp8"] = "bf16",
+    kv_dtype: Dtype = "bf16",
 ) -> float:
     """What one rank reads from its own memory to decode one token of each of `batch` requests of
-    `context` tokens: weights once, the experts reached, the KV cache of its replica's requests.
-    Rows of embeddings (6 KiB a token) and activations are left out."""
+    `context` tokens: weights once, the experts that the batch reaches, and the KV cache of its
+    replica's requests. Rows of embeddings (6 KiB a token) and activations are left out."""
     share = parts(config, ranks=ranks, attention_dp=attention_dp)
     experts = share.experts * experts_read(config, batch) / config.n_routed_experts
     requests = -(-batch // attention_dp)
@@ -124,8 +130,8 @@ def step_bytes(
 
 
 def step_flops(config: LongcatConfig, *, batch: int, context: int, ranks: int = 1) -> float:
-    """Of one rank: two for each weight and token, and attention over the latent cache. Attention DP
-    deals the same work out by requests in place of heads."""
+    """Of one rank: two per weight and token, and attention over the latent cache. Attention DP has
+    the same sum: it splits requests over the ranks instead of heads."""
     plain = parts(replace(config, quant=None), ranks=ranks)
     routed = plain.experts * config.moe_topk / config.router_logits
     heads = config.num_attention_heads / ranks

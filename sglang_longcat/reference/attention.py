@@ -1,7 +1,7 @@
 """Multi-head latent attention (MLA) over a whole sequence.
 
-Owns: the projections, LongCat's scales on both latents, causal attention. Leaves positions to
-rope.py. Keys and values are expanded per head: no latent cache, no absorbed weights.
+Owns: the projections, LongCat's scales on both latents, and causal attention. rope.py applies the
+positions. Keys and values are expanded per head: no latent cache, no absorbed weights.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The two parts that every block uses: RMSNorm and the dense feed-forward network.
 
-Owns nothing else; attention is in attention.py, experts in moe.py, their order in model.py.
+Owns: these two. Attention is in attention.py, the experts are in moe.py, and model.py puts all of
+them in order.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class RmsNorm:
 
 
 class Mlp:
-    """down(silu(gate(x)) * up(x)): [T, hidden] -> [T, hidden]. Also one routed expert."""
+    """down(silu(gate(x)) * up(x)): [T, hidden] -> [T, hidden]. Each routed expert is one."""
 
     def __init__(self, weights: Weights, *, hidden: int, width: int) -> None:
         self.gate = weights.take("gate_proj.weight", width, hidden)

@@ -1,7 +1,8 @@
 """Reads tensors of a checkpoint directory, one at a time, by their published names.
 
-Owns: finding a tensor's shard, checking its shape, undoing block-FP8, and the account of what was
-read. Leaves to others: what the names mean (the layers ask for their own), config.json (config.py).
+Owns: finding the shard of a tensor, checking its shape, dequantising block FP8, and the record of
+which tensors were read. The layers know what the names mean and ask for their own; config.py reads
+config.json.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def dequantize_block_fp8(weight: Tensor, scale: Tensor) -> Tensor:
     """w[r, c] * scale[r // 128, c // 128] in fp32.
 
     weight [R, C] float8_e4m3fn, scale [ceil(R/128), ceil(C/128)] fp32 -> [R, C] fp32.
-    Raises CheckpointError when the scale's shape does not fit.
+    Raises CheckpointError if the scale's shape does not fit.
     """
     rows, cols = weight.shape
     expected = (-(-rows // BLOCK), -(-cols // BLOCK))
@@ -54,20 +55,21 @@ class Checkpoint:
         return any(name.startswith(prefix) for name in self._shard_of)
 
     def read(self, name: str) -> Tensor:
-        """The stored tensor; raises CheckpointError naming it when it is absent."""
+        """The stored tensor. Raises a CheckpointError that names it if it is absent."""
         if name not in self:
             raise CheckpointError(
                 f"tensor {name!r} is missing from {self._directory}; config.json calls for it. "
                 "Check that every shard was downloaded and that config.json belongs to them."
             )
-        from safetensors import safe_open  # here: training needs the model, not the file format
+        # Imported here, because training uses the model without safetensors.
+        from safetensors import safe_open
 
         self.unread.discard(name)
         with safe_open(self._directory / self._shard_of[name], framework="pt") as shard:
             return shard.get_tensor(name)
 
     def require_all_read(self) -> None:
-        """Raises CheckpointError listing tensors that the model never asked for."""
+        """Raises a CheckpointError that lists the tensors for which the model never asked."""
         if self.unread:
             names = sorted(self.unread)
             raise CheckpointError(
@@ -94,7 +96,7 @@ def _shards(directory: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Weights:
-    """A checkpoint seen from below one name prefix, in the dtype that the model computes in."""
+    """The part of a checkpoint below one name prefix, in the dtype in which the model computes."""
 
     checkpoint: Checkpoint
     dtype: torch.dtype
@@ -106,7 +108,7 @@ class Weights:
     def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Tensor `prefix + name`, dequantised if FP8, in `dtype` (default: the model's).
 
-        Raises CheckpointError when it is missing or its shape is not `shape`.
+        Raises CheckpointError if it is missing or its shape is not `shape`.
         """
         full_name = self.prefix + name
         tensor = self.checkpoint.read(full_name)

@@ -1,7 +1,7 @@
 """The whole model: embedding, ScMoE layers, final norm, lm_head, and the calls that tests use.
 
 Owns: the order of operations and the public API. Every call recomputes from the first token, so
-there is no state that could be wrong; sizes for which that is slow belong to the engine.
+there is no state that could be wrong. Real sizes would be slow here; the engine serves them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Tokens = Sequence[int] | Tensor
 
 
 class Layer:
-    """One shortcut-connected layer: two attentions, two dense MLPs, one MoE beside the second half.
+    """One shortcut-connected layer: two attentions, two dense MLPs, and one MoE.
 
-    [T, hidden] -> [T, hidden]. The MoE reads what the first MLP reads and is added at the end.
+    [T, hidden] -> [T, hidden]. The MoE reads the first MLP's input; its result is added at the end.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class Layer:
 class ReferenceModel:
     """LongCat-Flash-Lite on the CPU. Build it with `from_checkpoint`.
 
-    All calls take one sequence of T >= 1 token ids (list or 1-D tensor) and raise ValueError for
-    an empty one or an id outside the vocabulary.
+    All calls take one sequence of T >= 1 token ids (list or 1-D tensor). They raise ValueError for
+    an empty sequence, and for an id outside the vocabulary.
     """
 
     def __init__(
@@ -100,9 +100,9 @@ class ReferenceModel:
     ) -> ReferenceModel:
         """Load a directory: config.json and BF16/FP32 or block-FP8 safetensors.
 
-        dtype: of weights and activations (the router is always fp32). latent_norm_eps: eps of
-        the q_a and kv_a norms; None means config.rms_norm_eps, as when serving, and transformers
-        uses 1e-6. Raises ConfigError, or CheckpointError naming a missing, misshaped or unknown
+        dtype: of weights and activations (the router is always fp32). latent_norm_eps: eps of the
+        q_a and kv_a norms. None means config.rms_norm_eps, which SGLang uses; transformers uses
+        1e-6. Raises ConfigError, or a CheckpointError that names a missing, misshaped or unknown
         tensor.
         """
         config, checkpoint = LongcatConfig.from_dir(path), Checkpoint(path)
@@ -113,7 +113,7 @@ class ReferenceModel:
 
     @torch.no_grad()
     def hidden(self, tokens: Tokens) -> Tensor:
-        """Final-normed hidden states [T, hidden] in the model's dtype."""
+        """Hidden states after the final norm: [T, hidden] in the model's dtype."""
         h = self.embedding(self._checked(tokens))
         for layer in self.layers:
             h = layer(h)
@@ -121,7 +121,7 @@ class ReferenceModel:
 
     @torch.no_grad()
     def __call__(self, tokens: Tokens) -> Tensor:
-        """Logits [T, vocab] fp32; row t is about token t+1."""
+        """Logits [T, vocab] fp32; row t predicts token t+1."""
         return F.linear(self.hidden(tokens), self.lm_head).float()
 
     @torch.no_grad()
@@ -139,10 +139,10 @@ class ReferenceModel:
 
     @torch.no_grad()
     def mtp_logits(self, tokens: Tokens, *, embedding: Literal["mtp", "target"] = "mtp") -> Tensor:
-        """MTP logits [T-1, vocab] fp32; row t reads hidden t and token t+1 and is about token t+2.
+        """MTP logits [T-1, vocab] fp32; row t reads hidden t and token t+1 and predicts token t+2.
 
         embedding: "mtp" looks token t+1 up in model.mtp.embed_tokens; "target" uses the target's
-        n-gram embedding of it. Raises ValueError when the checkpoint has no MTP head.
+        n-gram embedding of it. Raises ValueError if the checkpoint has no MTP head.
         """
         if self.mtp is None:
             raise ValueError(

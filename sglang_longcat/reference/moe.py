@@ -1,6 +1,6 @@
 """The mixture of experts with zero-computation (identity) experts.
 
-Owns: routing and the weighted sum. Leaves where the result is added to model.py.
+Owns: routing and the weighted sum. model.py decides where the result is added.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from sglang_longcat.reference.semantics import Semantics
 class Router:
     """score = softmax(classifier(x)) over routed + identity experts, in fp32.
 
-    The top k of score + bias are chosen; their weight is the score without the bias, not
-    renormalised, times routed_scaling_factor. x [T, hidden] -> experts [T, k] int64 and
-    weights [T, k] fp32. Expert ids from n_routed_experts on are identity experts.
+    The experts with the k largest score + bias are chosen. Their weight is the score without the
+    bias, not renormalised, times routed_scaling_factor. x [T, hidden] -> experts [T, k] int64 and
+    weights [T, k] fp32. Expert ids from n_routed_experts upwards are identity experts.
     """
 
     def __init__(self, weights: Weights, config: LongcatConfig, semantics: Semantics) -> None:

@@ -1,7 +1,7 @@
 """The multi-token-prediction (MTP) head: one dense layer that drafts the token after the next.
 
 Owns: the 17 `model.mtp.*` tensors. Leaves to others: the target's hidden states, the shared
-lm_head and the drafting loop (feed `hidden` back in to draft further).
+lm_head, and the drafting loop (which passes the result of `hidden` back in to draft further).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from sglang_longcat.reference.rope import Rope
 
 
 class MtpHead:
-    """Row t: e = enorm(embedding of token t+1), h = hnorm(target's final-normed hidden t);
+    """Row t: e = enorm(embedding of token t+1), h = hnorm(the target's hidden state t, normed);
 
-    x = eh_proj([e, h]); x += mla(input_norm(x)); x += mlp(post_norm(x)); result norm(x).
+    x = eh_proj([e, h]); x += mla(input_norm(x)); x += mlp(post_norm(x)); the result is norm(x).
     The lm_head on row t predicts token t+2.
     """
 
@@ -42,7 +42,7 @@ class MtpHead:
         self.norm = norm(weights, "norm")
 
     def hidden(self, embeddings: Tensor, target_hidden: Tensor) -> Tensor:
-        """Both inputs and the result [T, hidden]; the result is final-normed."""
+        """Both inputs and the result are [T, hidden]; the result has passed the final norm."""
         joined = torch.cat((self.enorm(embeddings), self.hnorm(target_hidden)), dim=-1)
         x = F.linear(joined, self.eh_proj)
         x = x + self.attention(self.input_norm(x))

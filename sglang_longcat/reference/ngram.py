@@ -1,7 +1,8 @@
 """N-gram ids and the N-gram embedding, from a whole token history.
 
-Owns: the hash, the EOS rule, and the mean of word row and projected table rows. Leaves the sizes
-(orders, moduli) to config.NgramConfig. Stateless: no token table, no notion of chunks or requests.
+Owns: the hash, the EOS rule, and the mean of the word row and the projected table rows.
+config.NgramConfig has the sizes (orders, moduli). This file keeps no state: it has no token table
+and knows neither chunks nor requests.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from sglang_longcat.reference.semantics import Semantics
 
 
 def ngram_ids(tokens: Tensor, config: NgramConfig, eos: tuple[int, ...]) -> Tensor:
-    """Row of each table for each token.
+    """The row of each table that each token selects.
 
     id[t, i] = (sum over p < order(i) of c[t, p] * (V**p mod M_i)) mod M_i, where M_i = rows[i] and
-    c[t, p] = x[t-p], or 0 once looking back from t has met an EOS or the start of the text.
-    The current token (p = 0) always counts: an EOS still sees its own predecessors.
+    c[t, p] = x[t-p], or 0 if one of x[t-p] .. x[t-1] is an EOS or lies before the start of the
+    text. The current token (p = 0) always counts, and an EOS at t does not hide its own
+    predecessors.
 
     tokens [T] int64; eos: the ids that end a text, () for none. Returns [T, tables] int64.
     """

@@ -1,7 +1,6 @@
 """Rotary positions with YaRN.
 
-Owns: the frequencies, the rotation, and YaRN's two magnitude factors. Leaves their use to
-attention.py.
+Owns: the frequencies, the rotation, and YaRN's two magnitude factors. attention.py uses them.
 """
 
 from __future__ import annotations
@@ -58,11 +57,12 @@ def _m(factor: float, mscale: float) -> float:
 
 
 def _slowed_share(config: LongcatConfig, yarn: dict[str, Any]) -> Tensor:
-    """Per pair, 0 where it keeps its frequency, 1 where it is divided by `factor`: [dim / 2]."""
+    """[dim / 2]: 0 for a pair that keeps its frequency, 1 for one whose frequency is divided by
+    `factor`, and a value between them for a blend."""
     dim, original = config.qk_rope_head_dim, yarn["original_max_position_embeddings"]
 
     def pair_with(turns: float) -> float:
-        """The (fractional) pair that makes so many turns within the original context."""
+        """The (fractional) index of the pair that makes `turns` turns in the original context."""
         return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
 
     low = max(math.floor(pair_with(yarn.get("beta_fast", 32))), 0)
@@ -79,6 +79,6 @@ def _check_yarn(yarn: dict[str, Any]) -> None:
             f"rope_scaling {yarn} is not supported: expected rope_type 'yarn' with "
             f"{sorted(_YARN_REQUIRED)} and optionally {sorted(_YARN_OPTIONAL)}. Fix config.json."
         )
-    # With only one of the two, transformers and SGLang compute different magnitudes.
+    # If only one of the two is given, transformers and SGLang compute different magnitudes.
     if bool(yarn.get("mscale")) != bool(yarn.get("mscale_all_dim")):
         raise ConfigError(f"rope_scaling {yarn}: give both mscale and mscale_all_dim, or neither.")

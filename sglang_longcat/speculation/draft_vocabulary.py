@@ -1,8 +1,8 @@
 """`sglang-longcat draft-vocabulary`: the tokens worth drafting, for --speculative-token-map.
 
-Owns: counting tokens of text and choosing from the counts. A draft step reads the head's row of
-every token that it may draft; a token that is not among them can still be said, it is only never
-drafted. SGLang reads the file (`load_token_map`).
+Owns: counting the tokens of texts and choosing from the counts. A draft step reads the head's row
+of every token that it may draft, so fewer tokens make it faster. A token outside the list can still
+be generated; it is only never drafted. SGLang reads the file (`load_token_map`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = Tokenizer.from_file(str(args.checkpoint / "tokenizer.json"))
     vocabulary = LongcatConfig.from_dir(args.checkpoint).vocab_size
     counts = count(tokenizer, lines(args.texts, field=args.field))
-    special = [i for i, one in tokenizer.get_added_tokens_decoder().items() if one.special]
+    added = tokenizer.get_added_tokens_decoder().items()
+    special = [token_id for token_id, token in added if token.special]
     kept = choose(counts, size=args.size, vocabulary=vocabulary, always=special)
     torch.save(kept, args.out)
     total = counts.total()
@@ -52,26 +53,27 @@ def lines(paths: Sequence[Path], *, field: str) -> Iterator[str]:
 def count(tokenizer: object, texts: Iterable[str]) -> Counter[int]:
     """How often each token id occurs in `texts`; tokenizer: a `tokenizers.Tokenizer`."""
     counts: Counter[int] = Counter()
-    some: list[str] = []
+    lines_to_count: list[str] = []
     for text in texts:
-        some.append(text)
-        if len(some) == _LINES:
-            _add(counts, tokenizer, some)
-            some = []
-    _add(counts, tokenizer, some)
+        lines_to_count.append(text)
+        if len(lines_to_count) == _LINES:
+            _add(counts, tokenizer, lines_to_count)
+            lines_to_count = []
+    _add(counts, tokenizer, lines_to_count)
     return counts
 
 
 def _add(counts: Counter[int], tokenizer: object, texts: list[str]) -> None:
-    for one in tokenizer.encode_batch(texts, add_special_tokens=False):  # type: ignore[attr-defined]
-        counts.update(one.ids)
+    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)  # type: ignore[attr-defined]
+    for encoding in encodings:
+        counts.update(encoding.ids)
 
 
 def choose(
     counts: Counter[int], *, size: int, vocabulary: int, always: Iterable[int] = ()
 ) -> list[int]:
-    """`size` token ids, ascending: `always` (control tokens, which text lacks and answers end
-    with), then the most frequent, the lower id first among equals.
+    """`size` token ids, ascending: those of `always` (control tokens, which texts lack and with
+    which answers end), then the most frequent ones, the lower id first among equals.
 
     Raises ValueError if size is not between their number and the vocabulary's.
     """

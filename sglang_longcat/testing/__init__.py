@@ -1,1 +1,5 @@
-"""Small random checkpoints and dummy routing, for tests, demos and speed measurements."""
+"""Small random checkpoints and dummy routing, for tests, demos and speed measurements.
+
+`tiny` writes a checkpoint: `values` draws its numbers, `tokenizer` makes its tokenizer. The module
+`dummy_routing` changes the weights of `--load-format dummy`.
+"""

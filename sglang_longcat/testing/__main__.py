@@ -1,6 +1,7 @@
 """`python -m sglang_longcat.testing tiny DIR [--seed 0 --layers 2 ...]`, `... check DIR`.
 
-Owns: the command line; one option per field of TinyOptions. The work is in `tiny` and `check`.
+Owns: the command line, with one option per field of TinyOptions. `tiny` writes the checkpoint, and
+`checkpoint.check` checks it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Make `--load-format dummy` weights route like a trained model, for speed measurements.
+"""Makes `--load-format dummy` weights route like a trained model, for speed measurements (a hook).
 
-SGLang fills dummy weights with tiny uniform numbers: every token then goes to the same experts, and
-the experts' memory traffic, which is most of a decode step, disappears. A plugin entry point of its
-own, so that it works for SGLang's in-tree class too; does nothing unless LONGCAT_DUMMY_ROUTING=1.
-FP8 weights get random bits: SGLang's numbers round to zero in 98 % of them, and multiplying zeros
-takes less power, which raises the clock. Their scales are 1, SGLang's choice.
+Why: SGLang fills dummy weights with tiny uniform numbers. Every token then goes to the same
+experts, and the experts' memory traffic, which is most of a decode step, disappears. FP8 weights
+get random bits here: 98 % of SGLang's numbers round to zero in FP8, and multiplying zeros takes
+less power, which raises the clock. Their scales stay at SGLang's 1. The hook has a plugin entry
+point of its own, so that it works for SGLang's in-tree class too. It does nothing unless
+LONGCAT_DUMMY_ROUTING=1.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def register() -> None:
 
 
 def spread_routing(_result: None, model: nn.Module, *_args: object, **_kwargs: object) -> None:
-    """Router logits of standard deviation 3 and word rows of norm sqrt(hidden); seeded."""
+    """Give router logits a standard deviation of 3, and word rows a norm of sqrt(hidden).
+    Seeded."""
     import torch
 
     routers = 0
@@ -45,13 +47,14 @@ def spread_routing(_result: None, model: nn.Module, *_args: object, **_kwargs: o
             parameter.data.zero_()
         elif "embed_tokens.word_embe" in name or name.endswith("embed_tokens.weight"):
             parameter.data.normal_(0, 1, generator=generator)
-    # Printed, not logged: an offline Engine logs errors only, and the benchmark reads this line.
+    # Printed, not logged, because an offline Engine logs errors only. `benchmarks/engine.py` reads
+    # this line.
     print(f"dummy routing: {routers} routers of {describe(model)}", flush=True)
 
 
 def fill_fp8(weight: torch.Tensor, generator: torch.Generator) -> None:
-    """Random signs and mantissas, 0.5 to 0.94, in place. Dummy norm weights are 1e-3, so that sums
-    over thousands of columns stay small."""
+    """Random signs and mantissas, 0.5 to 0.94, in place. Sums over thousands of columns stay small
+    all the same, because dummy norm weights are 1e-3."""
     import torch
 
     bits = weight.view(torch.uint8)

@@ -1,8 +1,8 @@
-"""Write a small random checkpoint in the published layout: config, shards, index, tokenizer.
+"""Writes a small random checkpoint in the published layout: config, shards, index, tokenizer.
 
-Owns: the default sizes (accepted by the GPU kernels: see TinyOptions), config.json, and the shard
-files. Values come from `values`, names and shapes from `layout`. Same options, same bytes: on any
-machine, with any number of threads.
+Owns: the default sizes (which the GPU kernels accept: see TinyOptions), config.json, and the shard
+files. `values` draws the numbers, and `checkpoint.layout` has the names and shapes. The same
+options give the same bytes on any machine, with any number of threads.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _YARN: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class TinyOptions:
-    """Sizes and variants; 149 MB as they stand.
+    """Sizes and variants. The defaults make 149 MB.
 
-    GPU kernels want: kv_lora 512, nope 128, rope 64, v 128 (FA3 and FlashInfer MLA); hidden a
+    GPU kernels require: kv_lora 512, nope 128, rope 64, v 128 (FA3 and FlashInfer MLA); hidden a
     multiple of 256 (in-tree identity-expert kernel); every other width a multiple of 256, so that
     block FP8 (128) still divides at TP2; hidden / ((neighbors - 1) * splits) integral.
     """
@@ -81,7 +81,8 @@ class TinyOptions:
 def write_tiny(path: str | Path, options: TinyOptions | None = None) -> Path:
     """Write the checkpoint to `path`, which must not exist or be empty, and return it.
 
-    Written beside `path` and renamed at the end: an interrupted call leaves no half checkpoint.
+    It is written beside `path` and renamed at the end, so an interrupted call leaves no half
+    checkpoint.
     Raises FileExistsError, ConfigError (impossible sizes), ValueError (vocab too small).
     """
     path, options = Path(path), options or TinyOptions()
@@ -101,7 +102,7 @@ def write_tiny(path: str | Path, options: TinyOptions | None = None) -> Path:
 
 
 def tiny_config(options: TinyOptions) -> dict[str, Any]:
-    """The published form of config.json for `options`."""
+    """config.json for `options`, in its published form."""
     window = options.max_position // _YARN_FACTOR
     yarn = _YARN | {"factor": _YARN_FACTOR, "original_max_position_embeddings": window}
     config = {

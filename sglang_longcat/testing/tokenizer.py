@@ -1,8 +1,9 @@
 """The small checkpoint's tokenizer: byte-level BPE with the LongCat special tokens.
 
-Owns: which id is which and the tokenizer files. Ids: specials, tags, 256 bytes, merges, reserved.
-Every UTF-8 text survives encode and decode. corpus.txt is the training text (our own words; a
-change to it changes the ids of merges), checkpoint/chat_template.jinja the conversation format.
+Owns: which token has which id, and the tokenizer files. The ids are, in this order: specials, tags,
+256 bytes, merges, reserved. Every UTF-8 text survives encode and decode. corpus.txt is the training
+text (our own words; a change to it changes the ids of merges), and checkpoint/chat_template.jinja
+is the conversation format.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ UNK, BOS, EOS, PAD = "<longcat_unk>", "<longcat_s>", "</longcat_s>", "<longcat_p
 UNK_ID, BOS_ID, EOS_ID, PAD_ID = range(4)
 SPECIALS = (UNK, BOS, EOS, PAD, "<longcat_system>", "<longcat_user>", "<longcat_assistant>")
 _TAGS = ("tool_declare", "tool_call", "tool_response", "arg_key", "arg_value", "think", "files")
-# Not "special" in the tokenizers sense: parsers need to see them in decoded text.
+# Not "special" in the sense of `tokenizers`, because parsers must see them in decoded text.
 TAGS = tuple(f"<{slash}longcat_{tag}>" for tag in _TAGS for slash in ("", "/"))
 MIN_VOCAB = len(SPECIALS) + len(TAGS) + 256
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Token to id, in id order, and the merges in order."""
+    """Token to id, in the order of ids, and the merges in the order of training."""
 
     ids: dict[str, int]
     merges: list[tuple[str, str]]
 
     @property
     def text_ids(self) -> list[int]:
-        """Ids that decode to readable text on their own: no control, reserved or partial tokens."""
+        """Ids that decode to readable text alone: no control, reserved or partial tokens."""
         first, decode = len(SPECIALS) + len(TAGS), decoders.ByteLevel().decode
         texts = list(self.ids)[first : first + 256 + len(self.merges)]
         return [i for i, text in enumerate(texts, start=first) if _readable(decode([text]))]

@@ -1,9 +1,9 @@
 """The random numbers of the small checkpoint.
 
-Owns: the distribution of each kind of tensor, chosen so that a wrong model is seen in its logits:
+Owns: the distribution of each kind of tensor, chosen so that the logits show a wrong model:
 activations of order 1 throughout, n-gram rows that outweigh the word row, identity and routed
-experts that both matter, a correction bias that changes the selection, greedy gaps of order 1.
-Uniform numbers only: no libm call, so every machine draws the same bits. Knows no files.
+experts that both matter, a correction bias that changes the selection, greedy gaps of order 1. All
+numbers are uniform: no libm call, so every machine draws the same bits. `tiny` writes the files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TABLE_STD = 2.5  # after post_proj; twelve of them give 8.7
 _BIAS_STD = 0.02  # a softmax score over 48 experts averages 0.02
 _ROUTER_GAIN = 1.5  # std of the router logits
 _HEAD_GAIN = 3.0  # std of the logits: the best leads by about 0.8 on average
-_CONTROL_GAIN = 0.75  # the lm_head rows of other tokens than text_ids
+_CONTROL_GAIN = 0.75  # of the lm_head rows of tokens outside text_ids
 _FP8_MAX = 448.0
 
 
@@ -30,8 +30,8 @@ def tensor_value(
 ) -> torch.Tensor:
     """The tensor `name`, unquantised: bf16, router in fp32. A pure function of its arguments.
 
-    `text_ids`: tokens that the lm_head favours, so that greedy output reads as text and never is
-    EOS, a control token or a reserved one.
+    `text_ids`: tokens that the lm_head favours, so that greedy output reads as text and never
+    contains EOS, a control token or a reserved token.
     """
     unit = _uniform(name, shape, seed=seed)
     if "norm." in name:
@@ -61,7 +61,7 @@ def block_fp8(weight: torch.Tensor, *, block: int) -> tuple[torch.Tensor, torch.
 
 
 def _uniform(name: str, shape: tuple[int, ...], *, seed: int) -> torch.Tensor:
-    """Mean 0, variance 1, its own generator per tensor: independent of order and threads."""
+    """Mean 0, variance 1. Each tensor has its own generator, so order and threads do not matter."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     return (torch.rand(shape, generator=generator) * 2 - 1) * math.sqrt(3)

@@ -5,10 +5,11 @@
     with server(path) as http:
         requests.get(http.base_url + "/v1/models")
 
-Owns: start, time limits, logs and certain death of the processes. `main` is the other end.
-The first CPU engine of a test run pays about 20 s for one preload of SGLang, each later one about
-5 s. `spawn=True` starts a fresh interpreter as users do (40 s; the only way for device="cuda").
-Environment variables that SGLang reads while it is imported can only be changed with `spawn=True`.
+Owns: start, time limits and logs of the processes, and that none of them outlives its test. `main`
+runs in these processes. The first CPU engine of a test run takes about 20 s more to preload SGLang,
+each later one takes about 5 s. `spawn=True` starts a fresh interpreter as users do (40 s; the only
+way for device="cuda"). Environment variables that SGLang reads while it is imported can only be
+changed with `spawn=True`.
 """
 
 from __future__ import annotations
@@ -53,11 +54,12 @@ _LOG_TAIL = 4000  # characters of log in an error
 
 
 class HarnessError(RuntimeError):
-    """The engine or server failed, died or ran out of time; the message ends with its log."""
+    """The engine or server failed, ended early or ran out of time. The message ends with its
+    log."""
 
 
 class _Process:
-    """One engine or server and all it started: `conn` to its main process, `log`, `kill`."""
+    """One engine or server with all processes that it started. `conn` leads to its main process."""
 
     def __init__(self, conn: Connection, log_path: Path, kill: Callable[[], None]) -> None:
         self._conn, self._log_path, self._kill = conn, log_path, functools.cache(kill)
@@ -80,7 +82,7 @@ class Engine(_Process):
     """A running `sglang.Engine` in another process."""
 
     def call(self, method: str, *args: Any, timeout: float = 120, **kwargs: Any) -> Any:
-        """Run a method of the engine. Raises HarnessError with the remote error, or on time-out."""
+        """Run a method of the engine. Raises HarnessError if it raises, or if it takes too long."""
         self._conn.send((method, args, kwargs))
         return self._result(what=method, timeout=timeout)
 
@@ -111,7 +113,7 @@ class Server(_Process):
     def _wait_healthy(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while not self._healthy():
-            if self._conn.poll(0.2):  # only ever end of file
+            if self._conn.poll(0.2):  # a server sends nothing, so this is the end of file
                 raise self._fail("the server process died")
             if time.monotonic() > deadline:
                 raise self._fail(f"no healthy server within {timeout} s")
@@ -175,7 +177,8 @@ def _environment(kwargs: Mapping[str, Any], extra: Mapping[str, str] | None) -> 
 
 
 def _argv(kwargs: Mapping[str, Any]) -> list[str]:
-    """Command line flags: True is a bare flag, False and None are left out, a list repeats."""
+    """Command line flags: True gives a bare flag, False and None give none, a list gives its items
+    after the flag."""
     words: list[str] = []
     for name, value in kwargs.items():
         if value is None or value is False:
@@ -229,7 +232,7 @@ def _spawn(job: dict[str, Any], command: list[str], descriptor: int, log: Path) 
 
 
 class _ForkServer:
-    """`main.py forks`: the parent of every forked engine, and the only one to signal it."""
+    """`main.py forks`: the parent of every forked engine, and the only process that signals it."""
 
     def __init__(self) -> None:
         self._control, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -248,7 +251,7 @@ class _ForkServer:
         atexit.register(self._close)
 
     def fork(self, job: dict[str, Any], descriptor: int) -> Callable[[], None]:
-        """Returns what ends the forked process and all it started."""
+        """Fork a process. Returns the function that ends it and all processes that it started."""
         socket.send_fds(self._control, [json.dumps(job).encode()], [descriptor])
         pid = json.loads(self._receive(timeout=30))["pid"]
 
@@ -268,7 +271,7 @@ class _ForkServer:
         return message
 
     def _close(self) -> None:
-        """End of file makes it kill its children and leave."""
+        """The end of file makes it kill its children and exit."""
         self._control.close()
         self._process.wait(timeout=30)
 

@@ -1,12 +1,12 @@
-"""The child side of `harness`: imports SGLang once, then forks an engine or a server per request.
+"""The child side of the harness: imports SGLang once, then forks an engine or server per request.
 
-Owns: everything that must happen inside the SGLang process. Never imported by tests.
+Owns: everything that must happen inside the SGLang process. No test imports this file.
 
     main.py forks FD     serve fork and kill requests on the SEQPACKET socket FD until EOF
     main.py once FD JOB  be the engine that JOB (JSON) describes, driven through socket FD
 
-SGLang insists on "spawn" for its own processes, which costs 40 s an engine on two cores; forked
-from a preloaded process it is 5 s. Only this test harness replaces the start method.
+SGLang uses "spawn" for its own processes, which takes 40 s per engine on two cores. A fork of a
+preloaded process takes 5 s. Only this test harness replaces the start method.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PRELOADED = (
     "sglang.srt.entrypoints.http_server",
     "sglang.srt.managers.detokenizer_manager",
     "sglang.srt.managers.scheduler",
-    "sglang.srt.models.registry",  # imports every model file, as registering a plugin's would
+    "sglang.srt.models.registry",  # imports every model file, as registering a plugin does
 )
 
 
@@ -43,7 +43,8 @@ def main() -> None:
 
 
 def _serve_forks(control: socket.socket) -> None:
-    """{"kill": pid} or a job with its socket; answers each with {"pid": pid}."""
+    """Serve requests: {"kill": pid}, or a job with its socket. Each is answered with {"pid":
+    pid}."""
     _preload()
     children: set[int] = set()
     control.send(b"ready")
@@ -62,7 +63,7 @@ def _serve_forks(control: socket.socket) -> None:
         control.send(json.dumps({"pid": pid}).encode())
     for pid in children:
         _kill_group(pid)
-    os._exit(0)  # tearing a preloaded interpreter down takes seconds
+    os._exit(0)  # a normal exit of a preloaded interpreter takes seconds
 
 
 def _preload() -> None:
@@ -89,7 +90,7 @@ def _fork(job: dict[str, Any], descriptor: int, control: socket.socket) -> int:
         sys.path[:0] = filter(None, job["env"].get("PYTHONPATH", "").split(os.pathsep))
         (_be_server if job["kind"] == "server" else _be_engine)(job, Connection(descriptor))
         status = 0
-    except BaseException:  # noqa: BLE001 - must not return into the fork loop
+    except BaseException:  # noqa: BLE001 - the child must not return into the fork loop
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -98,7 +99,7 @@ def _fork(job: dict[str, Any], descriptor: int, control: socket.socket) -> int:
 
 
 def _detach(log: str) -> None:
-    """A session of its own, so that one killpg ends all it starts; output goes to `log`."""
+    """Start a session, so that one killpg ends all processes of it, and write output to `log`."""
     os.setsid()
     null, out = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_APPEND)
     for source, target in ((null, 0), (out, 1), (out, 2)):
@@ -106,7 +107,7 @@ def _detach(log: str) -> None:
 
 
 def _be_server(job: dict[str, Any], alive: Connection) -> None:
-    """`alive` carries nothing: its end of file tells the harness that this process died."""
+    """Nothing is sent on `alive`: its end of file tells the harness that this process has ended."""
     sys.argv = ["launch_server", *job["argv"]]
     runpy.run_module("sglang.launch_server", run_name="__main__", alter_sys=True)
 
@@ -135,14 +136,14 @@ def _be_engine(job: dict[str, Any], conn: Connection) -> None:
 def _answer(conn: Connection, call: Any, *args: Any, **kwargs: Any) -> None:
     try:
         answer = (True, call(*args, **kwargs))
-    except BaseException as error:  # noqa: BLE001 - SystemExit too is an answer for the test
+    except BaseException as error:  # noqa: BLE001 - the test wants to see SystemExit too
         traceback.print_exc()
         answer = (False, f"{type(error).__name__}: {error}")
     conn.send(answer)
 
 
 def _kill_group(pid: int) -> None:
-    """`pid` is our unreaped child, hence certainly still the leader of the group it made."""
+    """`pid` is our child and not reaped yet, so it certainly still leads the group that it made."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)

@@ -1,6 +1,6 @@
-"""Which processes map a memfd, and how much of it is theirs, from /proc.
+"""Which processes map a memfd, and how much of its memory counts as theirs, from /proc.
 
-Owns: reading maps and smaps. A process that ends while it is read counts as gone.
+Owns: reading smaps and statm. A process that ends while it is read maps nothing.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ _HEADER = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ (\d+) +(.*)")
 
 
 def inodes(pid: int, name: str) -> set[int]:
-    """Of the memfds called `name` that process `pid` maps."""
+    """The inodes of the memfds called `name` that process `pid` maps."""
     return {inode for inode, path, _ in _mappings(pid) if path.startswith(f"/memfd:{name}")}
 
 
 def holders(inode: int) -> dict[int, int]:
-    """Of each process of this machine that maps the memfd: bytes resident, divided by sharers."""
-    found: dict[int, int] = {}
+    """For each process of this machine that maps the memfd: its resident bytes, each page divided
+    by the number of processes that share it."""
+    shares: dict[int, int] = {}
     for pid in (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()):
-        for one, path, share in _mappings(pid):
-            if one == inode and path.startswith("/memfd:"):
-                found[pid] = found.get(pid, 0) + share
-    return found
+        for mapped, path, share in _mappings(pid):
+            if mapped == inode and path.startswith("/memfd:"):
+                shares[pid] = shares.get(pid, 0) + share
+    return shares
 
 
 def _mappings(pid: int) -> Iterator[tuple[int, str, int]]:
-    """(inode, path, Pss in bytes)."""
+    """(inode, path, Pss in bytes) of each mapping of `pid`."""
     try:
         lines = Path(f"/proc/{pid}/smaps").read_text(errors="replace").splitlines()
     except OSError:
@@ -43,6 +44,6 @@ def _mappings(pid: int) -> Iterator[tuple[int, str, int]]:
 
 
 def resident() -> int:
-    """Bytes of physical memory of this process."""
+    """The bytes of physical memory that this process uses."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,9 +1,9 @@
-"""Runs each kernel test on every implementation this process can run.
+"""Runs each kernel test on every implementation that this process can run.
 
-Owns: the `device` fixture. Tests call the public functions only: on "cpu" these take the torch
-reference, on "cuda" Triton. With TRITON_INTERPRET=1 they take Triton on CPU tensors. Triton reads
+Owns: the `device` fixture. Tests call the public functions only. On "cpu" these run the torch
+reference, on "cuda" Triton. With TRITON_INTERPRET=1 they run Triton on CPU tensors. Triton reads
 that variable when it is imported, which other tests may have done before, so test_interpreter.py
-sets it for a pytest process of its own.
+sets it for a separate pytest process.
 """
 
 from __future__ import annotations

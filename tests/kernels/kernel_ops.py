@@ -1,4 +1,4 @@
-"""The ops there are: the folders of longcat_kernels that choose an implementation."""
+"""The names of all operations: the folders of longcat_kernels that choose an implementation."""
 
 from __future__ import annotations
 

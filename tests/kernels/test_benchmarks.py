@@ -24,7 +24,7 @@ TABLES = {
 
 @pytest.mark.parametrize("op", TABLES)
 def test_the_benchmark_times_the_reference_on_a_cpu(op: str, tmp_path: Path) -> None:
-    """The GPU columns need a GPU; this keeps shapes, inputs and the CSV from rotting until then."""
+    """Red if shapes, inputs or the CSV break. The columns of GPU implementations need a GPU."""
     module = importlib.import_module(f"benchmarks.kernels.{op}")
     module.main(["--device", "cpu", "--quick", "--out", str(tmp_path)])
     for table in TABLES[op]:
@@ -35,7 +35,7 @@ def test_the_benchmark_times_the_reference_on_a_cpu(op: str, tmp_path: Path) -> 
 
 
 def test_a_run_that_is_cut_off_leaves_what_it_has(tmp_path: Path) -> None:
-    """Red if rows are written at the end only: a time limit took the tables of five operations."""
+    """Red if rows are written at the end only: a time limit once cost five operations' tables."""
 
     def prepare(case: Any, copy: int) -> Any:
         if case.shape == "third":

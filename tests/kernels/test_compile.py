@@ -84,16 +84,16 @@ TILE = {"BLOCK_E": 64, "BLOCK_T": 128, "BLOCK_K": 64, "STAGES": 3}
 LINEAR = {"K": 1600, "BLOCK_N": 16, "BLOCK_K": 256, "PDL": True}
 MMA = {**LINEAR, "AHEAD": 1, "STAGES": 4}
 CASES = [
-    ("ngram_ids", "_ngram_kernel", {}, {**IDS, "WIDTH": 0}, 1),
-    ("ngram_ids", "_ngram_kernel", {}, {**IDS, "WIDTH": 4}, 1),
-    ("ngram_ids", "_ngram_kernel", BF16, {**ROWS, "WIDTH": 0, "SCALED": False}, 4),
-    ("ngram_ids", "_ngram_kernel", FP8, {**ROWS, "WIDTH": 1, "SCALED": True}, 4),
+    ("ngram", "_ngram_kernel", {}, {**IDS, "WIDTH": 0}, 1),
+    ("ngram", "_ngram_kernel", {}, {**IDS, "WIDTH": 4}, 1),
+    ("ngram", "_ngram_kernel", BF16, {**ROWS, "WIDTH": 0, "SCALED": False}, 4),
+    ("ngram", "_ngram_kernel", FP8, {**ROWS, "WIDTH": 1, "SCALED": True}, 4),
     ("moe_router", "_route_kernel", {}, {**ROUTE, "SPLITS": 1, "GROUPS": 1, "WIDTH": 512}, 1),
     ("moe_router", "_route_kernel", {}, {**ROUTE, "SPLITS": 24, "GROUPS": 4, "WIDTH": 128}, 4),
     ("moe_router", "_logits_kernel", {}, {**LOGITS, "BLOCK_T": 8}, 4),
     ("moe_router", "_logits_kernel", {}, {**LOGITS, "BLOCK_T": 64}, 4),
     ("moe_router", "_many_logits_kernel", {}, {**TILE, "PDL": True}, 4),
-    ("identity_experts", "_add_identity_kernel", {}, {"BLOCK": 1024}, 4),
+    ("expert_sum", "_add_identity_kernel", {}, {"BLOCK": 1024}, 4),
     ("mla_decode", "_split_kernel", {}, DECODE, 8),
     ("mla_decode", "_split_kernel", {}, {**DECODE, "WIDTH": 4, "HEADS": 16}, 8),
     ("mla_decode", "_hopper_kernel", {}, DECODE, 8),
@@ -118,14 +118,14 @@ CASES = [
         4,
     ),
     (
-        "expert_finalize",
+        "expert_sum",
         "_finalize_kernel",
         {},
         {"K": 12, "IDENTITY": True, "ADDEND": True, "BLOCK": 1024, "PDL": True},
         4,
     ),
     (
-        "expert_finalize",
+        "expert_sum",
         "_finalize_norm_kernel",
         {},
         {"K": 12, "IDENTITY": True, "ADDEND": True, "BLOCK": 4096, "PDL": True},
@@ -170,20 +170,20 @@ def test_the_kernel_compiles_for_hopper(
 
 
 def test_hopper_takes_what_its_kernel_was_made_for() -> None:
-    """Red if rows that no load of 16 bytes can begin at, or sizes that have not run, come to it."""
+    """Red if it gets rows that loads of 16 bytes cannot read, or sizes that have never run."""
     import torch
 
     from longcat_kernels.mla_decode import _hopper
 
-    def fits(heads: int = 32, rank: int = 512, rope: int = 64, skipped: int = 0) -> bool:
+    def supports(heads: int = 32, rank: int = 512, rope: int = 64, skipped: int = 0) -> bool:
         latents = torch.empty(4, rank + rope + 16, dtype=torch.bfloat16)[:, skipped:]
         query = torch.empty(1, heads, rank, dtype=torch.bfloat16)
-        return _hopper.fits(query, query[..., :rope], latents)
+        return _hopper.supports(query, query[..., :rope], latents)
 
-    assert fits()
-    assert fits(heads=1)
-    assert fits(skipped=8)
-    assert not fits(skipped=4)
-    assert not fits(heads=33)
-    assert not fits(rank=256)
-    assert not fits(rope=32)
+    assert supports()
+    assert supports(heads=1)
+    assert supports(skipped=8)
+    assert not supports(skipped=4)
+    assert not supports(heads=33)
+    assert not supports(rank=256)
+    assert not supports(rope=32)

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from longcat_kernels import lite
 from longcat_kernels.kv_pool import PADDING_SLOT
-from longcat_kernels.moe_router import Options, Routing, fuses, route, route_tokens
-from longcat_kernels.moe_router import workloads as lite
+from longcat_kernels.moe_router import Options, Routing, route, route_tokens, supports, workloads
 from longcat_kernels.moe_router.workloads import OPTIONS
 
 # Weights: fp32 rounding of exp's argument, of 384-term sums, and the GPU's 2-ulp exp. Ids: exact.
-RELATIVE, ABSOLUTE = 2e-6, 1e-7 * lite.SCALE
+RELATIVE, ABSOLUTE = 2e-6, 1e-7 * lite.ROUTED_SCALE
 # Two fp32 scores closer than this may swap with the order of the softmax sum.
 TOO_CLOSE = 1e-7
 
@@ -31,7 +31,7 @@ def check(
     logits: torch.Tensor,
     chosen: list[list[int]],
     routed: int = lite.ROUTED,
-    scale: float = lite.SCALE,
+    scale: float = lite.ROUTED_SCALE,
 ) -> None:
     """All three outputs, given the experts that should be chosen, in order."""
     weights, identity = [], []
@@ -56,7 +56,7 @@ def run(logits: torch.Tensor, bias: torch.Tensor, device: str) -> Routing:
 
 
 def run_hidden(logits: torch.Tensor, bias: torch.Tensor, device: str) -> Routing:
-    """The same through a GEMM that only copies: one warp for each 128 experts chooses, not one."""
+    """The same with a GEMM that only copies: one warp for each 128 experts chooses."""
     tokens, hidden = len(logits), 200  # two tiles
     at = torch.arange(tokens) * (hidden // tokens)
     x, weight = torch.zeros(tokens, hidden), torch.zeros(logits.shape[1], hidden)
@@ -71,8 +71,8 @@ each_call = pytest.mark.parametrize("run", [route, route_tokens], ids=["logits",
 
 
 def inputs_of(run: Callable[..., Routing], device: str) -> list[torch.Tensor]:
-    """Of nine tokens, as this call takes them."""
-    make = lite.make_inputs if run is route else lite.make_tokens
+    """The arguments of `run` for nine tokens."""
+    make = workloads.make_inputs if run is route else workloads.make_tokens
     return [values.to(device) for values in make(9, seed=0, device="cpu")]
 
 
@@ -81,8 +81,8 @@ def inputs_of(run: Callable[..., Routing], device: str) -> list[torch.Tensor]:
 def test_a_rank_names_its_own_experts(
     device: str, run: Callable[..., Routing], held: tuple[int, int]
 ) -> None:
-    """By their place among these; red if another rank's slot, or an identity one, gets an id of
-    ours, or if a weight depends on who computes the slot."""
+    """Ids are places among the experts held. Red if another rank's slot or an identity slot gets
+    one of our ids, or if a weight depends on the rank that computes the slot."""
     inputs = inputs_of(run, device)
     whole, ours = run(*inputs, OPTIONS), run(*inputs, OPTIONS._replace(held=held))
     first, count = held
@@ -95,8 +95,8 @@ def test_a_rank_names_its_own_experts(
 
 @each_call
 def test_padding_goes_nowhere(device: str, run: Callable[..., Routing]) -> None:
-    """Red if a row that fills up a graph's batch has an expert's weights read, whatever its token
-    was, or if another row changes because of it."""
+    """Red if a row that fills up a graph's batch still names an expert, whatever its token was, or
+    if it changes another row."""
     inputs = inputs_of(run, device)
     inputs[0][7] = math.nan
     slots = torch.tensor([5, 1, 0, 2**40, 9, 0, 3, 0, 0], device=device)
@@ -110,7 +110,7 @@ def test_padding_goes_nowhere(device: str, run: Callable[..., Routing]) -> None:
 
 @both_paths
 def test_random_logits_and_bias(device: str, run: Run) -> None:
-    logits, bias = lite.make_inputs(48, seed=0, device="cpu")
+    logits, bias = workloads.make_inputs(48, seed=0, device="cpu")
     scores = logits.double().softmax(-1) + bias
     ranked = scores.sort(descending=True).values[:, : lite.TOP_K + 1]
     clear = (ranked[:, :-1] - ranked[:, 1:]).amin(-1) > TOO_CLOSE
@@ -131,8 +131,8 @@ def test_ties_go_to_the_lowest_expert(device: str, run: Run) -> None:
 
 @both_paths
 def test_scores_around_zero(device: str, run: Run) -> None:
-    """Negative scores, zeros of both signs (they tie), numbers that are not normal, infinity: the
-    order of their bits as integers is another."""
+    """Negative scores, zeros of both signs (they tie), subnormal numbers, infinity: as integers
+    their bits have another order."""
     logits = torch.full((2, lite.EXPERTS), -200.0)
     logits[0, 200], logits[1, 130:140] = 1.0, torch.arange(10).float() * 8
     bias = torch.linspace(-0.25, -0.5, lite.EXPERTS)
@@ -166,7 +166,7 @@ def test_experts_without_probability_fill_up_in_order(device: str, fill: float) 
 @both_paths
 @pytest.mark.parametrize("sign", [1, -1], ids=["all identity", "no identity"])
 def test_all_slots_or_none_are_identity(device: str, sign: int, run: Run) -> None:
-    logits, _ = lite.make_inputs(8, seed=2, device="cpu")
+    logits, _ = workloads.make_inputs(8, seed=2, device="cpu")
     bias = torch.zeros(lite.EXPERTS)
     bias[lite.ROUTED :] = 2.0 * sign
     got = run(logits, bias, device)
@@ -178,7 +178,7 @@ def test_all_slots_or_none_are_identity(device: str, sign: int, run: Run) -> Non
     ("experts", "routed", "top_k"), [(12, 8, 12), (5, 5, 2), (130, 3, 7), (768 + 128, 768, 12)]
 )
 def test_other_models(device: str, experts: int, routed: int, top_k: int) -> None:
-    logits, bias = lite.make_inputs(5, seed=experts, device="cpu", experts=experts)
+    logits, bias = workloads.make_inputs(5, seed=experts, device="cpu", experts=experts)
     got = route(logits.to(device), bias.to(device), Options(top_k, routed, scale=9.0))
     chosen = best(logits.double().softmax(-1) + bias, top_k)
     check(got, logits, chosen, routed, 9.0)
@@ -198,9 +198,9 @@ ACCIDENTS = {
 
 @pytest.mark.parametrize("row", ACCIDENTS.values(), ids=ACCIDENTS)
 def test_an_accident_takes_the_first_experts_and_shows(device: str, row: list[float]) -> None:
-    """A numerical accident upstream must neither become an out-of-bounds read in the grouped GEMM,
-    which also relies on a row's experts being different, nor look like a result."""
-    logits, bias = lite.make_inputs(3, seed=3, device="cpu")
+    """A numerical accident upstream must not become an out-of-bounds read in the grouped GEMM,
+    which also needs a row's experts to be different; and it must not look like a result."""
+    logits, bias = workloads.make_inputs(3, seed=3, device="cpu")
     clean = run(logits, bias, device)
     logits[1] = torch.tensor(row)
     got = run(logits, bias, device)
@@ -212,7 +212,7 @@ def test_an_accident_takes_the_first_experts_and_shows(device: str, row: list[fl
 
 @both_paths
 def test_a_bias_that_is_no_number_counts_as_the_lowest(device: str, run: Run) -> None:
-    """With four experts left, the others follow in order: those of -inf and of NaN alike."""
+    """Four experts have numbers. The others follow in order, -inf and NaN alike."""
     bias = torch.full((lite.EXPERTS,), -math.inf)
     bias[100:200] = math.nan
     bias[[3, 150, 250, 383]] = torch.tensor([4.0, 3.0, 2.0, 1.0])
@@ -221,12 +221,12 @@ def test_a_bias_that_is_no_number_counts_as_the_lowest(device: str, run: Run) ->
 
 
 def test_no_tokens(device: str) -> None:
-    got = run(*lite.make_inputs(0, seed=4, device="cpu"), device)
+    got = run(*workloads.make_inputs(0, seed=4, device="cpu"), device)
     assert [tuple(t.shape) for t in got] == [(0, lite.TOP_K), (0, lite.TOP_K), (0,)]
 
 
 def test_rows_of_a_wider_tensor(device: str) -> None:
-    wide = lite.make_inputs(4, seed=5, device=device, experts=400)[0]
+    wide = workloads.make_inputs(4, seed=5, device=device, experts=400)[0]
     logits, bias = wide[:, : lite.EXPERTS], torch.zeros(lite.EXPERTS)
     for got, same in zip(run(logits, bias, device), run(logits.contiguous(), bias, device)):
         assert torch.equal(got, same)
@@ -234,13 +234,13 @@ def test_rows_of_a_wider_tensor(device: str) -> None:
 
 @pytest.mark.gpu
 def test_a_captured_call_follows_its_inputs() -> None:
-    logits, bias = lite.make_inputs(32, seed=0, device="cuda")
+    logits, bias = workloads.make_inputs(32, seed=0, device="cuda")
     route(logits, bias, OPTIONS)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         got = route(logits, bias, OPTIONS)
     for seed in range(1, 5):
-        logits.copy_(lite.make_inputs(32, seed=seed, device="cpu")[0])
+        logits.copy_(workloads.make_inputs(32, seed=seed, device="cpu")[0])
         graph.replay()
         for captured, eager in zip(got, route(logits, bias, OPTIONS)):
             assert torch.equal(captured, eager)
@@ -256,7 +256,7 @@ SMALL_OPTIONS = Options(top_k=3, routed=70, scale=2.0)
 
 
 def check_tokens(got: Routing, inputs: tuple[torch.Tensor, ...], options: Options) -> None:
-    """Against float64 throughout; rows with a near tie must only be within range."""
+    """All against float64, but the ids of rows with a near tie only have to be in range."""
     x, weight, bias = (values.cpu().double() for values in inputs)
     probabilities = (x @ weight.t()).softmax(-1)
     ranked = (probabilities + bias).sort(descending=True, stable=True)
@@ -282,28 +282,28 @@ def route_inputs(inputs: tuple[torch.Tensor, ...], device: str, options: Options
 
 @pytest.fixture(params=["few", "many"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel that multiplies, whatever the number of tokens."""
+    """Which kernel multiplies, for any number of tokens."""
     limit = {"few": 10**6, "many": -1}[request.param]
-    monkeypatch.setattr("longcat_kernels.moe_router._triton.FEW_TOKENS", limit)
+    monkeypatch.setattr("longcat_kernels.moe_router.launch.FEW_TOKENS", limit)
 
 
 def test_from_hidden_states(device: str) -> None:
-    inputs = lite.make_tokens(3, seed=0, device="cpu")
+    inputs = workloads.make_tokens(3, seed=0, device="cpu")
     check_tokens(route_inputs(inputs, device, OPTIONS), inputs, OPTIONS)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("tokens", [1, 2, 4, 8, 9, 16, 30, 33, 64, 65, 200, 512, 1024, 1025, 4097])
 def test_batches_of_the_model(tokens: int) -> None:
-    inputs = lite.make_tokens(tokens, seed=tokens, device="cpu")
+    inputs = workloads.make_tokens(tokens, seed=tokens, device="cpu")
     check_tokens(route_inputs(inputs, "cuda", OPTIONS), inputs, OPTIONS)
 
 
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("tokens", [1, 2, 7, 8, 16, 33, 64, 65, 129])
 def test_tails_of_a_batch(device: str, tokens: int) -> None:
-    """65 make two blocks of tokens for one kernel, 129 for the other."""
-    inputs = lite.make_tokens(tokens, seed=tokens, device="cpu", **SMALL)
+    """65 tokens are two blocks for one kernel, 129 for the other."""
+    inputs = workloads.make_tokens(tokens, seed=tokens, device="cpu", **SMALL)
     check_tokens(route_inputs(inputs, device, SMALL_OPTIONS), inputs, SMALL_OPTIONS)
 
 
@@ -312,21 +312,21 @@ def test_tails_of_a_batch(device: str, tokens: int) -> None:
     ("experts", "hidden"), [(12, 64), (65, 129), (128, 1), (130, 129), (896, 64)]
 )
 def test_tails_of_a_tile(device: str, experts: int, hidden: int) -> None:
-    """130 experts leave two of them, less than top_k, to the second warp."""
-    inputs = lite.make_tokens(9, seed=0, device="cpu", experts=experts, hidden=hidden)
+    """Of 130 experts the second warp has two, which is less than top_k."""
+    inputs = workloads.make_tokens(9, seed=0, device="cpu", experts=experts, hidden=hidden)
     options = Options(top_k=4, routed=experts - 3, scale=6.0)
     check_tokens(route_inputs(inputs, device, options), inputs, options)
 
 
 def test_no_hidden_states(device: str) -> None:
-    got = route_inputs(lite.make_tokens(0, seed=0, device="cpu"), device, OPTIONS)
+    got = route_inputs(workloads.make_tokens(0, seed=0, device="cpu"), device, OPTIONS)
     assert [tuple(t.shape) for t in got] == [(0, lite.TOP_K), (0, lite.TOP_K), (0,)]
 
 
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("accident", [math.nan, math.inf, -math.inf], ids=str)
 def test_an_accident_in_one_token_stays_there(device: str, accident: float) -> None:
-    inputs = lite.make_tokens(9, seed=0, device="cpu", **SMALL)
+    inputs = workloads.make_tokens(9, seed=0, device="cpu", **SMALL)
     clean = route_inputs(inputs, device, SMALL_OPTIONS)
     inputs[0][4, 200] = accident
     got = route_inputs(inputs, device, SMALL_OPTIONS)
@@ -338,9 +338,9 @@ def test_an_accident_in_one_token_stays_there(device: str, accident: float) -> N
 
 def test_other_dtypes_take_the_library_gemm(device: str) -> None:
     """The kernel splits the weight for bf16 hidden states; fp16 has more bits than its parts."""
-    x, weight, bias = lite.make_tokens(2, seed=0, device="cpu", **SMALL)
+    x, weight, bias = workloads.make_tokens(2, seed=0, device="cpu", **SMALL)
     for inputs in ((x.half(), weight, bias), (x.float(), weight, bias)):
-        assert not fuses(inputs[0].to(device), weight.to(device))
+        assert not supports(inputs[0].to(device), weight.to(device))
         check_tokens(route_inputs(inputs, device, SMALL_OPTIONS), inputs, SMALL_OPTIONS)
 
 
@@ -349,8 +349,8 @@ def test_other_dtypes_take_the_library_gemm(device: str) -> None:
     ("most", "fewer"), [(200, (1, 2, 4, 8, 9, 30, 33, 64, 65)), (5000, (1025, 2050, 3000))]
 )
 def test_a_token_is_routed_alike_in_every_batch(most: int, fewer: tuple[int, ...]) -> None:
-    """Speculation verifies in one batch what decoding would have done in another."""
-    x, weight, bias = lite.make_tokens(most, seed=0, device="cuda")
+    """Speculation verifies tokens in one batch that decoding would have computed in another."""
+    x, weight, bias = workloads.make_tokens(most, seed=0, device="cuda")
     whole = route_tokens(x, weight, bias, OPTIONS)
     for tokens in fewer:
         part = route_tokens(x[:tokens], weight, bias, OPTIONS)
@@ -362,7 +362,7 @@ def test_a_token_is_routed_alike_in_every_batch(most: int, fewer: tuple[int, ...
 @pytest.mark.parametrize("tokens", [1, 4, 33, 64, 200, 1100])
 def test_captured_launches_follow_their_inputs(tokens: int) -> None:
     """Back to back, so that a launch that starts too early reads or overwrites its neighbour's."""
-    x, weight, bias = lite.make_tokens(tokens, seed=0, device="cuda")
+    x, weight, bias = workloads.make_tokens(tokens, seed=0, device="cuda")
     route_tokens(x, weight, bias, OPTIONS)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -370,7 +370,7 @@ def test_captured_launches_follow_their_inputs(tokens: int) -> None:
         x.mul_(2)
         second = route_tokens(x, weight, bias, OPTIONS)
     for seed in range(1, 20):
-        hidden = lite.make_tokens(tokens, seed=seed, device="cuda")[0]
+        hidden = workloads.make_tokens(tokens, seed=seed, device="cuda")[0]
         x.copy_(hidden)
         graph.replay()
         for got, inputs in ((first, hidden), (second, hidden * 2)):

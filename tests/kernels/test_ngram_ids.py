@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from longcat_kernels import ngram_ids
-from longcat_kernels.ngram_ids import workloads as lite
+from longcat_kernels import lite, ngram
+from longcat_kernels.ngram import Prefill, Window, workloads
 
 LARGEST = lite.VOCAB - 1
 EOS = lite.EOS[0]
@@ -34,7 +34,7 @@ class Request(NamedTuple):
 def make_request(slot: int, feeds: int, *, start: int, seed: int = 0) -> Request:
     """`feeds` random tokens from position `start` on, and the predecessors they can see."""
     rng = random.Random(f"{slot} {feeds} {start} {seed}")
-    first = max(0, start - lite.N + 1)
+    first = max(0, start - lite.NGRAM_N + 1)
     text = [rng.choice((*TOKENS, *[rng.randrange(lite.VOCAB)] * 4)) for _ in range(start - first)]
     text += [rng.choice((*TOKENS, *[rng.randrange(lite.VOCAB)] * 4)) for _ in range(feeds)]
     return Request(slot, text, feeds, first)
@@ -42,16 +42,16 @@ def make_request(slot: int, feeds: int, *, start: int, seed: int = 0) -> Request
 
 def expected(request: Request, eos: tuple[int, ...] = lite.EOS) -> list[list[int]]:
     fed = range(len(request.text) - request.feeds, len(request.text))
-    return [[_row(request.text, t, i, eos) for i in range(lite.TABLES)] for t in fed]
+    return [[_row(request.text, t, i, eos) for i in range(lite.NGRAM_TABLES)] for t in fed]
 
 
 def _row(text: list[int], t: int, table: int, eos: tuple[int, ...]) -> int:
     total = text[t]
-    for back in range(1, lite.ORDERS[table]):
+    for back in range(1, lite.NGRAM_ORDERS[table]):
         if t < back or text[t - back] in eos:
             break
         total += text[t - back] * lite.VOCAB**back
-    return sum(lite.ROWS[:table]) + total % lite.ROWS[table]
+    return sum(lite.NGRAM_ROWS[:table]) + total % lite.NGRAM_ROWS[table]
 
 
 class Cache:
@@ -59,7 +59,7 @@ class Cache:
 
     def __init__(self, device: str, slots: int = 8, eos: tuple[int, ...] = lite.EOS) -> None:
         self.device = device
-        self.table = lite.lite_table(device, eos)
+        self.params = workloads.lite_params(device, eos=eos)
         self.ring = torch.full((slots, lite.RING), 77_777, dtype=torch.int32, device=device)
 
     def on(self, values: list[int], dtype: torch.dtype = torch.int64) -> torch.Tensor:
@@ -73,7 +73,7 @@ class Cache:
         ]
         if seeds:
             slots, positions, tokens = (self.on(list(column)) for column in zip(*seeds))
-            ngram_ids.seed(self.ring, slots, positions, tokens)
+            ngram.seed(self.ring, slots, positions, tokens)
 
     def window(
         self, requests: list[Request], padding: int = 0, dtype: torch.dtype = torch.int64
@@ -82,14 +82,13 @@ class Cache:
         width = requests[0].feeds
         padded = [*requests, *[Request(0, [0] * width, width)] * padding]
         tokens, positions = _flat(padded)
-        ids = ngram_ids.window_ids(
+        window = Window(
             self.on(tokens, dtype),
-            self.on(positions),
-            self.on([request.slot for request in padded]),
-            self.ring,
-            self.table,
+            positions=self.on(positions),
+            slots=self.on([request.slot for request in padded]),
         )
-        return ids.view(-1, width, lite.TABLES).tolist()
+        ids = ngram.window_ids(window, self.ring, self.params)
+        return ids.view(-1, width, lite.NGRAM_TABLES).tolist()
 
     def extend(
         self, requests: list[Request], padding: int = 0, dtype: torch.dtype = torch.int64
@@ -98,15 +97,14 @@ class Cache:
         tokens, positions = _flat(requests)
         lengths = [request.feeds for request in requests]
         starts = [sum(lengths[:i]) for i in range(len(lengths))]
-        return ngram_ids.extend_ids(
+        prefill = Prefill(
             self.on(tokens + [0] * padding, dtype),
-            self.on(positions + [0] * padding),
-            self.on([request.slot for request in requests]),
-            self.on(starts, torch.int32),
-            self.on(lengths, torch.int32),
-            self.ring,
-            self.table,
-        ).tolist()
+            positions=self.on(positions + [0] * padding),
+            slots=self.on([request.slot for request in requests]),
+            starts=self.on(starts, torch.int32),
+            lengths=self.on(lengths, torch.int32),
+        )
+        return ngram.extend_ids(prefill, self.ring, self.params).tolist()
 
 
 def _flat(requests: list[Request]) -> tuple[list[int], list[int]]:
@@ -118,7 +116,7 @@ def _flat(requests: list[Request]) -> tuple[list[int], list[int]]:
 
 
 def in_range(ids: list[list[int]]) -> bool:
-    return all(0 <= row < lite.TOTAL_ROWS for token in ids for row in token)
+    return all(0 <= row < lite.NGRAM_TOTAL_ROWS for token in ids for row in token)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +183,7 @@ def test_a_prefill_of_nothing_and_empty_requests(device: str) -> None:
 @pytest.mark.parametrize("eos", [(EOS,), (EOS, LARGEST), (0, 1, EOS)], ids=str)
 @pytest.mark.parametrize("step", ["extend", "window"])
 def test_every_pattern_of_eos_within_reach(device: str, step: str, eos: tuple[int, ...]) -> None:
-    seen = itertools.product([EOS, LARGEST, 0], repeat=lite.N - 1)  # in the ring
+    seen = itertools.product([EOS, LARGEST, 0], repeat=lite.NGRAM_N - 1)  # in the ring
     texts = [[*predecessors, token] for predecessors in seen for token in (EOS, 31)]
     requests = [Request(slot, text, 1) for slot, text in enumerate(texts, start=1)]
     cache = Cache(device, slots=len(requests) + 1, eos=eos)
@@ -208,15 +206,14 @@ def test_the_largest_ids(device: str) -> None:
 
 def test_two_orders_of_feeding_agree_at_the_benchmark_shapes(device: str) -> None:
     """One prefill of W tokens equals a window of W, on the inputs the benchmarks time."""
-    inputs = lite.make_inputs([4] * 9, seed=1, device=device)
-    table = lite.lite_table(device)
-    args = inputs.tokens, inputs.positions, inputs.slots
-    one, two = inputs.ring.clone(), inputs.ring.clone()
-    window = ngram_ids.window_ids(*args, one, table)
-    extend = ngram_ids.extend_ids(*args, inputs.starts, inputs.lengths, two, table)
+    inputs = workloads.make_inputs([4] * 9, seed=1, device=device)
+    params = workloads.lite_params(device)
+    ring, other_ring = inputs.ring.clone(), inputs.ring.clone()
+    window = ngram.window_ids(inputs.window, ring, params)
+    extend = ngram.extend_ids(inputs.prefill, other_ring, params)
     assert torch.equal(window, extend)
-    assert torch.equal(one[1:], two[1:])
-    assert not torch.equal(one[1:], inputs.ring[1:])
+    assert torch.equal(ring[1:], other_ring[1:])
+    assert not torch.equal(ring[1:], inputs.ring[1:])
 
 
 @pytest.mark.gpu
@@ -226,10 +223,11 @@ def test_a_captured_step_follows_its_inputs(width: int) -> None:
     cache, rows, padding = Cache("cuda"), 3, 2
     tokens = torch.zeros((rows + padding) * width, dtype=torch.int64, device="cuda")
     positions, slots = torch.zeros_like(tokens), tokens.new_zeros(rows + padding)
-    ngram_ids.window_ids(tokens, positions, slots, cache.ring, cache.table)  # compiles
+    window = Window(tokens, positions, slots)
+    ngram.window_ids(window, cache.ring, cache.params)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        ids = ngram_ids.window_ids(tokens, positions, slots, cache.ring, cache.table)
+        ids = ngram.window_ids(window, cache.ring, cache.params)
     for first_slot in (1, 5):
         requests = [make_request(first_slot + i, 5 + 20 * i, start=0) for i in range(rows)]
         cache.extend(requests)
@@ -245,30 +243,30 @@ def test_a_captured_step_follows_its_inputs(width: int) -> None:
             positions[: rows * width] = cache.on(new_positions)
             slots[:rows] = cache.on([r.slot for r in requests])
             graph.replay()
-            got = ids.view(-1, width, lite.TABLES)[:rows].tolist()
+            got = ids.view(-1, width, lite.NGRAM_TABLES)[:rows].tolist()
             assert got == [expected(request) for request in requests]
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("batch", lite.DECODE_BATCHES)
+@pytest.mark.parametrize("batch", workloads.DECODE_BATCHES)
 def test_every_decode_batch_in_a_graph_with_changing_padding(batch: int) -> None:
     """At the model's own sizes, exact against the torch reference; rows past `live` are padding."""
-    static, table = lite.make_inputs([1] * batch, seed=0, device="cuda"), lite.lite_table("cuda")
-    args = static.tokens, static.positions, static.slots
-    ngram_ids.window_ids(*args, static.ring, table)  # compiles
+    static, params = (
+        workloads.make_inputs([1] * batch, seed=0, device="cuda"),
+        workloads.lite_params("cuda"),
+    )
+    ngram.window_ids(static.window, static.ring, params)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        ids = ngram_ids.window_ids(*args, static.ring, table)
+        ids = ngram.window_ids(static.window, static.ring, params)
     for seed, live in enumerate({batch, max(1, batch // 3), max(1, batch - 1)}, start=1):
-        fresh = lite.make_inputs([1] * batch, seed=seed, device="cuda")
+        fresh = workloads.make_inputs([1] * batch, seed=seed, device="cuda")
         for padded in (fresh.tokens, fresh.positions, fresh.slots):
             padded[live:] = 0
         for name in ("tokens", "positions", "slots", "ring"):
             getattr(static, name).copy_(getattr(fresh, name))
         graph.replay()
-        want = ngram_ids.reference.window_ids(
-            fresh.tokens, fresh.positions, fresh.slots, fresh.ring, table
-        )
+        want = ngram.reference.window_ids(fresh.window, fresh.ring, params)
         assert torch.equal(ids[:live], want[:live])
         assert torch.equal(static.ring[1:], fresh.ring[1:])
 
@@ -276,11 +274,13 @@ def test_every_decode_batch_in_a_graph_with_changing_padding(batch: int) -> None
 @pytest.mark.gpu
 @pytest.mark.parametrize("lengths", [[8192], [1024] * 8, [1, 2, 3, 4, 5000, 3182]], ids=str)
 def test_prefills_of_8192_tokens(lengths: list[int]) -> None:
-    inputs, table = lite.make_inputs(lengths, seed=3, device="cuda"), lite.lite_table("cuda")
-    args = inputs.tokens, inputs.positions, inputs.slots, inputs.starts, inputs.lengths
+    inputs, params = (
+        workloads.make_inputs(lengths, seed=3, device="cuda"),
+        workloads.lite_params("cuda"),
+    )
     other = inputs.ring.clone()
-    want = ngram_ids.reference.extend_ids(*args, other, table)
-    assert torch.equal(ngram_ids.extend_ids(*args, inputs.ring, table), want)
+    want = ngram.reference.extend_ids(inputs.prefill, other, params)
+    assert torch.equal(ngram.extend_ids(inputs.prefill, inputs.ring, params), want)
     assert torch.equal(inputs.ring[1:], other[1:])
 
 
@@ -293,10 +293,11 @@ def test_thousands_of_verifications_in_a_graph(width: int) -> None:
     cache, texts = Cache("cuda", slots=rows + 1), [[7 + i] for i in range(rows)]
     tokens = torch.zeros(rows * width, dtype=torch.int64, device="cuda")
     positions, slots = torch.zeros_like(tokens), torch.arange(1, rows + 1, device="cuda")
-    ngram_ids.window_ids(tokens, positions, slots, cache.ring, cache.table)  # compiles
+    window = Window(tokens, positions, slots)
+    ngram.window_ids(window, cache.ring, cache.params)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        ids = ngram_ids.window_ids(tokens, positions, slots, cache.ring, cache.table)
+        ids = ngram.window_ids(window, cache.ring, cache.params)
     for step in range(40):
         drafts = [make_request(i + 1, width - 1, start=0, seed=step).text for i in range(rows)]
         windows = [
@@ -314,21 +315,16 @@ def test_thousands_of_verifications_in_a_graph(width: int) -> None:
 
 @pytest.mark.gpu
 def test_nothing_waits_for_the_gpu() -> None:
-    inputs, table = lite.make_inputs([3, 40], seed=2, device="cuda"), lite.lite_table("cuda")
-    window = lite.make_inputs([4, 4], seed=2, device="cuda")
+    inputs, params = (
+        workloads.make_inputs([3, 40], seed=2, device="cuda"),
+        workloads.lite_params("cuda"),
+    )
+    window = workloads.make_inputs([4, 4], seed=2, device="cuda")
 
     def step() -> None:
-        ngram_ids.seed(inputs.ring, inputs.slots, inputs.positions[:2], inputs.tokens[:2])
-        ngram_ids.extend_ids(
-            inputs.tokens,
-            inputs.positions,
-            inputs.slots,
-            inputs.starts,
-            inputs.lengths,
-            inputs.ring,
-            table,
-        )
-        ngram_ids.window_ids(window.tokens, window.positions, window.slots, window.ring, table)
+        ngram.seed(inputs.ring, inputs.slots, inputs.positions[:2], inputs.tokens[:2])
+        ngram.extend_ids(inputs.prefill, inputs.ring, params)
+        ngram.window_ids(window.window, window.ring, params)
 
     step()  # compiles
     torch.cuda.set_sync_debug_mode("error")

@@ -9,21 +9,18 @@ import os
 import pytest
 import torch
 
-from longcat_kernels import ngram_ids, ngram_rows
-from longcat_kernels.ngram_ids import HashTable
-from longcat_kernels.ngram_ids import workloads as lite
-from longcat_kernels.ngram_rows.workloads import make_rows
+from longcat_kernels import lite, ngram
+from longcat_kernels.ngram import HashParams, Window, workloads
+from longcat_kernels.ngram.workloads import make_rows
 from longcat_kernels.row_table import RowTable, quantise, row_scales
 
-SMALL_ROWS = tuple(50 + 2 * i for i in range(lite.TABLES))
+SMALL_ROWS = tuple(50 + 2 * i for i in range(lite.NGRAM_TABLES))
 COLUMNS = [256, 128, 32, 48]  # TP1, TP2, TP8, and no power of two
 KINDS = ["bf16", "fp32", "fp8"]
 
 
-def small_table(device: str) -> HashTable:
-    return ngram_ids.make_hash_table(
-        vocab_size=lite.VOCAB, rows=SMALL_ROWS, orders=lite.ORDERS, eos=lite.EOS, device=device
-    )
+def small_params(device: str) -> HashParams:
+    return workloads.lite_params(device, rows=SMALL_ROWS)
 
 
 def random_rows(kind: str, columns: int, device: str) -> RowTable:
@@ -49,28 +46,26 @@ def plain(ids: torch.Tensor, rows: RowTable) -> torch.Tensor:
 @pytest.mark.parametrize("columns", COLUMNS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_window_gathers_what_its_ids_name(device: str, kind: str, columns: int) -> None:
-    table, inputs = small_table(device), lite.make_inputs([4] * 3, seed=1, device=device)
+    params, inputs = small_params(device), workloads.make_inputs([4] * 3, seed=1, device=device)
     rows = random_rows(kind, columns, device)
-    one, two = inputs.ring.clone(), inputs.ring.clone()
-    args = inputs.tokens, inputs.positions, inputs.slots
-    ids = ngram_ids.window_ids(*args, one, table)
-    found = ngram_rows.window_rows(*args, two, table, rows)
-    assert found.dtype == rows.dtype
-    assert torch.equal(found.cpu(), plain(ids, rows))
-    assert torch.equal(one[1:], two[1:])
+    ring, other_ring = inputs.ring.clone(), inputs.ring.clone()
+    ids = ngram.window_ids(inputs.window, ring, params)
+    got = ngram.window_rows(inputs.window, other_ring, params, rows)
+    assert got.dtype == rows.dtype
+    assert torch.equal(got.cpu(), plain(ids, rows))
+    assert torch.equal(ring[1:], other_ring[1:])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_ragged_prefill_gathers_what_its_ids_name(device: str, kind: str) -> None:
     lengths = [1, 2, 3, 4, 5, 0, 40, 17]
-    table, inputs = small_table(device), lite.make_inputs(lengths, seed=3, device=device)
+    params, inputs = small_params(device), workloads.make_inputs(lengths, seed=3, device=device)
     rows = random_rows(kind, 32, device)
-    one, two = inputs.ring.clone(), inputs.ring.clone()
-    args = inputs.tokens, inputs.positions, inputs.slots, inputs.starts, inputs.lengths
-    ids = ngram_ids.extend_ids(*args, one, table)
-    found = ngram_rows.extend_rows(*args, two, table, rows)
-    assert torch.equal(found.cpu(), plain(ids, rows))
-    assert torch.equal(one[1:], two[1:])
+    ring, other_ring = inputs.ring.clone(), inputs.ring.clone()
+    ids = ngram.extend_ids(inputs.prefill, ring, params)
+    got = ngram.extend_rows(inputs.prefill, other_ring, params, rows)
+    assert torch.equal(got.cpu(), plain(ids, rows))
+    assert torch.equal(ring[1:], other_ring[1:])
 
 
 def test_the_first_and_last_row_of_each_table_at_full_size(device: str) -> None:
@@ -78,22 +73,23 @@ def test_the_first_and_last_row_of_each_table_at_full_size(device: str) -> None:
     if device == "cuda":
         pytest.skip("needs registered host memory: tests/model/test_placement_gpu.py")
     columns = 256
-    space = mmap.mmap(-1, lite.TOTAL_ROWS * columns * 2, flags=mmap.MAP_PRIVATE | 0x4000)
-    storage = torch.frombuffer(space, dtype=torch.bfloat16).view(lite.TOTAL_ROWS, columns)
-    rows, table = RowTable(storage, columns, torch.bfloat16), lite.lite_table(device)
-    firsts = torch.tensor([sum(lite.ROWS[:i]) for i in range(lite.TABLES)])
-    lasts = firsts + torch.tensor(lite.ROWS) - 1
+    space = mmap.mmap(-1, lite.NGRAM_TOTAL_ROWS * columns * 2, flags=mmap.MAP_PRIVATE | 0x4000)
+    storage = torch.frombuffer(space, dtype=torch.bfloat16).view(lite.NGRAM_TOTAL_ROWS, columns)
+    rows, params = RowTable(storage, columns, torch.bfloat16), workloads.lite_params(device)
+    firsts = torch.tensor([sum(lite.NGRAM_ROWS[:i]) for i in range(lite.NGRAM_TABLES)])
+    lasts = firsts + torch.tensor(lite.NGRAM_ROWS) - 1
     storage[firsts] = torch.arange(1, 13, dtype=torch.bfloat16)[:, None].expand(-1, columns)
     storage[lasts] = -torch.arange(1, 13, dtype=torch.bfloat16)[:, None].expand(-1, columns)
     # Token 0 at the start of a text hashes to row 0 of each table.
     ring = torch.zeros((2, lite.RING), dtype=torch.int32, device=device)
     zero = torch.zeros(1, dtype=torch.int64, device=device)
-    found = ngram_rows.window_rows(zero, zero, zero + 1, ring, table, rows)
-    assert torch.equal(found.view(lite.TABLES, columns)[:, 0].float(), torch.arange(1, 13.0))
-    # A hash table whose offsets are the last rows names those.
-    ends = dataclasses.replace(table, offsets=lasts.to(device))
-    found = ngram_rows.window_rows(zero, zero, zero + 1, ring, ends, rows)
-    assert torch.equal(found.view(lite.TABLES, columns)[:, -1].float(), -torch.arange(1, 13.0))
+    window = Window(zero, positions=zero, slots=zero + 1)
+    got = ngram.window_rows(window, ring, params, rows)
+    assert torch.equal(got.view(lite.NGRAM_TABLES, columns)[:, 0].float(), torch.arange(1, 13.0))
+    # With the last rows as offsets it hashes to those.
+    ends = dataclasses.replace(params, offsets=lasts.to(device))
+    got = ngram.window_rows(window, ring, ends, rows)
+    assert torch.equal(got.view(lite.NGRAM_TABLES, columns)[:, -1].float(), -torch.arange(1, 13.0))
 
 
 def test_fp8_rows_stay_within_their_rounding() -> None:
@@ -103,7 +99,7 @@ def test_fp8_rows_stay_within_their_rounding() -> None:
     weight[7] = 0
     scale = row_scales(weight)
     rows = RowTable(quantise(weight, scale), 64, torch.float32)
-    got = ngram_rows.reference.gather(torch.arange(100)[:, None], rows)
+    got = ngram.reference.gather(torch.arange(100)[:, None], rows)
     bound = (weight.abs() / 16).clamp_min((scale * 2**-10)[:, None])
     assert bool(((got - weight).abs() <= bound * 1.001).all())
     assert not got[7].any()
@@ -120,20 +116,18 @@ def test_storage_of_another_shape_is_refused() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_captured_step_follows_its_inputs(kind: str) -> None:
     device = "cuda"
-    table, rows = small_table(device), random_rows(kind, 256, device)
-    static = lite.make_inputs([2] * 64, seed=0, device=device)
-    args = static.tokens, static.positions, static.slots, static.ring, table, rows
-    ngram_rows.window_rows(*args)  # compiles
+    params, rows = small_params(device), random_rows(kind, 256, device)
+    static = workloads.make_inputs([2] * 64, seed=0, device=device)
+    args = static.window, static.ring, params, rows
+    ngram.window_rows(*args)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = ngram_rows.window_rows(*args)
+        out = ngram.window_rows(*args)
     for step in range(1, 5):
-        fresh = lite.make_inputs([2] * 64, seed=step, device=device)
+        fresh = workloads.make_inputs([2] * 64, seed=step, device=device)
         for name in ("tokens", "positions", "slots", "ring"):
             getattr(static, name).copy_(getattr(fresh, name))
-        want = ngram_rows.reference.window_rows(
-            fresh.tokens, fresh.positions, fresh.slots, fresh.ring, table, rows
-        )
+        want = ngram.reference.window_rows(fresh.window, fresh.ring, params, rows)
         graph.replay()
         assert torch.equal(out, want)
         assert torch.equal(static.ring[1:], fresh.ring[1:])

@@ -7,14 +7,18 @@ import os
 import pytest
 import torch
 
-from longcat_kernels.small_linear import configs, linear, pays, swiglu_linear
-from longcat_kernels.small_linear import workloads as lite
+from longcat_kernels.small_linear import configs, is_faster, linear, swiglu_linear, workloads
 from longcat_kernels.small_linear.configs import Config, Op
 
 OPS = {"linear": linear, "swiglu_linear": swiglu_linear}
-SHAPES = [*lite.LITE, *lite.LITE_TP2]
+SHAPES = [*workloads.LITE, *workloads.LITE_TP2]
 TUNED = sorted(
-    {c for s in SHAPES for t in lite.BATCHES if (c := configs.find(s.op, s.rows, s.columns, t))}
+    {
+        c
+        for s in SHAPES
+        for t in workloads.BATCHES
+        if (c := configs.find(s.op, s.rows, s.columns, t))
+    }
 )
 OTHERS = [
     Config("gemv", 1, 32, 1, 1, 1),
@@ -28,7 +32,7 @@ ULPS = 1.0 if "TRITON_INTERPRET" in os.environ else 0.5
 
 
 def exact(op: Op, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """In float64, and how far fp32 sums of any order may be from it."""
+    """The result in float64, and how far fp32 sums in any order may be from it."""
     y = x.double() @ weight.double().t()
     noise = x.double().abs() @ weight.double().abs().t() * 2**-22
     if op == "linear":
@@ -49,7 +53,7 @@ def check(got: torch.Tensor, op: Op, x: torch.Tensor, weight: torch.Tensor) -> N
 
 
 def force(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shapes that nobody tuned take `config`."""
+    """Shapes that are not in the table take `config`."""
     monkeypatch.setattr(
         "longcat_kernels.small_linear._triton.fallback", lambda columns, tokens: config
     )
@@ -60,7 +64,7 @@ def force(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("rows", "columns"), [(64, 128), (38, 96), (2, 16), (70, 300), (6, 5)])
 def test_values(device: str, op: Op, tokens: int, rows: int, columns: int) -> None:
     """Rows and columns that fill no tile, and fewer than one."""
-    x, weight = lite.make_inputs(tokens, rows, columns, seed=rows, device=device)
+    x, weight = workloads.make_inputs(tokens, rows, columns, seed=rows, device=device)
     check(OPS[op](x, weight), op, x, weight)
 
 
@@ -69,32 +73,34 @@ def test_values(device: str, op: Op, tokens: int, rows: int, columns: int) -> No
 def test_configurations(
     device: str, op: Op, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Red if a tuner writes a configuration that computes something else. Two and a bit tiles of
-    columns, so that the loop and its tail both run."""
+    """Red if a tuner writes a configuration that computes something else. A bit more than two tiles
+    of columns, so that the loop and its tail both run."""
     force(config, monkeypatch)
     columns = (config.ahead + 2) * config.block_k + 16
     for tokens in (1,) if config.program == "gemv" else (5, 19):
-        x, weight = lite.make_inputs(tokens, 2 * config.block_n + 4, columns, seed=1, device=device)
+        x, weight = workloads.make_inputs(
+            tokens, 2 * config.block_n + 4, columns, seed=1, device=device
+        )
         check(OPS[op](x, weight), op, x, weight)
 
 
 def test_one_token_may_take_the_mma_program(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     force(OTHERS[-1], monkeypatch)
-    x, weight = lite.make_inputs(1, 48, 200, seed=2, device=device)
+    x, weight = workloads.make_inputs(1, 48, 200, seed=2, device=device)
     check(linear(x, weight), "linear", x, weight)
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_no_tokens(device: str, op: Op) -> None:
-    x, weight = lite.make_inputs(0, 64, 32, seed=0, device=device)
+    x, weight = workloads.make_inputs(0, 64, 32, seed=0, device=device)
     assert OPS[op](x, weight).shape == (0, 64 if op == "linear" else 32)
 
 
 @pytest.mark.parametrize("tokens", [1, 4])
 @pytest.mark.parametrize("first", [0, 3, 16])
 def test_rows_of_a_wider_tensor(device: str, tokens: int, first: int) -> None:
-    wide, _ = lite.make_inputs(tokens, 1, 112, seed=3, device=device)
-    _, weight = lite.make_inputs(1, 32, 64, seed=4, device=device)
+    wide, _ = workloads.make_inputs(tokens, 1, 112, seed=3, device=device)
+    _, weight = workloads.make_inputs(1, 32, 64, seed=4, device=device)
     x = wide[:, first : first + 64]
     check(linear(x, weight), "linear", x, weight)
     transposed = x.t().contiguous().t()
@@ -103,7 +109,7 @@ def test_rows_of_a_wider_tensor(device: str, tokens: int, first: int) -> None:
 
 def test_values_that_overflow_are_not_hidden(device: str) -> None:
     """A broken activation upstream must stay visible; other tokens must not see it."""
-    x, weight = lite.make_inputs(3, 32, 64, seed=5, device=device)
+    x, weight = workloads.make_inputs(3, 32, 64, seed=5, device=device)
     x[1, 7] = float("nan")
     got = swiglu_linear(x, weight)
     assert bool(got[1].isnan().all())
@@ -111,7 +117,7 @@ def test_values_that_overflow_are_not_hidden(device: str) -> None:
 
 
 def test_what_is_not_served_says_so(device: str) -> None:
-    x, weight = lite.make_inputs(33, 33, 64, seed=6, device=device)
+    x, weight = workloads.make_inputs(33, 33, 64, seed=6, device=device)
     with pytest.raises(ValueError, match="33 tokens: expected at most 32"):
         linear(x, weight)
     with pytest.raises(ValueError, match="33 rows"):
@@ -125,25 +131,25 @@ def test_what_is_not_served_says_so(device: str) -> None:
 
 
 def test_the_table_decides_what_pays() -> None:
-    """Red if a model shape drops out of the table, or `pays` says yes to what is not in it."""
+    """Red if the table loses a shape of the model, or `is_faster` is true for one that it lacks."""
     for shape in SHAPES:
         assert configs.shape_key(shape.op, shape.rows, shape.columns) in configs.TABLE.read_text()
-    some = torch.empty(lite.LITE[0].rows, lite.LITE[0].columns, device="meta")
+    some = torch.empty(workloads.LITE[0].rows, workloads.LITE[0].columns, device="meta")
     best = [configs.find("swiglu_linear", *some.shape, tokens) for tokens in range(1, 33)]
-    assert [pays("swiglu_linear", some, tokens) for tokens in range(1, 33)] == [
+    assert [is_faster("swiglu_linear", some, tokens) for tokens in range(1, 33)] == [
         entry is not None for entry in best
     ]
     assert best[2] == best[3]  # 3 tokens take the entry of 4
-    assert not pays("swiglu_linear", some, 0)
-    assert not pays("swiglu_linear", some, 33)
-    assert not pays("linear", some[:100], 1)
+    assert not is_faster("swiglu_linear", some, 0)
+    assert not is_faster("swiglu_linear", some, 33)
+    assert not is_faster("linear", some[:100], 1)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.name}-{s.rows}x{s.columns}")
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 7, 8, 16, 30])
-def test_model_shapes(shape: lite.Shape, tokens: int) -> None:
-    x, weight = lite.make_inputs(tokens, shape.rows, shape.columns, seed=7, device="cuda")
+def test_model_shapes(shape: workloads.Shape, tokens: int) -> None:
+    x, weight = workloads.make_inputs(tokens, shape.rows, shape.columns, seed=7, device="cuda")
     check(OPS[shape.op](x, weight), shape.op, x, weight)
 
 
@@ -152,31 +158,31 @@ def test_model_shapes(shape: lite.Shape, tokens: int) -> None:
 def test_a_captured_mlp_follows_its_inputs(tokens: int) -> None:
     """Two kernels in a row, the second of which starts before the first has ended: its x must be
     what the first wrote in this replay. Three layers, so that a stale one shows."""
-    gate_up, down = lite.LITE[:2]
+    gate_up, down = workloads.LITE[:2]
     layers = [
         tuple(
-            lite.make_inputs(1, s.rows, s.columns, seed=i, device="cuda")[1]
+            workloads.make_inputs(1, s.rows, s.columns, seed=i, device="cuda")[1]
             for s in (gate_up, down)
         )
         for i in range(3)
     ]
 
     def mlps(x: torch.Tensor) -> torch.Tensor:
-        for one, two in layers:
-            x = linear(swiglu_linear(x, one), two)
+        for first, second in layers:
+            x = linear(swiglu_linear(x, first), second)
         return x
 
-    x, _ = lite.make_inputs(tokens, 1, gate_up.columns, seed=0, device="cuda")
+    x, _ = workloads.make_inputs(tokens, 1, gate_up.columns, seed=0, device="cuda")
     mlps(x)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         got = mlps(x)
     for seed in range(1, 20):
-        x.copy_(lite.make_inputs(tokens, 1, gate_up.columns, seed=seed, device="cuda")[0])
+        x.copy_(workloads.make_inputs(tokens, 1, gate_up.columns, seed=seed, device="cuda")[0])
         graph.replay()
         torch.cuda.synchronize()
         eager = x
-        for one, two in layers:
-            eager = linear(swiglu_linear(eager, one), two)
+        for first, second in layers:
+            eager = linear(swiglu_linear(eager, first), second)
             torch.cuda.synchronize()
         assert torch.equal(got, eager)

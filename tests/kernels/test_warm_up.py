@@ -16,25 +16,23 @@ import torch
 
 import longcat_kernels
 from longcat_kernels import (
-    expert_finalize,
-    identity_experts,
+    expert_sum,
+    lite,
     mla_decode,
     mla_prologue,
     moe_router,
-    ngram_ids,
+    ngram,
     small_linear,
 )
 from longcat_kernels.compile_only import compile_only
 from longcat_kernels.dispatch import is_hopper
-from longcat_kernels.expert_finalize import workloads as finalize_lite
-from longcat_kernels.identity_experts import workloads as identity_lite
-from longcat_kernels.mla_decode import workloads as decode_lite
-from longcat_kernels.mla_prologue import workloads as prologue_lite
-from longcat_kernels.moe_router import workloads as router_lite
-from longcat_kernels.ngram_ids import workloads as ngram_lite
-from longcat_kernels.ngram_rows import extend_rows, window_rows
-from longcat_kernels.ngram_rows.workloads import make_rows
-from longcat_kernels.small_linear import workloads as linear_lite
+from longcat_kernels.expert_sum import workloads as sum_workloads
+from longcat_kernels.mla_decode import workloads as decode_workloads
+from longcat_kernels.mla_prologue import workloads as prologue_workloads
+from longcat_kernels.moe_router import workloads as router_workloads
+from longcat_kernels.ngram import Prefill
+from longcat_kernels.ngram import workloads as ngram_workloads
+from longcat_kernels.small_linear import workloads as linear_workloads
 from longcat_kernels.warm_up import OPS, Sizes, compilations, main, warm_up
 
 pytestmark = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="nothing to compile")
@@ -73,8 +71,8 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def serve(device: str, sizes: Sizes) -> None:
-    """Every op as the model calls it, over batch sizes around what Triton tells apart, on tensors
-    that start anywhere in another one."""
+    """Calls every operation as the model does: with batch sizes around those that Triton tells
+    apart, and with tensors that start anywhere in another one."""
     for batch in BATCHES:
         route(device, batch, sizes)
         route_tokens(device, batch, sizes)
@@ -87,20 +85,22 @@ def serve(device: str, sizes: Sizes) -> None:
         project(device, shape)
 
 
-def project(device: str, shape: linear_lite.Shape) -> None:
-    """Of each number of tokens that takes the kernel, whole tensors and rows of wider ones."""
-    x, weight = linear_lite.make_inputs(34, shape.rows, 64, seed=0, device=device)
+def project(device: str, shape: linear_workloads.Shape) -> None:
+    """Every number of tokens that takes the kernel, as whole tensors and as rows of wider ones."""
+    x, weight = linear_workloads.make_inputs(34, shape.rows, 64, seed=0, device=device)
     x, weight = x.repeat(1, shape.columns // 64), weight.repeat(1, shape.columns // 64)
     wide = torch.cat((x, x), dim=1)[:, shape.columns :]
     op = {"linear": small_linear.linear, "swiglu_linear": small_linear.swiglu_linear}[shape.op]
     for tokens in range(1, 33):
-        if small_linear.pays(shape.op, weight, tokens):
+        if small_linear.is_faster(shape.op, weight, tokens):
             for rows in (x[:tokens], x[2 : 2 + tokens], wide[:tokens]):
                 op(rows, weight)
 
 
 def route(device: str, batch: int, sizes: Sizes) -> None:
-    logits, bias = router_lite.make_inputs(batch + 1, seed=0, device=device, experts=sizes.experts)
+    logits, bias = router_workloads.make_inputs(
+        batch + 1, seed=0, device=device, experts=sizes.experts
+    )
     slots = torch.arange(batch + 1, device=device)
     options = moe_router.Options(sizes.top_k, sizes.routed, scale=6.0, held=(1, 2))
     for rows, known in ((logits[1:], slots[1:]), (logits[:-1], slots[:-1]), (logits[1:], None)):
@@ -108,7 +108,7 @@ def route(device: str, batch: int, sizes: Sizes) -> None:
 
 
 def route_tokens(device: str, batch: int, sizes: Sizes) -> None:
-    x, weight, bias = router_lite.make_tokens(
+    x, weight, bias = router_workloads.make_tokens(
         batch + 1, seed=0, device=device, experts=sizes.experts, hidden=sizes.hidden
     )
     slots = torch.arange(batch + 1, device=device)
@@ -118,53 +118,53 @@ def route_tokens(device: str, batch: int, sizes: Sizes) -> None:
 
 
 def add_identity(device: str, batch: int, sizes: Sizes) -> None:
-    out, x, weight = identity_lite.make_inputs(
+    out, x, weight = sum_workloads.make_identity_inputs(
         batch + 1, seed=0, device=device, dtype=sizes.dtype, width=sizes.hidden
     )
     wide = torch.cat((x, x), dim=1)[:, : sizes.hidden]
     for first in (0, 1):
         rows = slice(first, first + batch)
-        identity_experts.add_identity_(out[rows], x[rows], weight[rows])
-    identity_experts.add_identity_(out, wide, weight)
-    identity_experts.add_identity_(out[:1].as_strided((1, sizes.hidden), (1, 1)), x[:1], weight)
+        expert_sum.add_identity_(out[rows], x[rows], weight[rows])
+    expert_sum.add_identity_(out, wide, weight)
+    expert_sum.add_identity_(out[:1].as_strided((1, sizes.hidden), (1, 1)), x[:1], weight)
 
 
 def prepare_attention(device: str, batch: int, sizes: Sizes) -> None:
     """Head counts of different divisors; positions and slots from the middle of a buffer."""
     widths = {name: getattr(sizes, name) for name in ("q_lora", "kv_lora", "nope", "rope")}
     for heads in (1, 4, 5):
-        one = prologue_lite.make_inputs(
+        inputs = prologue_workloads.make_inputs(
             batch + 1, seed=0, device=device, heads=heads, context=8, **widths
         )
         quantised = (mla_prologue.norm_quantise_and_store,) if sizes.fp8_inputs else ()
         for store in (mla_prologue.norm_and_store, *quantised):
             store(
-                one.qkv[1:],
-                one.q_weight,
-                one.kv_weight,
-                eps=prologue_lite.EPS,
-                positions=one.positions[1:],
-                cos_sin=one.cos_sin,
-                slots=one.slots[1:],
-                kv_buffer=one.kv_buffer,
+                inputs.qkv[1:],
+                inputs.q_weight,
+                inputs.kv_weight,
+                eps=lite.EPS,
+                positions=inputs.positions[1:],
+                cos_sin=inputs.cos_sin,
+                slots=inputs.slots[1:],
+                kv_buffer=inputs.kv_buffer,
             )
         mla_prologue.absorb_query(
-            one.q[1:], one.w_kc, positions=one.positions[1:], cos_sin=one.cos_sin
+            inputs.q[1:], inputs.w_kc, positions=inputs.positions[1:], cos_sin=inputs.cos_sin
         )
 
 
 def attend(device: str, batch: int, sizes: Sizes) -> None:
     shape = {"heads": sizes.heads, "rope": sizes.rope}
-    w_vc = decode_lite.make_values(
+    w_vc = decode_workloads.make_values(
         seed=0, device=device, heads=sizes.heads, rank=sizes.kv_lora, values=sizes.values
     )
     for width in WIDTHS:
         if sizes.split_tokens is None:
-            if not (is_hopper(w_vc) and mla_decode.pays(batch, width, sizes.context)):
+            if not (is_hopper(w_vc) and mla_decode.is_faster(batch, width, sizes.context)):
                 continue
         elif batch * width > sizes.split_tokens:
             continue
-        inputs = decode_lite.make_inputs(
+        inputs = decode_workloads.make_inputs(
             [width] * batch, seed=0, device=device, width=width, rank=sizes.kv_lora, **shape
         )
         query = torch.cat([inputs.q_nope, inputs.q_pe], dim=-1)
@@ -175,33 +175,34 @@ def attend(device: str, batch: int, sizes: Sizes) -> None:
 
 
 def finalize(device: str, batch: int, sizes: Sizes) -> None:
-    given = finalize_lite.make_inputs(
+    given = sum_workloads.make_inputs(
         batch + 1, seed=0, device=device, dtype=sizes.dtype, width=sizes.hidden, top_k=sizes.top_k
     )
     for rows in (slice(0, batch), slice(1, batch + 1)):
         routed, ids, x, weight, addend = (value[rows] for value in given)
         for part in ((x, weight), (None, None)):
             for other in (addend, None):
-                expert_finalize.finalize(routed, ids, *part, other)
+                expert_sum.finalize(routed, ids, *part, other)
 
 
 def feed(device: str, batch: int, sizes: Sizes) -> None:
-    eos = tuple(range(2, 2 + sizes.eos))
-    table = ngram_ids.make_hash_table(
-        vocab_size=ngram_lite.VOCAB,
+    params = ngram.make_hash_params(
+        vocab_size=lite.VOCAB,
         rows=(8,) * len(sizes.orders),
         orders=sizes.orders,
-        eos=eos,
+        eos=tuple(range(2, 2 + sizes.eos)),
         device=device,
     )
-    rows = make_rows(8, sizes.columns, "fp8" if sizes.fp8_rows else "bf16", seed=0, device=device)
+    kind = "fp8" if sizes.fp8_rows else "bf16"
+    rows = ngram_workloads.make_rows(8, sizes.columns, kind, seed=0, device=device)
     for width in sizes.windows:
-        one = ngram_lite.make_inputs([width] * batch, seed=0, device=device)
-        window_rows(one.tokens, one.positions, one.slots, one.ring, table, rows)
-    one = ngram_lite.make_inputs([1 + i % 3 for i in range(batch)], seed=0, device=device)
-    for starts, lengths in ((one.starts, one.lengths), (one.starts.int(), one.lengths.int())):
-        where = one.tokens, one.positions, one.slots
-        extend_rows(*where, starts, lengths, one.ring, table, rows)
+        inputs = ngram_workloads.make_inputs([width] * batch, seed=0, device=device)
+        ngram.window_rows(inputs.window, inputs.ring, params, rows)
+    lengths = [1 + i % 3 for i in range(batch)]
+    inputs = ngram_workloads.make_inputs(lengths, seed=0, device=device)
+    narrow = Prefill(*inputs.window, inputs.starts.int(), inputs.lengths.int())
+    for prefill in (inputs.prefill, narrow):
+        ngram.extend_rows(prefill, inputs.ring, params, rows)
 
 
 @pytest.mark.parametrize("sizes", [Sizes(windows=WIDTHS), TINY], ids=["lite", "tiny"])

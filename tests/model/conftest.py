@@ -1,6 +1,7 @@
 """The small checkpoint, its oracle, and one engine's answers to all prompts, shared by this folder.
 
-Owns: what is written or computed once per test run. `scoring` compares engines with the oracle.
+Owns: the fixtures that are written or computed once per test run. `scoring` compares engines with
+the oracle.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tests.model.scoring import Answer, Oracle, ask, chat_prompt, fixed_prompts
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """The oracle shares two cores with the engine it is compared with."""
+    """The oracle shares two cores with the engine with which it is compared."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -42,7 +43,7 @@ def prompts(tiny: Path) -> dict[str, list[int]]:
 
 @pytest.fixture(scope="session")
 def together(tiny: Path, prompts: dict[str, list[int]]) -> dict[str, Answer]:
-    """Every prompt's answer from a TP1 engine that got them all in one call."""
+    """The answers of a TP1 engine that got all prompts in one call."""
     with engine(tiny) as llm:
         answers = ask(llm, list(prompts.values()), logprobs_from=0)
     return dict(zip(prompts, answers, strict=True))

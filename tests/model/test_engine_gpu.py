@@ -175,7 +175,7 @@ def test_many_gpus(
 
 @pytest.mark.multi_gpu(2)
 @pytest.mark.parametrize("ep", [1, 2])
-def test_fused_sums(
+def test_allreduce_norm(
     checkpoint: Path, prompts: list[list[int]], on_one_gpu: list[dict[str, Any]], ep: int
 ) -> None:
     """Red if the kernel that sums, adds and norms is not what the flag gives, if it comes with

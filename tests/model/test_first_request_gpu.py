@@ -1,6 +1,6 @@
 """The first request to a GPU server finds every kernel of ours compiled.
 
-`tests/kernels/test_warmup.py` proves it op by op; here the server itself readies them, with the
+`tests/kernels/test_warm_up.py` proves it op by op; here the server itself readies them, with the
 sizes of its checkpoint. SGLang's own warm-up request is off.
 """
 

@@ -9,12 +9,14 @@ which layers take part on a GPU is tests/unit/layers/test_fp8_inputs.py's.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import ROOT
 from tests.harness import engine
 from tests.model.scoring import Answer, ask, text
 from tests.model.test_fp8 import write_fp8
@@ -23,9 +25,10 @@ PLUGIN = """
 import os
 
 import torch
-from longcat_kernels.fp8_inputs.reference import add_norm, quantise, swiglu, widen
+from benchmarks.kernels.fp8_producers import add_norm, swiglu
+from longcat_kernels.fp8_layout import quantise, widen
 from sglang_longcat.cpu.fp8 import TorchBlockFp8Experts, TorchBlockFp8Linear
-from sglang_longcat.layers import attention, fp8_inputs
+from sglang_longcat.layers import attention, fp8_inputs as fp8
 from sglang_longcat.plugin import register as register_longcat
 
 def read(name, pair, x):
@@ -54,9 +57,9 @@ def normed_pair(x, residual, weight, eps):
 
 def register():
     register_longcat()  # whichever of the two plugins SGLang loads first
-    attention.uses_prologue = lambda *args: True
+    attention.use_mla_prologue = lambda *args: True
     fp8.Fp8LinearMethod, fp8.Fp8PairMethod = TorchBlockFp8Linear, Linear
-    fp8._multiplies_pairs = fp8._is_served = fp8._experts_accept_pair = lambda _: True
+    fp8._multiplies_pairs = fp8._is_gpu_bf16 = fp8._experts_accept_pair = lambda _: True
     fp8.add_norm_quantise = normed_pair
     fp8.per_token_group_quant = lambda x, **_: quantise(swiglu(x))
     TorchBlockFp8Experts.apply = experts
@@ -83,7 +86,7 @@ def forced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: forced-pairs\nVersion: 0\n")
     (info / "entry_points.txt").write_text(POINT)
-    return {"PYTHONPATH": str(path)}
+    return {"PYTHONPATH": f"{path}{os.pathsep}{ROOT}"}
 
 
 def run(path: Path, env: dict[str, str], **flags: Any) -> tuple[list[Answer], Counter[str]]:

@@ -13,16 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from longcat_kernels import ngram_ids, ngram_rows
-from longcat_kernels.ngram_ids import HashTable
-from longcat_kernels.ngram_ids import workloads as lite
+from longcat_kernels import lite, ngram
+from longcat_kernels.ngram import HashParams, Window, workloads
 from longcat_kernels.row_table import RowTable
 from sglang_longcat.ngram.host_memory import HostMemory, available_bytes
 
 pytestmark = pytest.mark.gpu
 COLUMNS = 256
 ROWS = tuple(
-    700_001 + 2 * i for i in range(lite.TABLES)
+    700_001 + 2 * i for i in range(lite.NGRAM_TABLES)
 )  # 8.4 M rows: 2^31 elements and 0.2 M more
 
 
@@ -41,14 +40,8 @@ def numbered(memory: HostMemory) -> HostMemory:
 
 
 @pytest.fixture(scope="module")
-def table() -> HashTable:
-    return hash_table(ROWS)
-
-
-def hash_table(rows: tuple[int, ...]) -> HashTable:
-    return ngram_ids.make_hash_table(
-        vocab_size=lite.VOCAB, rows=rows, orders=lite.ORDERS, eos=lite.EOS, device="cuda"
-    )
+def params() -> HashParams:
+    return workloads.lite_params("cuda", rows=ROWS)
 
 
 def rows_of(memory: HostMemory) -> RowTable:
@@ -66,8 +59,8 @@ def rows(memory: HostMemory, request: pytest.FixtureRequest) -> RowTable:
     return dataclasses.replace(pinned, storage=pinned.storage.clone().cuda())
 
 
-def check(found: torch.Tensor, ids: torch.Tensor) -> None:
-    words = found.view(torch.int32).view(*ids.shape, COLUMNS // 2)
+def check(got: torch.Tensor, ids: torch.Tensor) -> None:
+    words = got.view(torch.int32).view(*ids.shape, COLUMNS // 2)
     assert torch.equal(words[..., 0].long(), ids)
     assert torch.equal(words[..., -1].long(), -ids)
 
@@ -75,46 +68,41 @@ def check(found: torch.Tensor, ids: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     "lengths", [[1] * 300, [1, 2, 3, 700, 16, 8000]], ids=["decode", "prefill"]
 )
-def test_rows_are_the_ones_named(rows: RowTable, table: HashTable, lengths: list[int]) -> None:
-    inputs = lite.make_inputs(lengths, seed=1, device="cuda")
-    args = [inputs.tokens, inputs.positions, inputs.slots]
+def test_rows_are_the_ones_named(rows: RowTable, params: HashParams, lengths: list[int]) -> None:
+    inputs = workloads.make_inputs(lengths, seed=1, device="cuda")
     if max(lengths) == 1:
-        ids = ngram_ids.window_ids(*args, inputs.ring.clone(), table)
-        found = ngram_rows.window_rows(*args, inputs.ring, table, rows)
+        ids = ngram.window_ids(inputs.window, inputs.ring.clone(), params)
+        got = ngram.window_rows(inputs.window, inputs.ring, params, rows)
     else:
-        args += [inputs.starts, inputs.lengths]
-        ids = ngram_ids.extend_ids(*args, inputs.ring.clone(), table)
-        found = ngram_rows.extend_rows(*args, inputs.ring, table, rows)
-    check(found, ids)
+        ids = ngram.extend_ids(inputs.prefill, inputs.ring.clone(), params)
+        got = ngram.extend_rows(inputs.prefill, inputs.ring, params, rows)
+    check(got, ids)
 
 
 @pytest.mark.parametrize("end", ["first", "last"])
-def test_the_ends_of_each_table(rows: RowTable, table: HashTable, end: str) -> None:
+def test_the_ends_of_each_table(rows: RowTable, params: HashParams, end: str) -> None:
     """Token 0 at the start of a text hashes to row 0; with the last rows as offsets, to those."""
-    firsts = torch.tensor([sum(ROWS[:i]) for i in range(lite.TABLES)], device="cuda")
+    firsts = torch.tensor([sum(ROWS[:i]) for i in range(lite.NGRAM_TABLES)], device="cuda")
     wanted = firsts if end == "first" else firsts + torch.tensor(ROWS, device="cuda") - 1
-    ends = dataclasses.replace(table, offsets=wanted)
+    ends = dataclasses.replace(params, offsets=wanted)
     zero = torch.zeros(1, dtype=torch.int64, device="cuda")
     ring = torch.zeros((2, lite.RING), dtype=torch.int32, device="cuda")
-    check(ngram_rows.window_rows(zero, zero, zero + 1, ring, ends, rows), wanted[None])
+    window = Window(zero, positions=zero, slots=zero + 1)
+    check(ngram.window_rows(window, ring, ends, rows), wanted[None])
 
 
-def test_a_captured_step_follows_its_inputs(rows: RowTable, table: HashTable) -> None:
-    static = lite.make_inputs([1] * 64, seed=0, device="cuda")
-    args = static.tokens, static.positions, static.slots
-    ngram_rows.window_rows(*args, static.ring, table, rows)
+def test_a_captured_step_follows_its_inputs(rows: RowTable, params: HashParams) -> None:
+    static = workloads.make_inputs([1] * 64, seed=0, device="cuda")
+    ngram.window_rows(static.window, static.ring, params, rows)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = ngram_rows.window_rows(*args, static.ring, table, rows)
+        got = ngram.window_rows(static.window, static.ring, params, rows)
     for seed in range(1, 4):
-        fresh = lite.make_inputs([1] * 64, seed=seed, device="cuda")
+        fresh = workloads.make_inputs([1] * 64, seed=seed, device="cuda")
         for name in ("tokens", "positions", "slots", "ring"):
             getattr(static, name).copy_(getattr(fresh, name))
         graph.replay()
-        check(
-            found,
-            ngram_ids.window_ids(fresh.tokens, fresh.positions, fresh.slots, fresh.ring, table),
-        )
+        check(got, ngram.window_ids(fresh.window, fresh.ring, params))
 
 
 def test_nothing_stays_pinned() -> None:
@@ -139,18 +127,18 @@ def started(job: Callable[..., None], *args: Any) -> tuple[Any, Connection]:
     return process, near
 
 
-SHARED = tuple(1_001 + 2 * i for i in range(lite.TABLES))
+SHARED = tuple(1_001 + 2 * i for i in range(lite.NGRAM_TABLES))
 
 
 def gather(answer: Connection, path: str) -> None:
     """What this process's GPU kernels read of another's memory."""
     file = os.open(path, os.O_RDWR)
     memory = HostMemory(sum(SHARED) * COLUMNS * 2, pin=True, file=file, fill=False)
-    inputs, table = lite.make_inputs([1] * 300, seed=1, device="cuda"), hash_table(SHARED)
-    args = inputs.tokens, inputs.positions, inputs.slots
-    ids = ngram_ids.window_ids(*args, inputs.ring.clone(), table)
-    found = ngram_rows.window_rows(*args, inputs.ring, table, rows_of(memory))
-    answer.send((ids.cpu().numpy(), found.cpu().view(torch.int32).numpy()))
+    inputs = workloads.make_inputs([1] * 300, seed=1, device="cuda")
+    params = workloads.lite_params("cuda", rows=SHARED)
+    ids = ngram.window_ids(inputs.window, inputs.ring.clone(), params)
+    got = ngram.window_rows(inputs.window, inputs.ring, params, rows_of(memory))
+    answer.send((ids.cpu().numpy(), got.cpu().view(torch.int32).numpy()))
 
 
 def test_two_processes_read_one_pinned_copy() -> None:
@@ -158,10 +146,10 @@ def test_two_processes_read_one_pinned_copy() -> None:
     file = os.memfd_create("test")
     mine = numbered(HostMemory(sum(SHARED) * COLUMNS * 2, pin=True, file=file))
     process, answer = started(gather, f"/proc/{os.getpid()}/fd/{file}")
-    ids, found = answer.recv()
+    ids, got = answer.recv()
     process.join()
     os.close(file)
-    check(torch.from_numpy(found), torch.from_numpy(ids))
+    check(torch.from_numpy(got), torch.from_numpy(ids))
     assert mine.bytes.is_pinned()
 
 

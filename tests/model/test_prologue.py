@@ -1,8 +1,8 @@
 """Attention's own prologue in whole engines, on the CPU, against the oracle.
 
 There it runs on torch, and for every step, prefills included: the engines load a plugin that makes
-`uses_prologue` say so. Owns: that steps with our prologue mean what SGLang's mean; the kernels are
-tests/kernels/test_mla_prologue.py's, and which steps take them is `test_which_steps` below.
+`use_mla_prologue` say so. Owns: that steps with our prologue mean what SGLang's mean; the kernels
+are tests/kernels/test_mla_prologue.py's, and which steps take them is `test_which_steps` below.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sglang_longcat.plugin import register as register_longcat
 
 def register():
     register_longcat()  # whichever of the two plugins SGLang loads first
-    attention.uses_prologue = lambda *args: True
+    attention.use_mla_prologue = lambda *args: True
     say_once("norm_and_store", "the prologue ran")
     say_once("mla_decode", "the split attention ran")
 
@@ -75,11 +75,12 @@ def test_drafts_and_verification(
 
 
 def step(**changed: Any) -> bool:
-    """`uses_prologue` of a bf16 decode step on a GPU with flashinfer, or of one with changes."""
+    """`use_mla_prologue` of a bf16 decode step on a GPU with flashinfer, or of one with changes."""
     from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
     from sglang_longcat.layers import attention
+    from sglang_longcat.layers import step as step_module
 
     facts = SimpleNamespace(
         mode=ForwardMode.DECODE, backend="flashinfer", is_cuda=True, weights=torch.bfloat16,
@@ -101,8 +102,8 @@ def step(**changed: Any) -> bool:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "get_token_to_kv_pool", lambda: pool)
-        patch.setattr(attention, "get_exec", lambda: exec_)
-        return attention.uses_prologue(layer, positions, batch)  # type: ignore[arg-type]
+        patch.setattr(step_module, "get_exec", lambda: exec_)
+        return attention.use_mla_prologue(layer, positions, batch)  # type: ignore[arg-type]
 
 
 def test_which_steps_take_it() -> None:
@@ -140,20 +141,23 @@ def split(
     rope: int = 64,
     hopper: bool = True,
 ) -> bool:
-    """`uses_split` of a step: a decode step of width 1, else a verification."""
+    """`use_mla_decode` of a step: a decode step of width 1, else a verification."""
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
     from sglang_longcat.layers import attention
+    from sglang_longcat.layers import step as step_module
 
     mode = ForwardMode.DECODE if width == 1 else ForwardMode.TARGET_VERIFY
     batch = SimpleNamespace(forward_mode=mode, req_pool_indices=torch.zeros(requests))
     query = torch.zeros(requests * width, 2, 8)
     layer = SimpleNamespace(drafts=drafts, kv_lora_rank=512, qk_rope_head_dim=rope)
     model = SimpleNamespace(context_len=context)
+    exec_ = SimpleNamespace(deterministic=SimpleNamespace(enable_deterministic_inference=False))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "process_model_config", lambda: model)
+        patch.setattr(step_module, "get_exec", lambda: exec_)
         patch.setattr(attention, "is_hopper", lambda query: hopper)
-        return attention.uses_split(layer, query, batch)  # type: ignore[arg-type]
+        return attention.use_mla_decode(layer, query, batch)  # type: ignore[arg-type]
 
 
 def test_which_steps_attend_with_our_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,7 +162,7 @@ def test_abort_and_reuse(checkpoint: Path, judge: Oracle, overlap: bool) -> None
 
 
 def test_acceptance_is_on_the_metrics_page(checkpoint: Path) -> None:
-    """Red if the gauges that README and the dashboard name are gone, or count another thing."""
+    """Red if the gauges that the docs and the dashboard name are gone, or count another thing."""
     with server(checkpoint, **drafting(3), enable_metrics=True, decode_log_interval=1) as http:
         complete(http, text(11, seed=11))
         with urllib.request.urlopen(f"{http.base_url}/metrics", timeout=30) as response:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from longcat_kernels.ngram_rows import reference
+from longcat_kernels.ngram import reference
 from longcat_kernels.row_table import RowTable, quantise, row_scales
 from sglang_longcat.reference import ReferenceModel
 from tests.harness import HarnessError, engine

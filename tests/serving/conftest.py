@@ -1,7 +1,6 @@
 """One small checkpoint for all serving tests, its oracle and its tokenizer.
 
-Owns: these, and the oracle's greedy continuation of a prompt. Servers belong to the modules that
-test them.
+Owns: these, and the oracle's greedy continuation of a prompt. The test modules start the servers.
 """
 
 from __future__ import annotations
@@ -40,7 +39,8 @@ def tokenizer(checkpoint: Path) -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def greedy(oracle: ReferenceModel) -> Decode:
-    """greedy(prompt ids, n): the oracle's next n tokens, without EOS, which would end an answer."""
+    """greedy(prompt ids, n): the oracle's next n tokens. None of them is EOS, which would end an
+    answer."""
 
     def decode(prompt: list[int], count: int) -> list[int]:
         tokens = oracle.greedy(prompt, count)

@@ -1,4 +1,4 @@
-"""Environment switches: what they accept, what they do unset, and that a typo is not ignored."""
+"""Environment switches: the values they accept, their defaults, and that a typo is an error."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from sglang_longcat import env, plugin
 
 
 def test_a_number_of_tokens(monkeypatch):
-    """Red if an unset or empty variable means something else than the default, or 0 is lost."""
+    """Red if an unset or empty variable does not mean the default, or 0 is not kept."""
     assert (env.two_streams(), env.split_attention()) == (256, None)
     for text, value in (("", 256), ("0", 0), (" 64 ", 64)):
         monkeypatch.setenv("LONGCAT_TWO_STREAMS", text)
@@ -29,16 +29,16 @@ def test_what_is_no_number_of_tokens_is_refused(monkeypatch, text):
 
 
 def test_kernels_of_ours_are_switched_off_by_name(monkeypatch):
-    assert all(map(env.takes_ours, env.OPTIONAL_OPS))
+    assert all(map(env.use_ours, env.OPTIONAL_OPS))
     monkeypatch.setenv("LONGCAT_SGLANG_OPS", "moe_router, small_linear")
-    off = {op for op in env.OPTIONAL_OPS if not env.takes_ours(op)}
+    off = {op for op in env.OPTIONAL_OPS if not env.use_ours(op)}
     assert off == {"moe_router", "small_linear"}
     monkeypatch.setenv("LONGCAT_SGLANG_OPS", "all")
-    assert not any(map(env.takes_ours, env.OPTIONAL_OPS))
+    assert not any(map(env.use_ours, env.OPTIONAL_OPS))
 
 
 def test_early_starts_are_switched_off(monkeypatch):
-    """Red if the switch is read but not handed to the kernels, or does not come back."""
+    """Red if the switch does not reach the kernels, or cannot be set back."""
     tensor = torch.empty(0)
     with dispatch.triton_everywhere():
         for text, early in (("0", False), ("1", True), ("", True)):
@@ -53,4 +53,4 @@ def test_early_starts_are_switched_off(monkeypatch):
 def test_an_unknown_kernel_is_refused(monkeypatch):
     monkeypatch.setenv("LONGCAT_SGLANG_OPS", "router")
     with pytest.raises(ValueError, match="router unknown, expected all or some of expert_finalize"):
-        env.takes_ours("moe_router")
+        env.use_ours("moe_router")

@@ -1,4 +1,4 @@
-"""Gauges reach the directory that SGLang's /metrics is collected from, and nowhere without it."""
+"""Gauges are written to the directory that SGLang's /metrics reads, and only if it is set."""
 
 import os
 import subprocess

@@ -6,12 +6,14 @@
     python -m training.nano export --run RUN --data DATA --ablation ABLATION \
         --out sglang_longcat/assets/nano
 
-On an H100 each training takes 2.5 minutes after one of compiling, so both fit into nine, and leave
-six files: RUN/{weights-0.pt,weights-1.pt,loss.csv,metrics.json}, ABLATION/{loss.csv,metrics.json}.
-The weights are those of the lowest held-out loss, saved whenever an evaluation finds a lower one.
+On an H100 each training takes 2.5 minutes after one minute of compiling, so both take at most nine.
+They write six files: RUN/{weights-0.pt,weights-1.pt,loss.csv,metrics.json} and
+ABLATION/{loss.csv,metrics.json}. The weights are those of the lowest held-out loss; they are saved
+whenever an evaluation finds a lower one.
 
-Owns: the command line. Text: sources.py, chat.py, data.py; the model as it is trained: model.py;
-the loop: loop.py; files of the checkpoint: export.py.
+Owns: the command line. sources.py, chat.py and data.py make the text, model.py is the model as it
+is trained, loop.py trains it, export.py writes the checkpoint, and samples.py what the gates ask
+it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from pathlib import Path
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    # Imported per command: the GPU host has neither tokenizers nor safetensors.
+    # Imported per command, because the GPU host has neither tokenizers nor safetensors.
     if args.command == "prepare":
         from training.nano.data import prepare
 

@@ -1,7 +1,7 @@
-"""Conversations made from docstrings, so that LongCat-nano answers in the chat format.
+"""Makes conversations from docstrings, so that LongCat-nano answers in the chat format.
 
 Owns: how a documented function becomes a question and an answer. Each file gives conversations of
-one to three turns; every assistant turn ends with EOS, as in the model's chat template.
+one to three turns. data.py writes them as text, in which EOS ends every assistant turn.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Turn = tuple[str, str]
 
 
 def conversations(text: str) -> Iterator[list[Turn]]:
-    """(question, answer) turns from one Python file; none if it does not parse."""
+    """Conversations of (question, answer) turns from one Python file; none if it does not parse."""
     turns: list[Turn] = []
     for turn in _turns(text):
         turns.append(turn)
@@ -66,7 +66,7 @@ def _about(node: ast.FunctionDef | ast.ClassDef) -> Iterator[Turn]:
 
 
 def _short_source(node: ast.FunctionDef, *, summary: str) -> str | None:
-    """The function with its docstring cut to `summary`, or None if it says too little or much."""
+    """The function with its docstring cut to `summary`; None if it is too short or too long."""
     body = node.body[1:]
     if not body or all(isinstance(part, ast.Pass | ast.Raise) for part in body):
         return None
@@ -81,5 +81,5 @@ def _is_prose(paragraph: str) -> bool:
 
 
 def _pick(text: str, choices: int) -> int:
-    """The same choice on every machine."""
+    """A number below `choices` that depends on `text` only, so it is the same on every machine."""
     return hashlib.sha256(text.encode()).digest()[0] % choices

@@ -1,8 +1,8 @@
 """Turns the text into tokens: `python -m training.nano prepare`; needs a CPU and `tokenizers`.
 
 Owns: the folder that training reads: tokenizer files, `tokens.npz` (uint16 arrays), data.json
-(origin and licences). A document is a file, or a conversation; EOS ends each, and each
-assistant turn. Leaves which files to nano_sources.py, conversations to nano_chat.py.
+(origin and licences). A document is a file or a conversation. EOS ends each document and each
+assistant turn. sources.py chooses the files, chat.py makes the conversations.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.generic]
 VOCAB = 4096
-_TOKENIZER_BYTES = 24_000_000  # of the training text: enough for 4K merges, and half the time
+_TOKENIZER_BYTES = 24_000_000  # of the training text: enough for 4K merges, in half the time
 _SEED = 0
 
 
@@ -66,7 +66,7 @@ def load(data: Path) -> tuple[dict[str, Array], dict[str, Any]]:
 
 
 def _sizes() -> TinyOptions:
-    """14.5 M parameters, 29 MB in bf16; head sizes are those that GPU attention kernels want."""
+    """14.5 M parameters, 29 MB in bf16. GPU attention kernels need these head sizes."""
     from sglang_longcat.testing.tiny import TinyOptions
 
     return TinyOptions(
@@ -96,7 +96,7 @@ def _sample(files: list[Source]) -> Iterable[str]:
 
 
 def _documents(files: list[Source]) -> list[str]:
-    """Shuffled, each with its EOS."""
+    """Files and conversations, shuffled, each with its EOS."""
     from sglang_longcat.testing.tokenizer import EOS
 
     texts = [file.text + EOS for file in files]
@@ -106,7 +106,7 @@ def _documents(files: list[Source]) -> list[str]:
 
 
 def _turn(turn: Turn) -> str:
-    """As chat_template.jinja writes it."""
+    """One turn, as chat_template.jinja writes it."""
     question, answer = turn
     return f"<longcat_user>{question}<longcat_assistant>{answer}</longcat_s>"
 

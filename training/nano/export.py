@@ -1,8 +1,8 @@
 """Writes a run as a checkpoint in the published layout: `python -m training.nano export`.
 
 Owns: the shipped files: config, generation config, tokenizer, safetensors in bf16 with an index,
-model card, loss curve (CSV and PNG), origin of the data. Leaves their names to checkpoint.layout
-and checks them with checkpoint.check. matplotlib is optional: without it there is no PNG.
+model card, loss curve (CSV and PNG), origin of the data. checkpoint.layout has the names of the
+tensors, and checkpoint.check checks the result. matplotlib is optional: without it there is no PNG.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _FILE = "model.safetensors"
 
 
 def export(*, run: Path, data: Path, out: Path, ablation: Path | None = None) -> None:
-    """Write the checkpoint folder `out` from `train`'s and `prepare`'s folders.
+    """Write the checkpoint folder `out` from the folders that `train` and `prepare` wrote.
 
-    ablation: the folder of a run without N-gram tables, which the model card compares.
+    ablation: the folder of a run without N-gram tables, with which the model card compares.
     """
     out.mkdir(parents=True, exist_ok=True)
     for name in _COPIED:
@@ -67,7 +67,7 @@ def _write_weights(weights: dict[str, torch.Tensor], config: LongcatConfig, *, o
     names = expected_tensors(config, mtp=True)
     tensors = {name: weights[name].to(_DTYPES[tensor_dtype(name)]).contiguous() for name in names}
     save_file(tensors, out / _FILE, metadata={"format": "pt"})
-    (out / _FILE).chmod(0o644)  # it wrote 0600, which a wheel would install for root alone
+    (out / _FILE).chmod(0o644)  # save_file writes 0600, which a wheel would install for root alone
     size = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(sorted(names), _FILE)}
     _write_json(out / INDEX_NAME, index)

@@ -1,8 +1,8 @@
 """The training loop: `python -m training.nano train`; torch and numpy only.
 
-Owns: batches, losses, optimiser, schedule by elapsed time, evaluation, progress, and what a run
-leaves: weights-0.pt and weights-1.pt of the best held-out loss, loss.csv, metrics.json. Leaves the
-model's mathematics to nano_model.py.
+Owns: batches, losses, optimiser, schedule by elapsed time, evaluation, progress, and the files of a
+run: weights-0.pt and weights-1.pt of the best held-out loss, loss.csv, metrics.json. model.py has
+the model's mathematics.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ _BALANCE_LOSS = 0.01  # weight of the routers' imbalance
 _BIAS_RATE = 1e-3  # per step, at the peak of the schedule
 _WARMUP = 0.03  # share of the time
 _FLOOR = 0.02  # of the peak learning rate, at the end
-_TABLE_LR = 12.0  # rows are divided by 1 + tables on their way in, and rarely seen
-_FROM_START = 0.25  # share of rows that begin where a document does
-# The text is seen seven times. Without these two, held-out loss rose from the fifth time on.
-_ROW_DROPOUT = 0.15  # share of N-gram rows that a step does without
-_ROW_DECAY = 0.05  # five times the words': rows of rare N-grams fade instead of learning by heart
+# Times the learning rate, for rows of tables: they are divided by 1 + tables, and rarely seen.
+_TABLE_LR = 12.0
+_FROM_START = 0.25  # share of rows that begin at the start of a document
+# The text is seen seven times. Without the next two, held-out loss rose from the fifth time on.
+_ROW_DROPOUT = 0.15  # share of N-gram rows that a step drops
+_ROW_DECAY = 0.05  # five times that of words, so that rows of rare N-grams memorise less
 _REPORT_S, _EVALUATE_S = 10.0, 15.0
 _COLUMNS = ("seconds", "step", "tokens", "lr", "main", *(f"mtp{i + 1}" for i in range(DRAFT_STEPS)))
-_PARTS, _PART_BYTES = 2, 16 * 2**20  # hosts that return files limit their number and size
+_PARTS, _PART_BYTES = 2, 16 * 2**20  # weight files, because a GPU host may limit number and size
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 _LOSSES = ("main", *(f"mtp{i + 1}" for i in range(DRAFT_STEPS)))
 
@@ -71,7 +72,7 @@ class Text:
         self.starts = torch.from_numpy(usable).to(device)
 
     def random(self, batch: int, generator: torch.Generator) -> Tensor:
-        """[batch, width] int64; some rows begin where a document does."""
+        """[batch, width] int64; some rows begin at the start of a document."""
         at_start, device = int(batch * _FROM_START), self.tokens.device
         pick = torch.randint(len(self.starts), (at_start,), generator=generator, device=device)
         high, rest = len(self.tokens) - self.width, batch - at_start
@@ -79,7 +80,7 @@ class Text:
         return self._rows(torch.cat((self.starts[pick], anywhere)))
 
     def spread(self, rows: int) -> Tensor:
-        """`rows` rows at equal distances: always the same ones."""
+        """`rows` rows at equal distances, which are the same in each call."""
         at = torch.linspace(0, len(self.tokens) - self.width - 1, rows, device=self.tokens.device)
         return self._rows(at.long())
 
@@ -92,10 +93,10 @@ def losses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """rows [B, T + DRAFT_STEPS + 1], ids of its first T columns -> (losses, hits, imbalance).
 
-    keep [B, T, tables]: what each N-gram row is multiplied by (dropout); None: 1.
+    keep [B, T, tables]: the factor of each N-gram row (dropout); None: 1.
 
-    losses [1 + steps]: mean cross entropy of the main model and of each draft step. hits: the same
-    for "the most likely token is right". imbalance: mean over the routers.
+    losses [1 + steps]: mean cross entropy of the main model and of each draft step. hits [1 +
+    steps]: the share of tokens that were the most likely token. imbalance: mean over the routers.
     """
     context = rows.shape[1] - DRAFT_STEPS - 1
     with torch.autocast(rows.device.type, dtype=torch.bfloat16, enabled=rows.is_cuda):
@@ -160,7 +161,7 @@ class Trainer:
         return min(seconds / (self.options.minutes * 60), 1.0)
 
     def _compile(self) -> None:
-        """Compile with one step whose result is thrown away; carry on without where it fails."""
+        """Compile with one step whose result is discarded. If that fails, run without compiling."""
         if not self.options.compile:
             return
         begun = time.perf_counter()
@@ -168,7 +169,7 @@ class Trainer:
         rows = self.train_text.random(self.options.batch, self._fresh_generator())
         try:
             self._backward(rows)
-        except Exception as error:  # noqa: BLE001 - anything in the compiler: slower beats nothing
+        except Exception as error:  # noqa: BLE001 - whatever the compiler raises: slower is enough
             print(f"torch.compile failed, running without it: {error!r:.500}", flush=True)
             self.losses = losses
         self.optimizer.zero_grad(set_to_none=True)
@@ -194,7 +195,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         values = self._backward(self.train_text.random(self.options.batch, self.generator))
-        for draft in (False, True):  # apart: the two have nothing to do with each other
+        for draft in (False, True):  # clipped separately: no gradient passes between the two
             trained = [
                 value
                 for name, value in self.parameters.items()
@@ -203,7 +204,7 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for layer, moe in enumerate(self.model.moes):  # push each expert's bias towards even load
+        for layer, moe in enumerate(self.model.moes):  # move the biases towards an even load
             bias = self.parameters[f"model.layers.{layer}.mlp.router.e_score_correction_bias"]
             bias += _BIAS_RATE * factor * (1 / len(moe.load) - moe.load).sign()
         self.step += 1
@@ -247,7 +248,8 @@ class Trainer:
 
     @torch.no_grad()
     def _keep_best(self, seconds: float) -> None:
-        """Evaluate; a run that is cut off still leaves its best weights and the curve."""
+        """Evaluate and save, so that a run that is cut off leaves its best weights and the
+        curve."""
         loss = self._evaluate(seconds)["loss"]["main"]
         if loss < self.best["loss"]:
             weights = {
@@ -264,7 +266,7 @@ class Trainer:
     @torch.no_grad()
     def _finish(self, seconds: float) -> None:
         self._keep_best(seconds)
-        for name, value in self.parameters.items():  # judge what is shipped
+        for name, value in self.parameters.items():  # evaluate the weights that ship
             value.copy_(self.best["weights"][name])
         final = self._evaluate(seconds, batches=8)
         self._save()
@@ -309,7 +311,8 @@ def train(options: Options) -> None:
 
 
 def _parts(weights: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """_PARTS parts of about one size: the largest tensor first, each to the lightest part."""
+    """_PARTS parts of about the same size: from the largest tensor on, each goes to the smallest
+    part."""
     parts: list[dict[str, Tensor]] = [{} for _ in range(_PARTS)]
     sizes = [0] * _PARTS
     for name, value in sorted(weights.items(), key=lambda item: -item[1].nbytes):
@@ -335,7 +338,7 @@ def _schedule(progress: float) -> float:
 
 
 def _optimizer(parameters: Parameters, *, lr: float) -> torch.optim.AdamW:
-    """Matrices decay; norms do not; rows of word and n-gram tables learn faster."""
+    """AdamW with weight decay for matrices, none for norms, and a higher rate for table rows."""
     groups: dict[str, dict[str, Any]] = {
         "matrix": {"params": [], "peak": lr, "weight_decay": 0.1},
         "word": {"params": [], "peak": lr * _TABLE_LR, "weight_decay": 0.01},

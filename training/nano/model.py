@@ -1,8 +1,8 @@
 """LongCat-nano as it is trained: the reference model on batches, with gradients.
 
-Owns: what the reference does one sequence at a time and training needs for batches: attention, the
-MoE, the N-gram lookup, and the MTP head's further steps. All else (order of operations, norms,
-MLPs, router, hash, names and shapes) is the reference's own code. Leaves the loop to nano_loop.py.
+Owns: what the reference does for one sequence and training needs for batches: attention, the MoE,
+the N-gram lookup, and the MTP head's further steps. Everything else (order of operations, norms,
+MLPs, router, hash, names and shapes) is the reference's own code. loop.py trains the model.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from sglang_longcat.reference.semantics import LONGCAT_LITE
 
 Parameters = dict[str, Tensor]
 DRAFT_STEPS = 3
-_WORD_STD = 5.0  # the embedding's rows are then of about half a unit, after the mean over 13
+_WORD_STD = 5.0  # the embedding then has a std of about a half, after the mean over 13 rows
 _TABLE_STD = 1.7
-# Identity experts add 6 * weight * their input: with a norm of 1 that would bury all else at first.
+# The norm weight in front of the MoE. Identity experts add 6 * weight * their input; with a norm
+# weight of 1 that would dominate everything else at first.
 _MOE_INPUT = 0.3
 
 
 def initial_parameters(config: LongcatConfig, *, device: torch.device, seed: int) -> Parameters:
-    """fp32 tensors under their published names; all are trained but the router's biases."""
+    """fp32 tensors under their published names. All except the routers' biases are trained."""
     generator = torch.Generator().manual_seed(seed)
     blocks = 2 * config.num_layers
     parameters = {}
@@ -64,7 +65,7 @@ def _std(name: str, shape: tuple[int, ...], *, blocks: int) -> float:
 
 @dataclass
 class _Live:
-    """Parameters in place of files: what the reference's `Weights` reads from."""
+    """Stands for a checkpoint: the reference's `Weights` reads live parameters from it."""
 
     parameters: Parameters
 
@@ -86,12 +87,12 @@ class BatchedMla:
         return self._attend(query, key, value, mask=None)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None) -> Tensor:
-        """[B, heads, T, d] each; causal where no mask is given."""
+        """query, key and value are [B, heads, T, d]; causal if no mask is given."""
         width, padding = value.shape[-1], query.shape[-1] - value.shape[-1]
         out = F.scaled_dot_product_attention(
             query,
             key,
-            F.pad(value, (0, padding)),  # flash attention wants one head size; zeros stay zeros
+            F.pad(value, (0, padding)),  # flash attention needs equal head sizes; zeros stay zeros
             attn_mask=mask,
             is_causal=mask is None,
             scale=self.mla.softmax_scale,
@@ -125,10 +126,10 @@ class BatchedMla:
 
 
 class DraftMla(BatchedMla):
-    """The MTP head's attention over its draft steps, as a serving draft loop sees it.
+    """The MTP head's attention over its draft steps, as a draft loop sees it while serving.
 
-    Step 1 is causal over row 0..t. In step s, row t stands at position t + s - 1; it sees step 1's
-    keys of rows 0..t (the committed text) and its own keys of steps 2..s (its own draft).
+    Step 1 is causal over rows 0..t. In step s, row t is at position t + s - 1. It sees the keys of
+    rows 0..t of step 1 (the committed text) and its own keys of steps 2..s (its own draft).
     """
 
     def __init__(self, mla: Mla) -> None:
@@ -155,9 +156,10 @@ class DraftMla(BatchedMla):
 class BatchedMoe:
     """The reference's MoE for x [B, T, hidden], as one wide MLP over all experts.
 
-    Column block e of the inner activation is expert e's, multiplied by its weight (0 where not
-    chosen): at 64 columns per expert that is faster than sorting tokens. Keeps `load` (share of the
-    chosen slots per expert) and `imbalance` (1 when scores and load are even) of the last call.
+    Column block e of the inner activation belongs to expert e, and is multiplied by its weight (0
+    if it was not chosen). With 64 columns per expert that is faster than sorting tokens. Keeps
+    `load` (share of the chosen slots per expert) and `imbalance` (1 if scores and load are even) of
+    the last call.
     """
 
     def __init__(self, moe: Moe) -> None:
@@ -190,30 +192,31 @@ class BatchedMoe:
 
 
 class BatchedEmbedding:
-    """The reference's embedding from tokens and n-gram ids [B, T, tables]; no ids: tables are 0.
+    """The reference's embedding of tokens and n-gram ids [B, T, tables]. Without ids, the tables
+    add 0.
 
-    keep [B, T, tables] multiplies each table's row (dropout).
+    keep [B, T, tables] multiplies the row of each table (dropout).
     """
 
     def __init__(self, embedding: Embedding) -> None:
         self.embedding = embedding
 
     def __call__(self, tokens: Tensor, ids: Tensor | None, keep: Tensor | None = None) -> Tensor:
-        own = self.embedding
-        total = F.embedding(tokens, own.word)
+        reference = self.embedding
+        total = F.embedding(tokens, reference.word)
         if ids is not None:
-            for i, (table, projection) in enumerate(zip(own.tables, own.projections)):
+            for i, (table, projection) in enumerate(zip(reference.tables, reference.projections)):
                 rows = F.embedding(ids[..., i], table)
                 rows = rows if keep is None else rows * keep[..., i, None]
                 total = total + F.linear(rows, projection).float()
-        return total / (1 + len(own.tables))
+        return total / (1 + len(reference.tables))
 
 
 def batched_ngram_ids(tokens: Tensor, config: LongcatConfig) -> Tensor:
-    """[B, T, tables] int64; each row of tokens [B, T] is a text of its own.
+    """[B, T, tables] int64; each row of tokens [B, T] is a separate text.
 
-    One call of the reference for the whole batch: an EOS before each row cuts its look-back, which
-    is what the start of a text does.
+    The reference is called once for the whole batch: an EOS before each row cuts its look-back, as
+    the start of a text does.
     """
     assert config.ngram is not None
     eos = config.eos_token_ids
@@ -222,7 +225,7 @@ def batched_ngram_ids(tokens: Tensor, config: LongcatConfig) -> Tensor:
 
 
 class TrainedModel:
-    """A ReferenceModel over live parameters, its sequential parts replaced by batched ones."""
+    """A ReferenceModel over live parameters, in which batched parts replace sequential ones."""
 
     def __init__(self, parameters: Parameters, config: LongcatConfig, *, ngram: bool = True):  # noqa: ANN204
         weights = Weights(_Live(parameters), torch.float32)  # type: ignore[arg-type]
@@ -242,7 +245,7 @@ class TrainedModel:
         return batched_ngram_ids(tokens, self.config) if self.ngram else None
 
     def hidden(self, tokens: Tensor, ids: Tensor | None, keep: Tensor | None = None) -> Tensor:
-        """Final-normed hidden states [B, T, hidden] of tokens [B, T]."""
+        """Hidden states [B, T, hidden] of tokens [B, T], after the final norm."""
         h = self.embedding(tokens, ids, keep)
         for layer in self.model.layers:
             h = layer(h)
@@ -252,10 +255,11 @@ class TrainedModel:
         return F.linear(hidden, self.model.lm_head)
 
     def draft_logits(self, tokens: Tensor, hidden: Tensor) -> list[Tensor]:
-        """Per draft step s = 1.. logits [B, T, vocab]; row t of step s is about token t + s + 1.
+        """Logits [B, T, vocab] of draft steps s = 1..; row t of step s predicts token t + s + 1.
 
-        tokens [B, T + steps] are the text, hidden [B, T, hidden] the trunk's. Step s reads token
-        t + s and what step s - 1 gave. No gradient reaches the trunk or the shared lm_head.
+        tokens [B, T + steps] are the text, hidden [B, T, hidden] the main model's states. Step s
+        reads token t + s and the result of step s - 1. No gradient reaches the main model or the
+        shared lm_head.
         """
         rows, h, logits = hidden.shape[1], hidden.detach(), []
         self.draft.restart()

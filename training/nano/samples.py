@@ -1,6 +1,7 @@
 """What the accuracy gates ask LongCat-nano: held-out windows, and prompts with greedy answers.
 
-Owns: which text they are. Leaves measuring to ci/accuracy. A window is a prompt of its own.
+Owns: which text they are, and held_out.json and golden.json. Each window is a separate prompt.
+ci/accuracy measures with them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _PROMPTS = (  # user, assistant, user, ...: an assistant's turn ends with EOS
 
 
 def write_held_out(data: Path, file: Path, *, eos: int) -> None:
-    """Windows at equal distances, and those with the most EOS: there the EOS rule acts."""
+    """Write windows at equal distances, and those with the most EOS, where the EOS rule applies."""
     with np.load(data / "tokens.npz") as arrays:
         tokens = arrays["held_out"].astype(int)
     rows = tokens[: len(tokens) // _WIDTH * _WIDTH].reshape(-1, _WIDTH)
@@ -47,10 +48,10 @@ def _most_eos(rows: NDArray[Any], *, eos: int, but: set[int]) -> list[int]:
 
 
 def write_golden(checkpoint: Path) -> None:
-    """golden.json: the reference model's greedy answers in fp32, up to EOS, and how sure it was.
+    """Write golden.json: the reference model's greedy answers in fp32, up to EOS, with `margin`.
 
-    margin: the smallest lead, in nats, of the chosen token over the next; an engine whose sums
-    differ by less must give the same tokens.
+    margin: the smallest distance in nats between the chosen token and the second one. An engine
+    whose sums differ by less must give the same tokens.
     """
     from transformers import PreTrainedTokenizerFast
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a finished training to the shipped checkpoint and its thresholds: export, measure on the CPU,
-# run the gates. PYTHON: an interpreter with the project's packages and matplotlib.
+# Makes the shipped checkpoint and its thresholds from a finished training: exports, measures on the
+# CPU, runs the gates. PYTHON: an interpreter with the project's packages and matplotlib.
 #
 #     training/nano/ship.sh DATA RUN [ABLATION]
 #

@@ -1,7 +1,7 @@
 """Where LongCat-nano's text comes from: Python sources that ship with CPython and PyPI packages.
 
 Owns: the list of packages with their licences, which of their files count as text, and the split
-into training and held-out files. Leaves tokens to nano_data.py. Reads installed files only.
+into training and held-out files. It reads installed files only. data.py turns them into tokens.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ PACKAGES = {
 # Tables of numbers, copies of other projects (under other licences), and tests of literal data.
 _SKIPPED_PARTS = {"test", "tests", "testing", "encodings", "site-packages", "dist-packages"}
 _SKIPPED_PARTS |= {"_vendor", "_distutils", "externals", "lib-dynload", "config", "idlelib"}
-_MAX_BYTES = 300_000  # larger ones are generated; pydoc_data/topics.py, the prose, is the exception
+_MAX_BYTES = 300_000  # larger files are generated, except pydoc_data/topics.py, which is prose
 _MAX_DIGITS = 0.12  # share of characters
-_HELD_OUT = 40  # one file in so many
+_HELD_OUT = 40  # one file in this many is held out
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file: `path` is relative to its package's parent, which makes the split portable."""
+    """One file. `path` is relative to the parent of its package, so the split is the same
+    everywhere."""
 
     package: str
     path: str
@@ -57,17 +58,17 @@ class Source:
 def sources() -> list[Source]:
     """All files, in a fixed order, no text twice."""
     seen: set[str] = set()
-    found = []
+    unique = []
     for source in _all_sources():
         digest = hashlib.sha256(source.text.encode()).hexdigest()
         if digest not in seen:
             seen.add(digest)
-            found.append(source)
-    return found
+            unique.append(source)
+    return unique
 
 
 def provenance(files: list[Source]) -> list[dict[str, object]]:
-    """Per package: version, licence, files and bytes, of each how much is held out."""
+    """Per package: version, licence, files and bytes, and how many of these are held out."""
     rows = []
     for package in ("cpython", *PACKAGES):
         own = [file for file in files if file.package == package]

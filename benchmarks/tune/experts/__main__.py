@@ -3,9 +3,10 @@
     python -m benchmarks.tune.experts --shape tp1 --budget-s 150 --out DIR --csv DIR
 
 Each shape gets `budget-s` seconds: kernels compile in parallel processes first, then the real ones
-are timed; when the time is up, what is measured so far is written. Default folders: the package's
-(`sglang_longcat/expert_configs`) and the benchmarks' results. Owns the flow and the files; see
-expert_{space,search,launch,compile,timing}.py. Needs a Hopper GPU with nothing else on it.
+are timed. When the time is up, the best of what was measured so far is written. By default files
+go to `sglang_longcat/expert_configs`, tables to the benchmarks' results. Owns the sequence of steps
+and the files; the other modules of this package have the steps. Needs a Hopper GPU with nothing
+else on it.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ import torch
 
 from benchmarks import RESULTS, ROOT
 from benchmarks.tune.experts.compile import Compiler
-from benchmarks.tune.experts.launch import HIDDEN, SHAPES, TOP_K, Shape
+from benchmarks.tune.experts.launch import SHAPES, Shape
 from benchmarks.tune.experts.search import Job, Pair, Search
 from benchmarks.tune.experts.space import FP8_BLOCK, TOKENS, Variant, tile_of
 from benchmarks.tune.experts.timing import Bench
+from longcat_kernels.lite import HIDDEN, TOP_K
 
 _COMPILING = 0.6  # of the time, at most
 ALIKE = 0.02  # relative; tiles differ in the order of fp32 sums, and bf16 rounds after each GEMM
@@ -64,7 +66,7 @@ def _tune(shape: Shape, options: argparse.Namespace) -> None:
 
     compiler = Compiler(shape, fp8=options.fp8, workers=options.workers)
     try:
-        # Only now may this process use the GPU: the compiler's are its forks.
+        # Only now may this process use the GPU: the compiler's processes are forks of it.
         bench = Bench(shape, fp8=options.fp8)
         search = Search(
             tokens=sorted(options.tokens),

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.tune.experts.launch import (
-    TOP_K,
     Batch,
     Layer,
     Rows,
@@ -29,6 +28,7 @@ from benchmarks.tune.experts.launch import (
 from benchmarks.tune.experts.search import Job
 from benchmarks.tune.experts.space import SHARED_MEMORY, Variant
 from longcat_kernels.compile_only import compile_only
+from longcat_kernels.lite import TOP_K
 from longcat_kernels.warm_up import HOPPER
 
 _EARLY = 512  # rows of input up to which SGLang lets the next kernel start early
@@ -36,7 +36,8 @@ Key = tuple[Variant, bool, bool]
 
 
 def key_of(shape: Shape, tokens: int, variant: Variant) -> Key:
-    """What Triton tells apart besides the tile: rows of the input, and a count's factor 16."""
+    """Launches with equal keys share one compiled kernel. Besides the tile it depends on the rows
+    of the input, and on whether 16 divides the number of slots."""
     rows = tokens if variant.op == "up" else input_rows(shape, tokens, variant)
     return variant, rows <= _EARLY, tokens * TOP_K % 16 == 0
 
@@ -55,7 +56,7 @@ def compile_one(shape: Shape, fp8: bool, tokens: int, variant: Variant) -> bool:
 
 
 def _in_time(work: tuple[Shape, bool, Job, float]) -> bool | None:
-    """None: too late to begin with it. Linux has one monotonic clock for all processes."""
+    """None if the time was up before it began. Linux has one monotonic clock for all processes."""
     shape, fp8, job, end = work
     return compile_one(shape, fp8, *job) if time.monotonic() < end else None
 
@@ -76,7 +77,7 @@ def _rows(shape: Shape, tokens: int, rows: int) -> Rows:
 
 
 class Compiler:
-    """`compile_all(jobs, seconds)`: those that are ready to launch."""
+    """`compile_all(jobs, seconds)` returns the jobs that are ready to launch."""
 
     def __init__(self, shape: Shape, *, fp8: bool, workers: int) -> None:
         _settle()
@@ -110,7 +111,7 @@ def _begin() -> None:
 
 
 def _settle() -> None:
-    """What SGLang asks the GPU once and remembers, so that no worker asks."""
+    """Calls what asks the GPU once and caches the answer in SGLang, so that no worker asks."""
     from sglang.kernels.jit.utils import is_arch_support_pdl
     from sglang.kernels.ops.moe import fused_moe_triton_kernels
 

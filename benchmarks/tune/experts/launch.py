@@ -16,15 +16,15 @@ from typing import Any
 import torch
 
 from benchmarks.tune.experts.space import FP8_BLOCK, Variant
+from longcat_kernels.lite import EXPERT_FFN, HIDDEN, ROUTED, ROUTED_SLOTS, TOP_K
 
-HIDDEN, EXPERTS, TOP_K, ROUTED_SLOTS = 3072, 256, 12, 8
 _SKEW = 0.5  # standard deviation of the experts' log popularity
 _MOST_ROWS = 128  # of a tile, for buffers in the order of experts
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Of one GPU: its experts, of 256, and the columns it has of each."""
+    """One GPU's part of a layer: how many of the experts it holds, and how many columns of each."""
 
     name: str
     experts: int
@@ -34,9 +34,9 @@ class Shape:
 SHAPES = {
     shape.name: shape
     for shape in (
-        Shape("tp1", 256, 1024),
-        Shape("tp2", 256, 512),
-        *(Shape(f"ep{ranks}", 256 // ranks, 1024) for ranks in (2, 4, 8)),
+        Shape("tp1", ROUTED, EXPERT_FFN),
+        Shape("tp2", ROUTED, EXPERT_FFN // 2),
+        *(Shape(f"ep{ranks}", ROUTED // ranks, EXPERT_FFN) for ranks in (2, 4, 8)),
     )
 }
 
@@ -54,7 +54,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs and outputs of both GEMMs. Rows beyond tokens * top_k are for the order of experts."""
+    """Inputs and outputs of both GEMMs. Rows in the order of experts are padded: for these there
+    are more rows than tokens * top_k."""
 
     tokens: int
     x: torch.Tensor
@@ -116,13 +117,13 @@ def make_batch(shape: Shape, tokens: int, device: str, *, fp8: bool) -> Batch:
 
 
 def sorted_rows(shape: Shape, tokens: int, rows: int) -> int:
-    """As many as SGLang allocates where a second GEMM reads its input in the order of experts."""
+    """Rows that SGLang allocates where the second GEMM reads its input in the order of experts."""
     slots = tokens * TOP_K
     return slots + min(slots, shape.experts + 1) * (rows - 1)
 
 
 def input_rows(shape: Shape, tokens: int, variant: Variant) -> int:
-    """Of what the second GEMM reads, and the first one writes."""
+    """Rows that the second GEMM reads, which are those that the first one writes."""
     by_expert = variant.by_expert if variant.op == "up" else variant.tma
     return sorted_rows(shape, tokens, variant.tile.m) if by_expert else tokens * TOP_K
 
@@ -130,8 +131,8 @@ def input_rows(shape: Shape, tokens: int, variant: Variant) -> int:
 def make_routing(shape: Shape, tokens: int, *, seed: int, device: str = "cpu") -> Routing:
     """Eight distinct experts a token, some liked better than others, and four identity slots."""
     random = torch.Generator().manual_seed(seed)
-    liking = torch.randn(EXPERTS, generator=random) * _SKEW
-    noise = -torch.rand((tokens, EXPERTS), generator=random).log().neg().log()
+    liking = torch.randn(ROUTED, generator=random) * _SKEW
+    noise = -torch.rand((tokens, ROUTED), generator=random).log().neg().log()
     ids = torch.full((tokens, TOP_K), -1, dtype=torch.int32)
     ids[:, :ROUTED_SLOTS] = (liking + noise).topk(ROUTED_SLOTS).indices.int()
     weights = torch.rand((tokens, TOP_K), generator=random)

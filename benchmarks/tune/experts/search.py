@@ -1,7 +1,8 @@
 """The search over tiles of the expert GEMM, and the choice among what was measured.
 
 Owns rounds, finalists and the choice. `compile_all` and `measure` come from the caller, so that the
-search itself needs no GPU. Both GEMMs read one sorted list of rows: they share the tile's rows.
+search itself needs no GPU. Both GEMMs read one sorted list of rows, so their tiles have the same
+number of rows.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from benchmarks.tune.experts.space import Variant, anchors_of, space
 
 FINALISTS = 5  # of each kind, for the numbers of tokens around an anchor
-# What a variant with side effects has to gain: sorted rows take more memory in a prefill.
+# What TMA and sorted rows have to gain: sorted rows take more memory in a prefill.
 _TMA_MARGIN, _SORTED_MARGIN = 1.01, 1.03
 
 Job = tuple[int, Variant]  # tokens, what to launch
@@ -25,7 +26,7 @@ Measure = Callable[[int, Variant], float]  # microseconds, inf for what cannot r
 
 @dataclass
 class Search:
-    """times: microseconds by job. SGLang's own choice is measured first, for comparison."""
+    """times: microseconds of each job. SGLang's own choice is measured first, for comparison."""
 
     tokens: Sequence[int]
     defaults: dict[int, Pair]
@@ -54,16 +55,16 @@ class Search:
                 self.times[job] = self.measure(*job)
 
     def _finals(self, tokens: int) -> Iterable[Job]:
-        """The best of the anchors around, each way of loading and number of rows by itself; the
-        first GEMM with sorted rows too, where the second gains by TMA."""
+        """The best variants at the neighbouring anchors, for each way of loading and number of
+        rows; and the first GEMM with sorted rows where the second gains by TMA."""
         for anchor in anchors_of(tokens):
             groups: Groups = {}
             for (measured, variant), us in self.times.items():
                 if measured == anchor and math.isfinite(us) and not variant.by_expert:
                     key = (variant.op, variant.tma, variant.tile.m)
                     groups.setdefault(key, []).append((us, variant))
-            for (op, tma, rows), found in groups.items():
-                best = [variant for _, variant in sorted(found)[:FINALISTS]]
+            for (op, tma, rows), timed in groups.items():
+                best = [variant for _, variant in sorted(timed)[:FINALISTS]]
                 yield from ((tokens, variant) for variant in best)
                 if op == "up" and self._gains(groups, rows):
                     for variant in best[:2]:
@@ -88,21 +89,21 @@ class Search:
     def _fastest(
         self, tokens: int, rows: int, op: str, by_expert: bool
     ) -> tuple[float, Variant] | None:
-        """A second GEMM with TMA belongs to sorted rows, a first one may have it with either."""
-        found = [
+        """A second GEMM with TMA needs sorted rows; a first one may have TMA with or without."""
+        timed = [
             (us * (_TMA_MARGIN if op == "up" and variant.tma else 1.0), variant)
             for (measured, variant), us in self.times.items()
             if (measured, variant.op, variant.tile.m) == (tokens, op, rows)
             and math.isfinite(us)
             and by_expert == (variant.by_expert if op == "up" else variant.tma)
         ]
-        return min(found, default=None)
+        return min(timed, default=None)
 
     def us(self, tokens: int, pair: Pair) -> float:
         return sum(self.times.get((tokens, variant), math.nan) for variant in pair)
 
 
 def _in_turns(spaces: Sequence[tuple[int, Sequence[Variant]]]) -> Iterable[Job]:
-    """One of each anchor after the other, so that a cut leaves something for all."""
+    """One job of each anchor in turn, so that a cut leaves measurements for every anchor."""
     for i in range(max((len(variants) for _, variants in spaces), default=0)):
         yield from ((anchor, variants[i]) for anchor, variants in spaces if i < len(variants))

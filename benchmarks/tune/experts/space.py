@@ -1,9 +1,10 @@
-"""Which tiles of the expert GEMM are worth measuring, by tokens. For benchmarks/tune/experts.
+"""Which tiles of the expert GEMM are worth measuring, for each number of tokens.
 
-A step reads every chosen expert's weights once, so at up to 256 tokens (8 rows an expert) what
-counts is bytes in flight: 16 rows, and K tiles and stages as shared memory allows. From 2,048 on
-the tensor cores count. Each anchor's space is measured whole; other numbers of tokens take the best
-of the anchors around them. Owns the space; expert_search.py and expert_timing.py use it.
+A step reads every chosen expert's weights once. So at up to 256 tokens (8 rows an expert) bytes in
+flight decide: tiles have 16 rows, and as large a K and as many stages as shared memory allows. From
+2,048 tokens on the tensor cores decide. Each anchor's space is measured whole; other numbers of
+tokens take the best variants of the neighbouring anchors. Owns the space; search.py and timing.py
+use it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _MOST_ACCUMULATORS = 128  # fp32 registers a thread; 255 in all
 
 @dataclass(frozen=True, order=True)
 class Tile:
-    """Rows, columns and depth of a tile, M tiles that share its columns, warps, stages."""
+    """m, n, k: rows, columns and depth. group: how many tiles along M share the same columns."""
 
     m: int
     n: int
@@ -32,11 +33,11 @@ class Tile:
     stages: int
 
     def __str__(self) -> str:
-        """As the CSVs have it."""
+        """The notation of the CSV files."""
         return f"{self.m}x{self.n}x{self.k} g{self.group} w{self.warps} s{self.stages}"
 
     def config(self) -> dict[str, int]:
-        """As SGLang's files have it."""
+        """The notation of SGLang's files."""
         return {
             "BLOCK_SIZE_M": self.m,
             "BLOCK_SIZE_N": self.n,
@@ -48,7 +49,7 @@ class Tile:
 
 
 def tile_of(config: Mapping[str, Any]) -> Tile:
-    """SGLang's defaults leave warps and stages to Triton: 4 and 3."""
+    """Where SGLang's defaults name no warps and stages, Triton takes 4 and 3."""
     return Tile(
         m=config["BLOCK_SIZE_M"],
         n=config["BLOCK_SIZE_N"],
@@ -71,14 +72,14 @@ class Variant:
 
 
 def anchors_of(tokens: int) -> tuple[int, ...]:
-    """The anchor itself, or those on both sides."""
+    """The anchor itself, or the neighbours on both sides."""
     below = max((a for a in ANCHORS if a <= tokens), default=ANCHORS[0])
     above = min((a for a in ANCHORS if a >= tokens), default=ANCHORS[-1])
     return (below,) if below == above else (below, above)
 
 
 def space(anchor: int, *, fp8: bool, tma: bool) -> list[Variant]:
-    """Both GEMMs over all tiles that fit; the likely ones first, in case time runs out."""
+    """Both GEMMs with all tiles that fit; the likely ones come first, in case time runs out."""
     tiles = [tile for tile in _tiles(anchor, fp8) if _fits(tile, 1 if fp8 else 2)]
     tiles.sort(key=lambda tile: tile.warps * tile.group)
     kinds = (False, True) if tma else (False,)

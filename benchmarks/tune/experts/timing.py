@@ -1,8 +1,8 @@
-"""Times variants of the expert GEMM on a GPU, and checks what they compute. For tune_experts.py.
+"""Times variants of the expert GEMM on a GPU, and checks what they compute.
 
-A number is the least over replays of a CUDA graph whose calls take different routings in turn: at
-batch 1 they read other experts each time, as the layers of a step do, so weights come from memory
-and not from L2. Owns the tensors on the GPU.
+A number is the least over replays of a CUDA graph whose calls take different routings in turn. At
+batch 1 every call reads other experts, as the layers of a step do, so weights come from memory and
+not from L2. Owns the tensors on the GPU.
 """
 
 from __future__ import annotations
@@ -83,11 +83,11 @@ class Bench:
         return least
 
     def weight_bytes(self, tokens: int) -> int:
-        """Of the experts that a call reads, on average, both GEMMs."""
-        ids = [routing.ids for routing in _routings(self.shape, tokens)]
-        chosen = sum(int((one.unique() >= 0).sum()) for one in ids) / len(ids)
-        one = self.layer.up[0].nbytes + self.layer.down[0].nbytes
-        return round(chosen * one)
+        """Bytes of the weights that a call of both GEMMs reads, on average over the routings."""
+        routings = [routing.ids for routing in _routings(self.shape, tokens)]
+        chosen = sum(int((ids.unique() >= 0).sum()) for ids in routings) / len(routings)
+        expert = self.layer.up[0].nbytes + self.layer.down[0].nbytes
+        return round(chosen * expert)
 
     def differs(self, tokens: int, pair: Pair, other: Pair) -> float:
         """Relative distance of two pairs' outputs, both GEMMs and the activation between them."""
@@ -116,7 +116,8 @@ class Bench:
 
 
 def reached(routings: Sequence[Rows]) -> Rows:
-    """The first that has rows at all: one token in ten picks none of a quarter of the experts."""
+    """The first routing with rows for this GPU: of a quarter of the experts, one token in ten picks
+    none."""
     return next(rows for rows in routings if bool((rows.routing.ids >= 0).any()))
 
 

@@ -3,10 +3,11 @@
     python -m benchmarks.tune.linear            # a minute on 16 cores and one GPU
     python -m benchmarks.tune.linear --shapes gate_up q_b --candidates 100 --out FILE
 
-Candidates compile in parallel into Triton's cache, then run in CUDA graphs, launched back to back
-with programmatic dependent launch over weights that are twice the L2 cache. The three fastest run
-longer. An entry becomes null, which is "call the library", unless it beats the library
-(`bench_small_linear.py` says which) by 2 %; entries of shapes that are not tuned stay.
+Candidates compile in parallel into Triton's cache. Then they run in CUDA graphs, back to back with
+programmatic dependent launch, over weights that are twice the L2 cache. The three fastest run
+longer. An entry becomes null, which means "call the library", unless it beats the library
+(`benchmarks.kernels.small_linear` says which one) by 2 %. Entries of shapes that are not tuned
+stay.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ import torch
 
 from benchmarks.kernels.small_linear import library_call
 from benchmarks.kernels.timing import PEAK_BYTES_PER_SECOND, gpu_name, graph_us, l2_bytes
-from longcat_kernels.small_linear import configs, reference
-from longcat_kernels.small_linear import workloads as lite
+from longcat_kernels.small_linear import configs, reference, workloads
 from longcat_kernels.small_linear.configs import Config, Op
 
 WORTH = 0.98  # of the library's time
@@ -37,7 +37,7 @@ Group = tuple[Op, int]  # shapes of one operation and number of columns share th
 
 
 def candidates(op: Op, columns: int, most: int) -> list[Config]:
-    """Half of them mma, which serves 1 to 32 tokens; drawn at random, the same each time."""
+    """Half of them are mma, which serves 1 to 32 tokens. Random, but the same ones each time."""
     draw = random.Random(0)
     gemv, mma = list(_gemv(op, columns)), list(_mma(op, columns))
     half = most // 2
@@ -45,8 +45,8 @@ def candidates(op: Op, columns: int, most: int) -> list[Config]:
 
 
 def _gemv(op: Op, columns: int) -> Iterator[Config]:
-    """Tiles that divide the columns; 4 to 48 KB asked for at a time, in at most 96 registers a
-    thread, and as many at most for the sums."""
+    """Tiles that divide the columns. 4 to 48 KB are in flight at a time, in at most 96 registers of
+    a thread; the sums take at most 64 more."""
     weights = 2 if op == "swiglu_linear" else 1
     for rows, block, ahead, warps in itertools.product(
         (1, 2, 4, 8), (512, 1024, 2048), (1, 2, 3, 4, 6), (2, 4, 8)
@@ -72,7 +72,8 @@ def _mma(op: Op, columns: int) -> Iterator[Config]:
 
 
 def precompile(jobs: Sequence[tuple[Op, int, Config]], arch: int) -> None:
-    """Into Triton's cache on disk, on every core; what does not compile fails again when timed."""
+    """Compiles into Triton's cache on disk, on every core. What does not compile fails again when
+    it is timed."""
     workers = min(len(jobs), os.cpu_count() or 1)
     parts = [(list(jobs[i::workers]), arch) for i in range(workers)]
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
@@ -95,9 +96,11 @@ def _compile(part: tuple[list[tuple[Op, int, Config]], int]) -> None:
 class Timer:
     """Microseconds a call for one weight shape and number of tokens."""
 
-    def __init__(self, shape: lite.Shape, tokens: int, weights: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self, shape: workloads.Shape, tokens: int, weights: Sequence[torch.Tensor]
+    ) -> None:
         self.shape, self.weights = shape, weights
-        self.x = lite.make_inputs(tokens, 1, shape.columns, seed=0, device="cuda")[0]
+        self.x = workloads.make_inputs(tokens, 1, shape.columns, seed=0, device="cuda")[0]
 
     def of(self, config: Config, quick: bool) -> float:
         from triton.runtime.errors import OutOfResources
@@ -123,12 +126,12 @@ class Timer:
         torch.testing.assert_close(got, plain(self.x, self.weights[0]), rtol=2**-6, atol=2**-8)
 
 
-def tune(shape: lite.Shape, choice: Sequence[Config]) -> dict[str, Config | None]:
-    """The entries of one shape, printed as they are found."""
+def tune(shape: workloads.Shape, choice: Sequence[Config]) -> dict[str, Config | None]:
+    """The entries of one shape. Each is printed when it is known."""
     size = 2 * shape.rows * shape.columns
     copies = max(4, 1 + 2 * l2_bytes() // size)
     weights = [
-        lite.make_inputs(1, shape.rows, shape.columns, seed=i, device="cuda")[1]
+        workloads.make_inputs(1, shape.rows, shape.columns, seed=i, device="cuda")[1]
         for i in range(copies)
     ]
     entries: dict[str, Config | None] = {}
@@ -140,7 +143,7 @@ def tune(shape: lite.Shape, choice: Sequence[Config]) -> dict[str, Config | None
         library = timer.of_library()
         entries[str(tokens)] = best if us < WORTH * library else None
         peak = PEAK_BYTES_PER_SECOND.get(gpu_name(), float("nan"))
-        share = lite.bytes_moved(tokens, shape) / us * 1e6 / peak
+        share = workloads.bytes_moved(tokens, shape) / us * 1e6 / peak
         name = f"{shape.name} {shape.rows}x{shape.columns}"
         print(
             f"{name:>20} T {tokens:2}: {us:6.2f} us, {share:5.1%} of peak; "
@@ -171,7 +174,7 @@ def write(path: Path, tuned: dict[str, dict[str, Config | None]]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    shapes = (*lite.LITE, *lite.LITE_TP2)
+    shapes = (*workloads.LITE, *workloads.LITE_TP2)
     names = sorted({shape.name for shape in shapes})
     parser.add_argument("--shapes", nargs="+", choices=names, default=names)
     parser.add_argument("--candidates", type=int, default=42, help="of each operation and width")

@@ -4,20 +4,22 @@
     out[t, h]  = sum_j softmax_j(s)[j] c[j]                            in fp32, rounded once
     out[t, h]  = the same times w_vc[h], with w_vc                     rounded again
 
-The latent of key j of token t's request b = t // width is row `pages[requests[b], j]` of `latents`:
-c the first C columns (kv_lora_rank), r the last R (rope). Decode has width 1; the verification of
-a chain of drafts has one row per draft, each seeing the ones before it. Splitting fills the GPU
-at batch 1, where one program a request and head block would leave most of it idle. Source: the
-flash-decoding scheme; paper section 3 (MLA).
+Token t belongs to request b = t // width. The latent of its key j is row `pages[requests[b], j]` of
+`latents`: c is the first C columns (kv_lora_rank), r the last R (rope). Decode has width 1; the
+verification of a chain of drafts has one row per draft, each of which sees the ones before it.
+Keys are split over programs because one program per request and block of heads would leave most of
+a GPU idle at batch 1. Source: the flash-decoding scheme; paper section 3 (MLA).
 
-q_nope [T, H, C], q_pe [T, H, R]: bf16, last dimension contiguous, C and R as `fits` says; latents
-[N, C + R] bf16; pages [slots, context] int32; requests [B] and positions [T] int64; w_vc [H, C, V]
-bf16 of any strides. Returns bf16 [T, H, C], with w_vc [T, H, V]. Within 1e-2 of the reference
-relative to the largest value: the weights of keys are rounded to bf16 before the second product, as
-in every flash kernel. The same inputs give the same bits. With programmatic dependent launch all
-but the queries are read before the kernel before has finished: that kernel must not be the one that
-writes them, and must have waited for those ahead of it before it lets this one start, as
-`absorb_query` does.
+q_nope [T, H, C], q_pe [T, H, R]: bf16, last dimension contiguous, C and R as `supports` says.
+latents [N, C + R] bf16; pages [slots, context] int32; requests [B] and positions [T] int64; w_vc
+[H, C, V] bf16 of any strides. Returns bf16 [T, H, C], with w_vc [T, H, V].
+
+Within 1e-2 of the reference relative to the largest value: the weights of keys are rounded to bf16
+before the second product, as in every flash kernel. The same inputs give the same bits.
+
+With programmatic dependent launch everything but the queries is read before the kernel ahead of
+this one has finished. So that kernel must write nothing but queries. It must also have waited for
+the kernels ahead of it before it lets this one start, as `absorb_query` does.
 """
 
 from __future__ import annotations
@@ -27,24 +29,25 @@ import torch
 from longcat_kernels.dispatch import use_triton
 from longcat_kernels.mla_decode import reference
 
-__all__ = ["fits", "mla_decode", "pays", "project_values"]
+__all__ = ["is_faster", "mla_decode", "project_values", "supports"]
 
-# Tokens, of a request each. With more, adding up the parts and the product with w_vc cost what the
-# first launch saves: 38.7 us at 16, flashinfer 36.7.
+# Tokens, of one request each. With more of them the sum of the shares and the product with w_vc
+# cost what the first launch saves: 38.7 us at 16, flashinfer 36.7.
 FEW = 8
 WINDOW, WINDOW_CONTEXT = 8, 16384
-FUSED = 4  # tokens; more read the value projection for longer than a launch of its own costs
+# Tokens. With more, reading the value projection for each costs more than a launch of its own.
+FUSED = 4
 
 
-def fits(rank: int, rope: int) -> bool:
-    """Whether the kernel takes these widths: powers of two from 16 on, as its products do."""
+def supports(rank: int, rope: int) -> bool:
+    """Whether the kernel can run with these widths: its products take powers of two from 16 on."""
     return all(width >= 16 and width.bit_count() == 1 for width in (rank, rope))
 
 
-def pays(requests: int, width: int, context: int) -> bool:
-    """Whether a step of `requests` times `width` tokens should come here, where requests may reach
-    `context` tokens: every token of a window reads its request's keys again, which a long context
-    takes more time for than it saves."""
+def is_faster(requests: int, width: int, context: int) -> bool:
+    """Whether a step of `requests` times `width` tokens was faster here than with flashinfer, if
+    requests may have up to `context` tokens. Every token of a window reads its request's keys
+    again, which costs more than it saves in a long context."""
     if width == 1:
         return requests <= FEW
     return requests == 1 and width <= WINDOW and context <= WINDOW_CONTEXT
@@ -76,8 +79,8 @@ def mla_decode(
 
 
 def project_values(latents: torch.Tensor, w_vc: torch.Tensor) -> torch.Tensor:
-    """latents [T, H, C], w_vc [H, C, V] -> [T, H, V], contiguous: rows of heads, which the output
-    projection reads without another copy."""
+    """latents [T, H, C], w_vc [H, C, V] -> [T, H, V], contiguous, so that the output projection
+    reads a token's heads as one row without another copy."""
     out = latents.new_empty(*latents.shape[:2], w_vc.shape[-1])
     torch.bmm(latents.transpose(0, 1), w_vc, out=out.transpose(0, 1))
     return out

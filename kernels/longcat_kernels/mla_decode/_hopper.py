@@ -1,13 +1,12 @@
-"""The first launch of MLA decode on Hopper, in Gluon: keys are loaded while others are multiplied.
+"""The first launch of MLA decode on Hopper, in Gluon: it loads keys while it multiplies others.
 
-Triton waits for a block of keys, multiplies, and only then asks for the next, since it has to load
-the rows' numbers first; and with eight warps it multiplies 64 keys with all heads twice. Here two
-blocks of 64 keys lie in shared memory, each asked for as soon as the one before in its place is
-done with, and each of two warp groups scores half of the heads. The first two blocks are asked for
-before `gdc_wait`, under the kernel that makes the queries. Of the 5.7 us that Triton's kernel took
-for a block of a long context, loads included, 2.5 to 2.9 are left: 3.2 to 4.0 TB/s on an H200. Owns
-this kernel; shares of keys, partial results and the launch are its neighbours', as is the kernel
-that does the same on other GPUs.
+Triton's kernel (`_triton._split_kernel`, for other GPUs) waits for a block of keys, multiplies, and
+only then asks for the next, because it has to load the numbers of the rows first; and with eight
+warps it multiplies 64 keys with all heads twice. Of the 5.7 us that it took for a block of a long
+context, loads included, 2.5 to 2.9 us are left here: 3.2 to 4.0 TB/s on an H200.
+
+Owns this kernel. `_triton.py` has the division of keys into shares and the second launch; launch.py
+has the arguments.
 """
 
 from __future__ import annotations
@@ -25,12 +24,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from longcat_kernels.mla_decode._triton import share_of
 
-_MOST_HEADS = 32  # beside two blocks of keys: 36 KiB of queries
-_RANK, _ROPE = 512, 64  # others may work, and have not run
+_MOST_HEADS = 32  # 36 KiB of queries fit into shared memory beside two blocks of keys
+_RANK, _ROPE = 512, 64  # other widths may work, but have never run
 
 
-def fits(q_nope: torch.Tensor, q_pe: torch.Tensor, latents: torch.Tensor) -> bool:
-    """Whether these are sizes that it was made for, and rows can be loaded by 16 bytes."""
+def supports(q_nope: torch.Tensor, q_pe: torch.Tensor, latents: torch.Tensor) -> bool:
+    """Whether the kernel can run: it has the sizes that it was made for, and loads of 16 bytes can
+    read the rows."""
     aligned = latents.data_ptr() % 16 == 0 and latents.stride(0) % 16 == 0
     widths = q_nope.shape[-1], q_pe.shape[-1]
     return q_nope.shape[1] <= _MOST_HEADS and widths == (_RANK, _ROPE) and aligned
@@ -38,7 +38,7 @@ def fits(q_nope: torch.Tensor, q_pe: torch.Tensor, latents: torch.Tensor) -> boo
 
 @gluon.jit
 def _rows(page, c_key, r_key, end):
-    """Rows of the keys before `end`, in the layouts of both loads."""
+    """The rows of `latents` that keys before `end` have, in the layouts of both loads."""
     c_rows = gl.load(page + c_key, mask=c_key < end, other=0)
     return c_rows, gl.load(page + r_key, mask=r_key < end, other=0)
 
@@ -58,8 +58,9 @@ def _ask(
     c_block,
     r_block,
 ):
-    """Latents and rope parts of the rows into shared memory, zeros from key `end` on. Returns keys
-    and rows of the block behind."""
+    """Starts the copy of the rows' latents and rope parts into shared memory, zeros from key `end`
+    on. Returns the keys and rows of the next block: a copy needs the numbers of its rows, which are
+    therefore loaded one block ahead."""
     KEYS: gl.constexpr = c_block.shape[0]
     c = latents_ptr + c_rows.to(gl.int64)[:, None] * latent_stride + c_column[None, :]
     r = latents_ptr + r_rows.to(gl.int64)[:, None] * latent_stride + r_column[None, :]
@@ -70,6 +71,31 @@ def _ask(
     r_key += KEYS
     c_rows, r_rows = _rows(page, c_key, r_key, end)
     return c_key, r_key, c_rows, r_rows
+
+
+@gluon.jit
+def _queries(
+    q_ptr,
+    t,
+    token_stride,
+    head_stride,
+    heads,
+    column,
+    HEADS: gl.constexpr,
+    LAYOUT: gl.constexpr,
+):
+    """Token t's queries, [HEADS, columns], zeros from head `heads` on."""
+    head = gl.arange(0, HEADS, layout=gl.SliceLayout(1, LAYOUT))
+    cells = q_ptr + t * token_stride + head[:, None] * head_stride + column[None, :]
+    return gl.load(cells, mask=(head < heads)[:, None], other=0.0)
+
+
+@gluon.jit
+def _weigh(score, top):
+    """The highest score of each head with this block's, the factor by which sums so far shrink, and
+    the weights of this block's keys. In base 2; score: [KEYS, HEADS], top: [HEADS]."""
+    highest = gl.maximum(top, gl.max(score, axis=0))
+    return highest, gl.exp2(top - highest), gl.exp2(score - highest[None, :])
 
 
 @gluon.jit(
@@ -104,7 +130,9 @@ def _hopper_kernel(
     PDL: gl.constexpr,
 ):
     WARPS: gl.constexpr = gl.num_warps()
-    BLOCKS: gl.constexpr = 2
+    BLOCKS: gl.constexpr = 2  # of keys, in shared memory
+    # SCORES: two warp groups, each of which multiplies 64 keys with half of the heads. OUT: the
+    # warps share the rank. LATENT, ANGLE: loads of 16 bytes along the columns of a row.
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 2], [16, HEADS // 2, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, HEADS, 16])
     LATENT: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [WARPS, 1], [1, 0])
@@ -113,6 +141,7 @@ def _hopper_kernel(
     VECTOR: gl.constexpr = gl.BlockedLayout([TOKENS // 32], [32], [WARPS], [0])
     LINES: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     WEIGHTS: gl.constexpr = gl.NVMMASharedLayout(2 * HEADS, 16, 2)
+    # The second launch may start at once: it waits for this one before it reads a result.
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     p = gl.program_id(0)
@@ -123,6 +152,8 @@ def _hopper_kernel(
     request = gl.load(requests_ptr + t // WIDTH).to(gl.int64)
     page = pages_ptr + request * page_stride
 
+    # Ask for the first two blocks of keys before the wait, under the kernel that makes the queries:
+    # that kernel writes neither keys nor positions.
     c_blocks = gl.allocate_shared_memory(gl.bfloat16, [BLOCKS, KEYS, RANK], LINES)
     r_blocks = gl.allocate_shared_memory(gl.bfloat16, [BLOCKS, KEYS, ROPE], LINES)
     weights = gl.allocate_shared_memory(gl.bfloat16, [KEYS, HEADS], WEIGHTS)
@@ -138,16 +169,17 @@ def _hopper_kernel(
         )
     if PDL:
         tl.extra.cuda.gdc_wait()
+    # The queries of token t go through registers into shared memory: wgmma reads both operands
+    # from there.
     t = t.to(gl.int64)
-    head = gl.arange(0, HEADS, layout=gl.SliceLayout(1, LATENT))
-    q_nope = q_nope_ptr + t * nope_token + head[:, None] * nope_head + c_column[None, :]
-    nope = gl.load(q_nope, mask=(head < heads)[:, None], other=0.0)
-    head = gl.arange(0, HEADS, layout=gl.SliceLayout(1, ANGLE))
-    q_pe = q_pe_ptr + t * pe_token + head[:, None] * pe_head + (r_column - RANK)[None, :]
-    pe = gl.load(q_pe, mask=(head < heads)[:, None], other=0.0)
+    nope = _queries(q_nope_ptr, t, nope_token, nope_head, heads, c_column, HEADS, LATENT)
+    pe = _queries(q_pe_ptr, t, pe_token, pe_head, heads, r_column - RANK, HEADS, ANGLE)
     nope = gl.allocate_shared_memory(gl.bfloat16, [HEADS, RANK], LINES, nope)
     pe = gl.allocate_shared_memory(gl.bfloat16, [HEADS, ROPE], LINES, pe)
 
+    # Softmax while walking: the highest score of each head so far, the weights relative to it, and
+    # the sum of weighted latents. `total` is summed over keys only at the end: each thread adds up
+    # its own elements until then.
     key = begin + gl.arange(0, KEYS, layout=gl.SliceLayout(1, SCORES))
     top = gl.full([HEADS], -float("inf"), gl.float32, gl.SliceLayout(0, SCORES))
     total = gl.zeros([KEYS, HEADS], gl.float32, SCORES)
@@ -155,36 +187,41 @@ def _hopper_kernel(
     for i in range(gl.cdiv(end - begin, KEYS)):
         c = c_blocks.index(i % BLOCKS)
         r = r_blocks.index(i % BLOCKS)
+        # This block has arrived when at most one younger copy is left. The fence and the barrier
+        # let wgmma of all warps see what the threads have copied.
         async_copy.wait_group(BLOCKS - 1)
         fence_async_shared()
         gl.barrier()
+        # Keys are the rows and heads the columns: wgmma takes 64 rows or more.
         score = gl.zeros([KEYS, HEADS], gl.float32, SCORES)
         score = warpgroup_mma(c, nope.permute((1, 0)), score, is_async=True)
         score = warpgroup_mma(r, pe.permute((1, 0)), score, is_async=True)
         score = warpgroup_mma_wait(0, deps=[score])
         score = gl.where((key < end)[:, None], score * scale, -float("inf"))
-        highest = gl.maximum(top, gl.max(score, axis=0))
-        shrink = gl.exp2(top - highest)
-        weight = gl.exp2(score - highest[None, :])
+        top, shrink, weight = _weigh(score, top)
         total = total * shrink[None, :] + weight
+        # The weights, in bf16, go through shared memory to the second product: rank by heads.
         weights.store(weight.to(gl.bfloat16))
         out = out * gl.convert_layout(shrink, gl.SliceLayout(0, OUT))[None, :]
         fence_async_shared()
         gl.barrier()
         out = warpgroup_mma(c.permute((1, 0)), weights, out, is_async=True)
         out = warpgroup_mma_wait(0, deps=[out])
+        # Every warp is done with this block: the next but one may take its place. Behind the last
+        # block the copies are masked, and write zeros that nobody reads.
         gl.barrier()
         c_key, r_key, c_rows, r_rows = _ask(
             *(latents_ptr, latent_stride, page, c_key, r_key, end, c_rows, r_rows),
             *(c_column, r_column, c, r),
         )
-        top = highest
         key += KEYS
     async_copy.wait_group(0)
+    # The share's log-sum-exp, -inf for an empty share, and its latent in bf16: the mean over shares
+    # rounds less than the result's own rounding does.
     total = gl.sum(total, axis=0)
     head = gl.arange(0, HEADS, layout=gl.SliceLayout(0, SCORES))
     gl.store(lse_ptr + head * programs + p, top + gl.log2(total), mask=head < heads)
-    total = gl.where(total > 0.0, total, 1.0)  # of an empty share
+    total = gl.where(total > 0.0, total, 1.0)  # an empty share divides 0 by 1
     out = out / gl.convert_layout(total, gl.SliceLayout(0, OUT))[None, :]
     out = gl.convert_layout(out.to(gl.bfloat16), STORE)
     head = gl.arange(0, HEADS, layout=gl.SliceLayout(0, STORE))

@@ -1,16 +1,13 @@
-"""MLA decode's kernels in Triton: shares of the keys, and their combination. launch.py launches.
+"""MLA decode's kernels in Triton. launch.py has numbers of programs and arguments.
 
-The blocks of keys of all tokens are dealt to as many programs as the GPU has SMs: each token gets
-programs of its own, in proportion to its keys, so that a batch with one long context takes as long
-as another of the same sum. Every program finds its share from the positions, which a captured graph
-does not know. A program keeps all heads of one token and walks its share, so that a latent is
-loaded once for both products. A second launch adds up a token's shares in their order, and may
-multiply with the value projection: its weights are asked for before `gdc_wait`, under the tail of
-the first. Between the two a share's latent is bf16: an average over shares rounds less than the
-result's own rounding does.
+First launch: `_split_kernel`. The keys of all tokens are dealt in blocks to as many programs as the
+GPU has SMs. Each token gets programs of its own, in proportion to its keys, so that the time
+depends on the sum of all contexts and not on the longest. A program's keys are its share. It
+attends with all heads of one token to its share, so that a latent is loaded once for both products.
+Hopper has another kernel for this launch, `_hopper.py`.
 
-Hopper has another kernel for the first launch, `_hopper.py`, which loads keys while it multiplies
-others. The one here waits for every block.
+Second launch: `_combine_kernel` adds up a token's shares in their order. `_combine_values_kernel`
+also multiplies by the value projection.
 """
 
 from __future__ import annotations
@@ -21,9 +18,11 @@ import triton.language as tl
 
 @triton.jit
 def shares_of(length, programs, KEYS: tl.constexpr):
-    """How many programs each token of `length` keys gets, `programs` at most in all: at least one,
-    and otherwise in proportion. For the token vectors of Triton's kernels and of Gluon's."""
+    """How many programs each token of `length` keys gets: at least one, otherwise in proportion to
+    its keys, and at most `programs` in all. Gluon's kernel calls it too."""
     blocks = (length + KEYS - 1) // KEYS
+    # `each` is the number of blocks of a program. Rounding up per token may need too many programs:
+    # then every program gets a sixteenth and one block more.
     each = tl.maximum(tl.cdiv(tl.sum(blocks, axis=0), programs), 1)
     while tl.sum((blocks + each - 1) // each, axis=0) > programs:
         each += each // 16 + 1
@@ -38,23 +37,27 @@ def _lengths(positions_ptr, token, tokens):
 
 @triton.jit
 def share_of(positions_ptr, p, token, tokens, programs, KEYS: tl.constexpr):
-    """Program p's token, which is `tokens` where it has none, and its keys [begin, end) of it."""
+    """Program p's token, and its share of the token's keys, [begin, end). The token is `tokens` if
+    the program has nothing to do."""
+    # From the positions on the GPU, because a captured graph's host does not know them.
     lengths = _lengths(positions_ptr, token, tokens)
     shares = shares_of(lengths, programs, KEYS)
+    # Token 0 has the programs [0, ends[0]), token 1 [ends[0], ends[1]), and so on: p's token is the
+    # number of tokens whose programs end at or before p.
     ends = tl.cumsum(shares, 0)
     t = tl.sum(((ends <= p) & (token < tokens)).to(tl.int32), axis=0)
     mine = token == t
     length = tl.sum(tl.where(mine, lengths, 0), axis=0)
     own = tl.maximum(tl.sum(tl.where(mine, shares, 0), axis=0), 1)
     first = tl.sum(tl.where(mine, ends, 0), axis=0) - own
-    share = tl.cdiv(tl.cdiv(length, KEYS), own) * KEYS
+    share = tl.cdiv(tl.cdiv(length, KEYS), own) * KEYS  # keys of each of this token's programs
     begin = (p - first) * share
     return t, begin, tl.minimum(length, begin + share)
 
 
 @triton.jit
 def _own_shares(positions_ptr, tokens, programs, t, KEYS: tl.constexpr, TOKENS: tl.constexpr):
-    """The first program of token t, and how many."""
+    """Token t's first program, and how many it has."""
     token = tl.arange(0, TOKENS)
     shares = shares_of(_lengths(positions_ptr, token, tokens), programs, KEYS)
     first = tl.sum(tl.where(token < t, shares, 0), axis=0)
@@ -76,13 +79,15 @@ def _mean(
     CHUNK: tl.constexpr,
     AHEAD: tl.constexpr,
 ):
-    """Columns of a head's latent: the mean of its shares' latents, weighted with 2 ** lse."""
+    """Columns of a head's latent: the mean of its shares' latents, weighted by 2 ** lse."""
+    # Weights relative to the largest, which is 1: an empty share has lse -inf and weight 0.
     share = tl.arange(0, MOST)
     lse_ptr += head * programs + first
     lse = tl.load(lse_ptr + share, mask=share < count, other=-float("inf"))
     top = tl.max(lse, axis=0)
     total = tl.sum(tl.exp2(lse - top), axis=0)
     out = tl.zeros([CHUNK, column.shape[0]], tl.float32)
+    # CHUNK shares at a time, in their order, so that every run has the same bits.
     for start in tl.range(0, count, CHUNK, num_stages=AHEAD):
         some = start + tl.arange(0, CHUNK)
         live = some < count
@@ -125,8 +130,7 @@ def _split_kernel(
     KEYS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Keys, then rank, are the rows of the products and heads (32) the columns: wgmma takes 64 rows
-    or more."""
+    """A share's latent for every head, and its log-sum-exp."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -137,6 +141,7 @@ def _split_kernel(
         return
     head = tl.arange(0, HEADS)
     real = head < heads
+    # All queries of token t stay in registers for the whole share.
     request = tl.load(requests_ptr + t // WIDTH).to(tl.int64)
     page = pages_ptr + request * page_stride
     t = t.to(tl.int64)
@@ -144,6 +149,8 @@ def _split_kernel(
     pe = q_pe_ptr + t * pe_token + head[:, None] * pe_head + tl.arange(0, ROPE)[None, :]
     q_nope = tl.load(nope, mask=real[:, None], other=0.0)
     q_pe = tl.load(pe, mask=real[:, None], other=0.0)
+    # Softmax while walking: the highest score so far, the sum of the weights relative to it, and
+    # the sum of the weighted latents. Scores are in base 2 (launch.py's scale contains log2 e).
     top = tl.full([HEADS], -float("inf"), tl.float32)
     total = tl.zeros([HEADS], tl.float32)
     out = tl.zeros([RANK, HEADS], tl.float32)
@@ -154,8 +161,11 @@ def _split_kernel(
         cells = latents_ptr + row[:, None]
         c = tl.load(cells + tl.arange(0, RANK)[None, :], mask=live[:, None], other=0.0)
         r = tl.load(cells + RANK + tl.arange(0, ROPE)[None, :], mask=live[:, None], other=0.0)
+        # Keys, then rank, are the rows of both products and heads (32) the columns, because wgmma
+        # takes 64 rows or more.
         score = tl.dot(c, tl.trans(q_nope)) + tl.dot(r, tl.trans(q_pe))
         score = tl.where(live[:, None], score * scale, -float("inf"))
+        # What is summed so far becomes relative to the new highest score.
         highest = tl.maximum(top, tl.max(score, axis=0))
         shrink = tl.exp2(top - highest)
         weight = tl.exp2(score - highest[None, :])
@@ -163,8 +173,10 @@ def _split_kernel(
         out = out * shrink[None, :] + tl.dot(tl.trans(c), weight.to(c.dtype))
         top = highest
     tl.store(lse_ptr + head * programs + p, top + tl.log2(total), mask=real)
+    # The latent of a share is bf16 between the launches: the mean over shares rounds less than the
+    # result's own rounding does.
     at = (p * heads + head)[None, :] * RANK + tl.arange(0, RANK)[:, None]
-    total = tl.where(total > 0.0, total, 1.0)  # of an empty share
+    total = tl.where(total > 0.0, total, 1.0)  # an empty share divides 0 by 1
     out = (out / total[None, :]).to(partial_ptr.dtype.element_ty)
     tl.store(partial_ptr + at, out, mask=real[None, :])
 
@@ -194,6 +206,7 @@ def _combine_kernel(
         tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    # Before the wait, because the first launch does not write the positions.
     first, count = _own_shares(positions_ptr, tokens, programs, row // heads, KEYS, TOKENS)
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -236,6 +249,8 @@ def _combine_values_kernel(
     head = row % heads
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     rank = tl.arange(0, RANK)
+    # The projection's weights and the positions are read before the wait, under the tail of the
+    # first launch, which writes neither.
     cells = weight_ptr + head.to(tl.int64) * weight_head + rank[:, None] * weight_rank
     cells += column[None, :] * weight_column
     weight = tl.load(cells, mask=(column < VALUES)[None, :], other=0.0)
@@ -246,7 +261,7 @@ def _combine_values_kernel(
         *(partial_ptr, lse_ptr, first, count, head, heads, programs, rank),
         *(RANK, MOST, CHUNK, AHEAD),
     )
-    # Rounded as the latent that a launch of its own stores.
+    # Rounded like the latent that `_combine_kernel` stores, so that both ways give the same values.
     latent = latent.to(weight.dtype).to(tl.float32)
     out = tl.sum(latent[:, None] * weight.to(tl.float32), axis=0)
     target = out_ptr + row.to(tl.int64) * VALUES + column

@@ -1,6 +1,6 @@
-"""Launches of MLA decode: how many programs, which kernel, and what one hands to the next.
+"""The two launches of MLA decode: numbers of programs, choice of the kernel, and arguments.
 
-Owns sizes and arguments; the kernels are in `_triton.py` and, for Hopper, in `_hopper.py`.
+The kernels are in `_triton.py` and, for Hopper, in `_hopper.py`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ BLOCK_KEYS = 64  # 64 x 576 bf16: 72 KiB
 PROGRAMS = 132  # one per SM of a Hopper GPU: two blocks and the queries fill its shared memory
 LEAST_TOKENS = 32  # of the vectors that deal out programs: a warp's width
 WARPS = 8
-# Shares at a time and columns of a program: blocks of 128 columns, each of which finds its shares
-# and their weights again, took 7.6 instead of 3.4 us for 8 tokens.
+# The second launch: shares that a program reads at a time, and its columns. With 128 columns each
+# program would have to find its shares and their weights for fewer columns: that took 7.6 instead
+# of 3.4 us for 8 tokens.
 CHUNK, COLUMNS, COMBINE_WARPS = 8, 512, 4
-# With the value projection a program needs all columns of its head's latent: 1 KB a share. Half of
-# a head's value columns each read the 2 MB of one token's 64 shares twice, quarters would four
-# times; from 3 tokens on it is the weights that are read by each.
+# With the value projection a program needs all columns of its head's latent, 1 KB a share. Up to
+# HALVED tokens a program has half of a head's 128 value columns, so that the 2 MB of a token's 64
+# shares are read twice; quarters would read them four times. From 3 tokens on it has all of them,
+# because then the weights are what every token reads.
 VALUE_CHUNK, VALUE_WARPS = 16, 8
 HALVED = 2  # tokens
 VALUE_COLUMNS, MORE_VALUE_COLUMNS = 64, 128
@@ -31,7 +33,7 @@ AHEAD = 3  # chunks in flight
 
 
 class Partial(NamedTuple):
-    """What the shares' programs leave behind, and the arguments of the next launch."""
+    """What the first launch writes, and the arguments of the second."""
 
     tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # latents, lse, positions
     sizes: tuple[int, int, int]  # tokens, heads, programs
@@ -39,7 +41,7 @@ class Partial(NamedTuple):
 
 
 def decode(*inputs: torch.Tensor, scale: float, width: int) -> torch.Tensor:
-    """The latents [T, H, C]; `inputs` as of the public function."""
+    """The latents [T, H, C]. inputs: the public function's, from q_nope to positions."""
     tokens, heads, rank = inputs[0].shape
     out = inputs[0].new_empty((tokens, heads, rank))
     if not tokens:
@@ -61,7 +63,8 @@ def decode(*inputs: torch.Tensor, scale: float, width: int) -> torch.Tensor:
 def decode_values(
     *inputs: torch.Tensor, scale: float, width: int, w_vc: torch.Tensor
 ) -> torch.Tensor:
-    """The values [T, H, V] of w_vc [H, C, V], which no kernel just before may have written."""
+    """The values [T, H, V]. w_vc [H, C, V] is read before the wait for the kernel ahead, so that
+    kernel may not be the one that writes it."""
     tokens, heads = inputs[0].shape[:2]
     values = w_vc.shape[-1]
     out = inputs[0].new_empty((tokens, heads, values))
@@ -86,7 +89,7 @@ def decode_values(
 
 
 def programs_for(tokens: int) -> int:
-    """At least one for each token, and room to give long ones more."""
+    """At least one program for each token, and as many again for tokens with many keys."""
     return max(PROGRAMS, 2 * tokens)
 
 
@@ -143,6 +146,6 @@ def _kernel_for(q_nope: torch.Tensor, q_pe: torch.Tensor, latents: torch.Tensor)
     if is_hopper(q_nope):
         from longcat_kernels.mla_decode import _hopper
 
-        if _hopper.fits(q_nope, q_pe, latents):
+        if _hopper.supports(q_nope, q_pe, latents):
             return _hopper._hopper_kernel
     return _triton._split_kernel

@@ -1,4 +1,4 @@
-"""MLA decode in plain torch, one token at a time: the oracle of the kernel."""
+"""MLA decode in plain torch, one token at a time: the oracle of the kernels, and the CPU path."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The variants of MLA decode that serving uses: one a window width, and a second launch with
-w_vc for few tokens, without for more."""
+"""The variants of MLA decode that serving uses: one for each window width, and a second launch that
+multiplies by w_vc for few tokens and does not for more."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from longcat_kernels.dispatch import is_hopper
-from longcat_kernels.mla_decode import FEW, fits, mla_decode, pays, workloads
+from longcat_kernels.mla_decode import FEW, is_faster, mla_decode, supports, workloads
 
 if TYPE_CHECKING:
     from longcat_kernels.warm_up import Sizes
 
 
 def warm_up(device: torch.device | str, sizes: Sizes) -> None:
-    """Only bf16 models take it; see `uses_split` in sglang_longcat."""
-    if sizes.dtype != torch.bfloat16 or not fits(sizes.kv_lora, sizes.rope):
+    """Only bf16 models take it; see `use_mla_decode` in sglang_longcat."""
+    if sizes.dtype != torch.bfloat16 or not supports(sizes.kv_lora, sizes.rope):
         return
     shape = {"heads": sizes.heads, "rank": sizes.kv_lora}
     w_vc = workloads.make_values(seed=0, device=device, values=sizes.values, **shape)
     if sizes.split_tokens is None and not is_hopper(w_vc):
-        return  # nor does serving, unless it is told to
+        return  # serving uses these kernels on other GPUs only if a switch says so
     for requests, width in _steps(sizes):
         inputs = workloads.make_inputs(
             [width] * requests, seed=0, device=device, width=width, rope=sizes.rope, **shape
@@ -33,7 +33,9 @@ def warm_up(device: torch.device | str, sizes: Sizes) -> None:
 def _steps(sizes: Sizes) -> Iterator[tuple[int, int]]:
     for width in sizes.windows:
         if sizes.split_tokens is None:
-            most = max((n for n in range(1, FEW + 1) if pays(n, width, sizes.context)), default=0)
+            most = max(
+                (n for n in range(1, FEW + 1) if is_faster(n, width, sizes.context)), default=0
+            )
         else:
             most = sizes.split_tokens // width
         yield from ((requests, width) for requests in range(1, most + 1))

@@ -1,4 +1,4 @@
-"""LongCat-Flash-Lite's sizes for MLA decode, and seeded inputs. For tests and benchmarks."""
+"""Seeded inputs of MLA decode, at LongCat-Flash-Lite's sizes. For tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-HEADS, RANK, ROPE, VALUES = 32, 512, 64, 128
-SCALE = 192**-0.5
+from longcat_kernels.lite import HEADS, KV_LORA, NOPE, ROPE, VALUES
+
+SCALE = (NOPE + ROPE) ** -0.5
 
 
 class Inputs(NamedTuple):
@@ -28,11 +29,11 @@ def make_inputs(
     device: torch.device | str,
     width: int = 1,
     heads: int = HEADS,
-    rank: int = RANK,
+    rank: int = KV_LORA,
     rope: int = ROPE,
 ) -> Inputs:
-    """Requests of `lengths` cached tokens, the last `width` of them the queries; every token lies
-    on a page of its own choosing, and no request owns slot or row 0."""
+    """Requests of `lengths` cached tokens, of which the last `width` are the queries. Tokens lie on
+    pages in random order, and no request owns slot 0 or row 0."""
     random = torch.Generator(device=device).manual_seed(seed)
     requests, context = len(lengths), max([*lengths, 1])
     rows = sum(lengths) + 1
@@ -57,20 +58,20 @@ def make_values(
     seed: int,
     device: torch.device | str,
     heads: int = HEADS,
-    rank: int = RANK,
+    rank: int = KV_LORA,
     values: int = VALUES,
 ) -> torch.Tensor:
-    """w_vc [H, C, V], transposed as SGLang keeps it: neighbours in memory are of the rank."""
+    """w_vc [H, C, V], transposed as SGLang keeps it: neighbours in memory belong to C, the rank."""
     random = torch.Generator(device=device).manual_seed(seed)
     weight = torch.randn(heads, values, rank, generator=random, device=device)
     return (weight / rank**0.5).bfloat16().transpose(1, 2)
 
 
 def bytes_moved(lengths: list[int], width: int = 1) -> int:
-    """Every latent once, queries in, outputs back. Without w_vc, 4 MB more where it is used."""
+    """Every latent once, queries in, outputs back. w_vc, of 4 MB, is not counted."""
     rows = len(lengths) * width * HEADS
-    return 2 * (sum(lengths) * (RANK + ROPE) + rows * (2 * RANK + ROPE))
+    return 2 * (sum(lengths) * (KV_LORA + ROPE) + rows * (2 * KV_LORA + ROPE))
 
 
 def flops(lengths: list[int], width: int = 1) -> int:
-    return 2 * sum(lengths) * width * HEADS * (2 * RANK + ROPE)
+    return 2 * sum(lengths) * width * HEADS * (2 * KV_LORA + ROPE)

@@ -1,8 +1,8 @@
 """What absorbed multi-head latent attention does before it attends, in two launches.
 
-`norm_and_store` stands between the first projection and the second, `absorb_query` between the
-second and attention. `norm_quantise_and_store` also quantises q_lora for a block-FP8 second
-projection (`fp8_inputs` has the formula and the layout):
+`norm_and_store` runs between the first projection and the second, `absorb_query` between the second
+and attention. `norm_quantise_and_store` also quantises q_lora for a block-FP8 second projection
+(`fp8_layout` has the formula and the layout):
 
     q_lora[t]       = q_weight * q_a[t] / rms(q_a[t])                  qkv = [q_a, latent, k_pe]
     kv_buffer[slot] = [kv_weight * latent[t] / rms(latent[t]), rope(k_pe[t])]
@@ -10,9 +10,9 @@ projection (`fp8_inputs` has the formula and the layout):
 
 rms(x) = sqrt(mean(x^2) + eps). rope turns pair j of a vector of P elements by the angle whose
 cosine and sine are cos_sin[position, j] and cos_sin[position, P/2 + j]; pairs are (2j, 2j+1), or
-with `neox` (j, P/2 + j). Arithmetic is fp32 with one rounding, to the tensors' dtype, of each
-element written. Separate kernels round at the same places, so results differ from theirs by an ulp
-at most (by more where the sums of rope or of the product cancel: an fp32 rounding of the terms).
+with `neox` (j, P/2 + j). Arithmetic is fp32, and each element written is rounded once, to the
+tensors' dtype. Separate kernels round at the same places, so results differ from theirs by an ulp
+at most (by more where the sums of rope or of the product cancel: by an fp32 rounding of the terms).
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from __future__ import annotations
 import torch
 
 from longcat_kernels.dispatch import use_triton
-from longcat_kernels.fp8_inputs import Pair
+from longcat_kernels.fp8_layout import Pair
 from longcat_kernels.mla_prologue import reference
 
-# Above, the product is torch's batched one and rope a launch of its own: a block of tokens reads
-# all of w_kc (4 MiB at 32 heads). Fused and apart on an H200: 4.1 and 8.4 us for 64 tokens, 5.3 and
-# 8.9 for 128, 8.6 and 10.9 for 256, 14.9 and 13.5 for 512 (`mla_prologue_absorb.csv`).
+# With more tokens torch's batched product and a launch for rope are faster, because each block of
+# tokens reads all of w_kc (4 MiB at 32 heads). Fused and apart on an H200: 4.1 and 8.4 us for 64
+# tokens, 5.3 and 8.9 for 128, 8.6 and 10.9 for 256, 14.9 and 13.5 for 512
+# (`mla_prologue_absorb.csv`).
 FUSED_TOKENS = 256
 
 
@@ -45,15 +46,15 @@ def norm_and_store(
 
     qkv: [T, Q + R + P], rows contiguous; q_weight: [Q]; kv_weight: [R]; positions, slots: [T]
     int32/int64; cos_sin: [positions, P], rows contiguous; kv_buffer: [S, 1, R + P] of qkv's dtype.
-    Returns [T, Q]. The slot `kv_pool.PADDING_SLOT` is left as it is; any other must be named once.
+    Returns [T, Q]. The row of `kv_pool.PADDING_SLOT` is not written; no other slot may occur twice.
     ValueError if the sizes do not fit.
     """
     check_norm_and_store(qkv, q_weight, kv_weight, cos_sin, kv_buffer)
     args = qkv, q_weight, kv_weight, eps, positions, cos_sin, slots, kv_buffer, neox
     if use_triton(qkv):
-        from longcat_kernels.mla_prologue import _triton
+        from longcat_kernels.mla_prologue import launch
 
-        return _triton.norm_and_store(*args)
+        return launch.norm_and_store(*args)
     return reference.norm_and_store(*args)
 
 
@@ -69,14 +70,15 @@ def norm_quantise_and_store(
     kv_buffer: torch.Tensor,
     neox: bool = False,
 ) -> Pair:
-    """`norm_and_store` that returns q_lora, rounded to qkv's dtype, quantised: [T, Q] float8_e4m3fn
-    and its scales, [T, Q / 128] fp32. ValueError also if Q is not a multiple of 128."""
+    """`norm_and_store`, with q_lora rounded to qkv's dtype and then quantised: returns [T, Q]
+    float8_e4m3fn and its scales, [T, Q / 128] fp32. ValueError also if Q is not a multiple of 128.
+    """
     check_norm_and_store(qkv, q_weight, kv_weight, cos_sin, kv_buffer)
     args = qkv, q_weight, kv_weight, eps, positions, cos_sin, slots, kv_buffer, neox
     if use_triton(qkv):
-        from longcat_kernels.mla_prologue import _triton
+        from longcat_kernels.mla_prologue import launch
 
-        return _triton.norm_quantise_and_store(*args)
+        return launch.norm_quantise_and_store(*args)
     return reference.norm_quantise_and_store(*args)
 
 
@@ -109,7 +111,7 @@ def absorb_query(
     cos_sin: torch.Tensor,
     neox: bool = False,
 ) -> torch.Tensor:
-    """The queries in the latent space, beside their rotated parts.
+    """Each head's query in the latent space, followed by its rotated part.
 
     q: [T, H, N + P], last dimension contiguous; w_kc: [H, N, R], any strides; positions: [T]
     int32/int64; cos_sin: [positions, P]. Returns [T, H, R + P], contiguous, of q's dtype.
@@ -120,8 +122,8 @@ def absorb_query(
             f"{w_kc.shape[1]} + {cos_sin.shape[1]} columns of q."
         )
     if use_triton(q):
-        from longcat_kernels.mla_prologue import _triton
+        from longcat_kernels.mla_prologue import launch
 
         fused = q.shape[0] <= FUSED_TOKENS
-        return _triton.absorb_query(q, w_kc, positions, cos_sin, neox, fused=fused)
+        return launch.absorb_query(q, w_kc, positions, cos_sin, neox, fused=fused)
     return reference.absorb_query(q, w_kc, positions, cos_sin, neox)

@@ -1,7 +1,7 @@
 """The prologue's kernels as they are served: each block of tokens, and rope alone.
 
-Only bf16 models take them; see `uses_prologue` in sglang_longcat. Triton tells head counts apart by
-whether a stride is divisible by 16, which all are.
+Only bf16 models take them; see `use_mla_prologue` in sglang_longcat. Two heads stand for any number
+of them: Triton tells strides apart only by whether 16 divides them, and 16 divides all of these.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from longcat_kernels.fp8_inputs import GROUP
+from longcat_kernels.fp8_layout import GROUP
+from longcat_kernels.lite import EPS
 from longcat_kernels.mla_prologue import (
     FUSED_TOKENS,
     absorb_query,
@@ -26,7 +27,7 @@ HEADS = 2
 
 
 def warm_up(device: torch.device | str, sizes: Sizes) -> None:
-    """SGLang's types: positions and slots int64, cos_sin fp32, one pair of norm weights a layer."""
+    """SGLang's types: positions and slots int64, cos_sin fp32, all else bf16."""
     if sizes.dtype != torch.bfloat16:
         return
     latent, rope = sizes.kv_lora, sizes.rope
@@ -38,7 +39,7 @@ def warm_up(device: torch.device | str, sizes: Sizes) -> None:
             zeros(1, sizes.q_lora + latent + rope),
             zeros(sizes.q_lora),
             zeros(latent),
-            eps=1e-5,
+            eps=EPS,
             positions=zero,
             cos_sin=cos_sin,
             slots=zero,
@@ -51,8 +52,8 @@ def warm_up(device: torch.device | str, sizes: Sizes) -> None:
 
 
 def _sizes() -> list[int]:
-    """Tokens that take each block size, and the first that take torch's product."""
-    from longcat_kernels.mla_prologue._triton import LEAST_TOKENS, MOST_TOKENS
+    """Numbers of tokens that take each block size, and the first one that takes torch's product."""
+    from longcat_kernels.mla_prologue.launch import LEAST_TOKENS, MOST_TOKENS
 
     blocks = [n for n in (1 << i for i in range(12)) if LEAST_TOKENS <= n <= MOST_TOKENS]
     return [*sorted({min(n, FUSED_TOKENS) for n in blocks}), FUSED_TOKENS + 1]

@@ -1,4 +1,4 @@
-"""LongCat-Flash-Lite's sizes for MLA's prologue, and seeded inputs. For tests and benchmarks."""
+"""Seeded inputs of MLA's prologue, at LongCat-Flash-Lite's sizes. For tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
-from longcat_kernels.fp8_inputs import GROUP
-
-HEADS = 32
-Q_LORA, KV_LORA, NOPE, ROPE = 1536, 512, 128, 64
-EPS = 1e-5
-THETA = 5_000_000.0
+from longcat_kernels.fp8_layout import GROUP
+from longcat_kernels.lite import HEADS, KV_LORA, NOPE, Q_LORA, ROPE, ROPE_THETA
 
 BATCHES = (1, 2, 4, 8, 16, 30, 32, 64, 128, 256, 512, 1024)  # tokens of a decode or verify step
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """One step as both ops take it; see them for the shapes. Slot 0 is nobody's."""
+    """One step as both operations take it; see them for the shapes. No token has slot 0."""
 
     qkv: torch.Tensor
     q_weight: torch.Tensor
@@ -44,7 +40,7 @@ def make_inputs(
     rope: int = ROPE,
     context: int = 4096,
 ) -> Inputs:
-    """Random everywhere, the KV pool included, whose rows nobody may touch but those in `slots`."""
+    """All random. The KV pool is too: only its rows in `slots` may change."""
     random = torch.Generator(device).manual_seed(seed)
 
     def draw(*shape: int, scale: float = 1.0) -> torch.Tensor:
@@ -66,7 +62,7 @@ def make_inputs(
 
 def angles(context: int, rope: int, device: torch.device | str) -> torch.Tensor:
     """cos | sin of every position, [context, rope] fp32, without YaRN."""
-    frequencies = THETA ** (-torch.arange(0, rope, 2, device=device) / rope)
+    frequencies = ROPE_THETA ** (-torch.arange(0, rope, 2, device=device) / rope)
     turned = torch.arange(context, device=device)[:, None] * frequencies
     return torch.cat((turned.cos(), turned.sin()), dim=-1)
 

@@ -2,16 +2,17 @@
 
     logits = W x; p = softmax(logits); S = top-k of (p + bias); w_e = scale * p_e for e in S
 
-Weights are not renormalised. Experts [0, routed) have weights; experts [routed, E) return their
-input. Their slots get expert id -1, which the grouped GEMM skips, weight 0, and their weights are
-summed per token. Under expert parallelism a rank names the experts that it holds, `(first, count)`,
-by their place among these, and every other slot -1. Rows that fill up a CUDA graph's batch, by
-their KV slot, go nowhere: ids -1, weights 0. Source: paper section 3 (zero-computation experts);
-reference `LongcatFlashTopkRouter`.
+The k weights are not renormalised. Experts [0, routed) have weights of their own; experts
+[routed, E) are identity experts, which return their input. A slot with an identity expert gets id
+-1, which the grouped GEMM skips, and weight 0; the weights of all of them are summed per token.
+Under expert parallelism a rank holds the experts `(first, count)`. Its ids are their places among
+these, and every other slot gets id -1. A row that only fills up a CUDA graph's batch, which its KV
+slot says, gets ids -1 and weights 0. Source: paper section 3 (zero-computation experts); reference
+`LongcatFlashTopkRouter`.
 
-Whatever the input, a row's ids are -1 or different experts of those held. A score that is NaN
-counts as the lowest. A logit of NaN or +inf, or a row of -inf, makes every p of the row NaN: it
-takes experts 0, 1, ..., and NaN weights keep the accident visible.
+Whatever the input is, the ids of a row that are not -1 are different experts of this rank. A score
+that is NaN counts as the lowest. A logit of NaN or +inf, or a row of -inf, makes every p of the row
+NaN: the row takes experts 0, 1, ..., and its NaN weights keep the accident visible.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from longcat_kernels.dispatch import use_triton
 from longcat_kernels.moe_router import reference
 from longcat_kernels.moe_router.reference import Options
 
-__all__ = ["Options", "Routing", "fuses", "route", "route_tokens"]
+__all__ = ["Options", "Routing", "route", "route_tokens", "supports"]
 
 
 class Routing(NamedTuple):
@@ -45,9 +46,9 @@ def route(logits: torch.Tensor, bias: torch.Tensor, options: Options) -> Routing
     """
     _check(logits, options)
     if use_triton(logits):
-        from longcat_kernels.moe_router import _triton
+        from longcat_kernels.moe_router import launch
 
-        return Routing(*_triton.route(logits, bias, options))
+        return Routing(*launch.route(logits, bias, options))
     return Routing(*reference.route(logits, bias, options))
 
 
@@ -56,17 +57,17 @@ def route_tokens(
 ) -> Routing:
     """x [T, D], weight [E, D] fp32, bias [E] fp32: the router's GEMM, then `route`.
 
-    Where `fuses` says so, in two launches, with the same bits for a token in every batch of up to
-    `_triton.FEW_TOKENS`, and in every larger one; else through a GEMM of torch. Logits have the
-    precision of fp32 products and sums either way, 2e-6 of their spread: ids equal the reference's
-    unless two scores are within 1e-6.
+    Where `supports` is true these are two launches of ours; otherwise torch makes the GEMM. With
+    ours a token has the same bits in every batch of up to `launch.FEW_TOKENS` tokens, and in every
+    larger one. Either way logits have the precision of fp32 products and sums, 2e-6 of their
+    spread: ids equal the reference's unless two scores are within 1e-6.
     """
-    if not fuses(x, weight):
+    if not supports(x, weight):
         return route(reference.logits(x, weight), bias, options)
     _check(x, options)
-    from longcat_kernels.moe_router import _triton
+    from longcat_kernels.moe_router import launch
 
-    return Routing(*_triton.route_tokens(x, weight, bias, options))
+    return Routing(*launch.route_tokens(x, weight, bias, options))
 
 
 def _check(rows: torch.Tensor, options: Options) -> None:
@@ -75,6 +76,6 @@ def _check(rows: torch.Tensor, options: Options) -> None:
         raise ValueError(f"slots {tuple(slots.shape)}: expected one for each of {len(rows)} rows.")
 
 
-def fuses(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether `route_tokens` computes the logits itself: bf16 by fp32, on a GPU."""
+def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether our kernels can compute the logits: bf16 by fp32, on a GPU."""
     return use_triton(x) and (x.dtype, weight.dtype) == (torch.bfloat16, torch.float32)

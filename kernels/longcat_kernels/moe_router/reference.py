@@ -13,10 +13,10 @@ LOWEST = torch.finfo(torch.float32).min
 
 
 class Options(NamedTuple):
-    """What routing depends on besides its scores; `longcat_kernels.moe_router` says how.
+    """What routing depends on besides its scores; `longcat_kernels.moe_router` has the rules.
 
-    held: (first, count) of the experts that ids name; None: all routed ones. slots: [T] int64 of
-    the KV pool, PADDING_SLOT for a row that nobody reads; None: there is no such row.
+    held: (first, count), the experts of this rank; None: all routed ones. slots: [T] int64, the KV
+    slot of each row, PADDING_SLOT for a row that nobody reads; None: there is no such row.
     """
 
     top_k: int

@@ -1,4 +1,4 @@
-"""The router's kernels: after another's GEMM, and with their own, by tokens of a program."""
+"""The router's kernels: behind torch's GEMM, and with their own for each block of tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from longcat_kernels import moe_router
-from longcat_kernels.moe_router import _triton
+from longcat_kernels.moe_router import launch
 
 if TYPE_CHECKING:
     from longcat_kernels.warm_up import Sizes
@@ -19,14 +19,14 @@ def warm_up(device: torch.device | str, sizes: Sizes) -> None:
     bias = logits[0].clone()
     options = moe_router.Options(sizes.top_k, sizes.routed, scale=1.5)
 
-    def known(tokens: int) -> tuple[torch.Tensor | None, ...]:
-        """With slots, and without, as rows of several data-parallel ranks are."""
+    def slots_of(tokens: int) -> tuple[torch.Tensor | None, ...]:
+        """Slots, and none: rows that several data-parallel ranks gather have none."""
         return torch.ones(tokens, dtype=torch.int64, device=device), None
 
-    for slots in known(1):
+    for slots in slots_of(1):
         moe_router.route(logits, bias, options._replace(slots=slots))
-    x = torch.zeros(_triton.FEW_TOKENS + 1, sizes.hidden, dtype=sizes.dtype, device=device)
-    if moe_router.fuses(x, weight):
-        for tokens in (*(2**n for n in range(_triton.MOST_ROWS.bit_length())), len(x)):
-            for slots in known(tokens):
+    x = torch.zeros(launch.FEW_TOKENS + 1, sizes.hidden, dtype=sizes.dtype, device=device)
+    if moe_router.supports(x, weight):
+        for tokens in (*(2**n for n in range(launch.MOST_ROWS.bit_length())), len(x)):
+            for slots in slots_of(tokens):
                 moe_router.route_tokens(x[:tokens], weight, bias, options._replace(slots=slots))

@@ -1,17 +1,13 @@
-"""LongCat-Flash-Lite's sizes for routing, and seeded inputs. For tests, benchmarks."""
+"""Seeded inputs of routing, at LongCat-Flash-Lite's sizes. For tests and benchmarks."""
 
 from __future__ import annotations
 
 import torch
 
+from longcat_kernels.lite import EXPERTS, HIDDEN, ROUTED, ROUTED_SCALE, TOP_K
 from longcat_kernels.moe_router.reference import Options
 
-EXPERTS = 384  # 256 with weights, then 128 identity experts
-ROUTED = 256
-HIDDEN = 3072
-TOP_K = 12
-SCALE = 6.0
-OPTIONS = Options(TOP_K, ROUTED, SCALE)
+OPTIONS = Options(TOP_K, ROUTED, ROUTED_SCALE)
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 

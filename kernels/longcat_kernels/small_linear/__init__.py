@@ -1,17 +1,18 @@
-"""Dense projections of at most 32 tokens, where reading the weights is all the time there is.
+"""Dense projections of at most 32 tokens, where reading the weights takes all the time.
 
     linear(x, W)        = x W^T
     swiglu_linear(x, W) = silu(x Wg^T) * (x Wu^T)      W = [Wg; Wu]: gate rows, then up rows
 
 x: [T, K] bf16, T <= MOST_TOKENS; rows may be strided. W: [N, K] bf16, contiguous. Returns bf16
 [T, N], or [T, N / 2] for SwiGLU. Products, sums and silu are fp32, and each result is rounded to
-bf16 once: half an ulp from the exact value, and what the order of K fp32 sums does (2^-22 of the
-sum of absolute products). SGLang's path rounds gate and up as well: up to 3 ulp from this.
+bf16 once: it is half an ulp from the exact value, plus what the order of K fp32 sums changes (2^-22
+of the sum of absolute products). SGLang's path also rounds gate and up: up to 3 ulp from this.
 
-On CUDA with programmatic dependent launch the weights are read before the kernel before has
-finished: that kernel must not be the one that writes them.
+On CUDA with programmatic dependent launch the weights are read before the kernel ahead of this one
+has finished, so that kernel must not be the one that writes them.
 
-Shapes and numbers of tokens where a library call is faster are no reason to refuse: ask `pays`.
+The functions also compute shapes and numbers of tokens for which a library call is faster:
+`is_faster` says which those are.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from longcat_kernels.dispatch import use_triton
 from longcat_kernels.small_linear import reference
 from longcat_kernels.small_linear.configs import MOST_TOKENS, Op, find
 
-__all__ = ["MOST_TOKENS", "linear", "pays", "swiglu_linear"]
+__all__ = ["MOST_TOKENS", "is_faster", "linear", "swiglu_linear"]
 
 
-def pays(op: Op, weight: torch.Tensor, tokens: int) -> bool:
+def is_faster(op: Op, weight: torch.Tensor, tokens: int) -> bool:
     """Whether `op` ("linear" or "swiglu_linear") beat cuBLAS for this weight [N, K] when tuned."""
     return find(op, weight.shape[0], weight.shape[1], tokens) is not None
 

@@ -1,14 +1,13 @@
 """Dense projections of few tokens in Triton, as fast as the weights can be read.
 
-Two programs, both with a few output rows each and all of K:
-  gemv   one token: products and sums in fp32 registers, one reduction at the end;
+Two kernels, in which every program has a few output rows and all of K:
+  gemv   one token: products and sums in fp32 registers, one reduction at the end
   mma    2 to 32 tokens: `tl.dot` with the tokens padded to 16 or 32, weights through a deep
-         pipeline.
-With SWIGLU a program reads a gate row and the up row that goes with it.
+         pipeline
+With SWIGLU a program reads gate rows and the up rows that go with them.
 
-The first AHEAD tiles of weights are asked for before `gdc_wait`, under the tail of the kernel
-before this one: only x depends on that kernel. 4.3 TB/s at a latency of 1 us take 33 KB in flight
-on each of 132 SMs, which is what tiles, stages and AHEAD are for.
+4.3 TB/s at a latency of 1 us need 33 KB in flight on each of 132 SMs. Tiles, stages and AHEAD are
+chosen for that (`configs.py`).
 """
 
 from __future__ import annotations
@@ -23,9 +22,10 @@ from longcat_kernels.small_linear.configs import Config, Op, fallback, find
 
 @triton.jit
 def _weights(w_ptr, rows, first, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Tile [rows, first : first + BLOCK_K], each byte of which is read once."""
+    """Tile [rows, first : first + BLOCK_K]."""
     k = first + tl.arange(0, BLOCK_K)
     cells = w_ptr + rows[:, None] * K + k[None, :]
+    # Each byte is read once, so it need not stay in L2.
     if K % BLOCK_K == 0:
         return tl.load(cells, eviction_policy="evict_first")
     else:
@@ -34,7 +34,7 @@ def _weights(w_ptr, rows, first, K: tl.constexpr, BLOCK_K: tl.constexpr):
 
 @triton.jit
 def _append(tiles, w_ptr, rows, first: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """With the tile that begins at `first`, if K goes that far."""
+    """tiles, and the tile that begins at `first` if there is one."""
     if first < K:
         tiles += (_weights(w_ptr, rows, first, K, BLOCK_K),)
     return tiles
@@ -42,7 +42,8 @@ def _append(tiles, w_ptr, rows, first: tl.constexpr, K: tl.constexpr, BLOCK_K: t
 
 @triton.jit
 def _ahead(w_ptr, rows, K: tl.constexpr, BLOCK_K: tl.constexpr, AHEAD: tl.constexpr):
-    """The first AHEAD tiles, or all if K has fewer."""
+    """The first AHEAD tiles, or all if K has fewer. They are read before `gdc_wait`, under the tail
+    of the kernel ahead: only x depends on that kernel."""
     tiles = ()
     for i in tl.static_range(AHEAD):
         tiles = _append(tiles, w_ptr, rows, i * BLOCK_K, K, BLOCK_K)
@@ -51,10 +52,9 @@ def _ahead(w_ptr, rows, K: tl.constexpr, BLOCK_K: tl.constexpr, AHEAD: tl.conste
 
 @triton.jit
 def _rows(n, BLOCK_N: tl.constexpr, PDL: tl.constexpr):
-    """Output rows of this program: as they are, and with the last one for those beyond.
-
-    The kernel after this one may start at once: what it needs of ours comes after its own wait.
-    """
+    """Output rows of this program: as they are, and with the last row in place of those beyond it,
+    so that loads of weights need no mask."""
+    # The next kernel may start at once: it waits for this one before it reads a result.
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -86,6 +86,8 @@ def _gemv_kernel(
         tl.extra.cuda.gdc_wait()
     total = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.float32)
     up_total = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.float32)
+    # Unrolled. AHEAD tiles are always in flight: each step multiplies the oldest one and asks for
+    # another.
     for first in tl.static_range(0, K, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
         x = tl.load(x_ptr + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
@@ -104,6 +106,7 @@ def _gemv_kernel(
 def _tokens(
     x_ptr, tokens, stride, first, K: tl.constexpr, BLOCK_K: tl.constexpr, TOKENS: tl.constexpr
 ):
+    """Columns [first : first + BLOCK_K] of x, zeros beyond its tokens and columns."""
     t = tl.arange(0, TOKENS)
     k = first + tl.arange(0, BLOCK_K)
     live = (t < tokens)[:, None]
@@ -135,6 +138,7 @@ def _mma_kernel(
     ups = _ahead(w_ptr, read + n, K, BLOCK_K, AHEAD if SWIGLU else 0)
     if PDL:
         tl.extra.cuda.gdc_wait()
+    # Triton's pipeline loads the tiles behind the first AHEAD ones.
     total = tl.zeros([TOKENS, BLOCK_N], dtype=tl.float32)
     up_total = tl.zeros([TOKENS, BLOCK_N], dtype=tl.float32)
     for first in tl.range(AHEAD * BLOCK_K, K, BLOCK_K, num_stages=STAGES):
@@ -142,7 +146,8 @@ def _mma_kernel(
         total = tl.dot(x, _weights(w_ptr, read, first, K, BLOCK_K).T, total)
         if SWIGLU:
             up_total = tl.dot(x, _weights(w_ptr, read + n, first, K, BLOCK_K).T, up_total)
-    for i in tl.static_range(AHEAD):  # last, so that the pipeline fills at once
+    # The tiles that are in registers come last, so that the pipeline fills at once.
+    for i in tl.static_range(AHEAD):
         if i * BLOCK_K < K:
             x = _tokens(x_ptr, tokens, stride, i * BLOCK_K, K, BLOCK_K, TOKENS)
             total = tl.dot(x, tiles[i].T, total)
@@ -159,7 +164,7 @@ def _mma_kernel(
 def launch(
     op: Op, x: torch.Tensor, weight: torch.Tensor, config: Config | None = None
 ) -> torch.Tensor:
-    """`linear` or `swiglu_linear`; see there. config: the table's, else the fallback's."""
+    """The public function called `op`. config: by default the table's, or the fallback's."""
     tokens, columns = x.shape
     swiglu = op == "swiglu_linear"
     n = weight.shape[0] // 2 if swiglu else weight.shape[0]
@@ -187,9 +192,8 @@ def launch(
 
 
 def _aligned(x: torch.Tensor) -> torch.Tensor:
-    """Rows that 16-byte loads can read: another alignment would be a variant of its own. torch may
-    give a single row any stride."""
-    if x.shape[0] == 1:
+    """x with rows that 16-byte loads can read: another alignment would be a variant of its own."""
+    if x.shape[0] == 1:  # torch may give a single row any stride
         x = x.as_strided(x.shape, (x.shape[1], x.stride(1)))
     if x.stride(1) == 1 and x.stride(0) % 16 == 0 and x.data_ptr() % 16 == 0:
         return x

@@ -1,7 +1,8 @@
-"""Which program with which tile sizes computes which projection: `configs.json`, and a fallback.
+"""Which kernel with which tiles computes which projection: `configs.json`, and a fallback.
 
-The table is `benchmarks/tune/linear`'s, measured with cold weights. A shape that
-it lacks, and a null where cuBLAS was faster, mean that serving calls the library.
+`python -m benchmarks.tune.linear` writes the table, from measurements with cold weights. Serving
+calls the library for a shape that the table lacks, and where it has a null: there cuBLAS was
+faster.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from typing import Literal, NamedTuple
 
 TABLE = Path(__file__).with_name("configs.json")
 TOKENS = (1, 2, 4, 8, 16, 32)  # a batch takes the entry of the next one up
-MOST_TOKENS = TOKENS[-1]  # from there on cuBLAS has tiles to choose from
+MOST_TOKENS = TOKENS[-1]  # for more tokens cuBLAS has good tiles to choose from
 
 Op = Literal["linear", "swiglu_linear"]
 
 
 class Config(NamedTuple):
-    """program "gemv" (one token only) or "mma"; tiles of block_n rows and block_k columns, `ahead`
-    of them read before the wait; `stages` in the pipeline (mma only)."""
+    """program: "gemv" (one token only) or "mma". Tiles have block_n rows and block_k columns, and
+    `ahead` of them are read before the wait. stages: of the pipeline (mma only)."""
 
     program: str
     block_n: int

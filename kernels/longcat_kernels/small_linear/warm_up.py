@@ -1,4 +1,4 @@
-"""Every configuration of the projections that a model has and the table serves."""
+"""Every configuration that the table has for a model's projections."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def warm_up(device: torch.device | str, sizes: Sizes) -> None:
-    """On 32 rows: variants depend on the columns only (rows are a multiple of 16 in either)."""
+    """Weights of 32 rows: variants depend on the columns only, as 16 divides the rows of all."""
     for shape in sizes.projections:
         weight = torch.zeros(32, shape.columns, dtype=torch.bfloat16, device=device)
         for tokens in TOKENS:

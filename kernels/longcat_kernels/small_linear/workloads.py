@@ -1,4 +1,4 @@
-"""LongCat-Flash-Lite's dense projections, and seeded inputs. For tests, tuning, benchmarks."""
+"""LongCat-Flash-Lite's dense projections, and seeded inputs. For tests, tuning and benchmarks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from longcat_kernels import lite
 from longcat_kernels.small_linear.configs import TOKENS, Op
 
 BATCHES = TOKENS
@@ -23,18 +24,18 @@ class Shape(NamedTuple):
 
 def model_shapes(
     *,
-    hidden: int = 3072,
-    ffn: int = 6144,
-    q_rank: int = 1536,
-    latents: int = 512 + 64,
-    queries: int = 32 * 192,
-    values: int = 32 * 128,
+    hidden: int = lite.HIDDEN,
+    ffn: int = lite.FFN,
+    q_rank: int = lite.Q_LORA,
+    latents: int = lite.KV_LORA + lite.ROPE,
+    queries: int = lite.HEADS * (lite.NOPE + lite.ROPE),
+    values: int = lite.HEADS * lite.VALUES,
     mlp_ranks: int = 1,
     attention_ranks: int = 1,
 ) -> tuple[Shape, ...]:
-    """The projections that the kernels serve. queries and values: heads times their width; latents:
-    what the KV pool keeps of a token, which comes out of the first projection beside the query's.
-    That one is whole on every rank."""
+    """The projections that the kernels serve. queries, values: heads times their columns. latents:
+    columns that the KV pool keeps of a token. The first projection (`qkv_a`) computes them beside
+    the query's latent, and is whole on every rank."""
     return (
         Shape("gate_up", "swiglu_linear", 2 * ffn // mlp_ranks, hidden),
         Shape("down", "linear", hidden, ffn // mlp_ranks),

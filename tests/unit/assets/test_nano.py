@@ -1,4 +1,4 @@
-"""The LongCat-nano that ships: complete, small, of stated origin, readable by this package."""
+"""The LongCat-nano that ships is complete, small and readable, and its origin is stated."""
 
 import json
 

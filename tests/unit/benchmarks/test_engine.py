@@ -1,5 +1,6 @@
 """What `benchmarks/engine.py` makes of an engine's times and of the scheduler's own rate."""
 
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -22,8 +23,10 @@ class Engine:
         return {"internal_states": [{"last_gen_throughput": rate} for rate in next(self.rates)]}
 
 
-def test_the_steady_rate_is_the_median_over_repeats_of_all_ranks():
-    """Red if a rate is read before its batch, ranks are left out, or one odd repeat counts."""
+def test_the_steady_rate_is_the_median_over_repeats_of_all_ranks(monkeypatch):
+    """Red if a rate is read before its batch, ranks are left out, or one odd repeat counts. The
+    clock is invented: two real calls may take equally long, and TPOT would be zero."""
+    monkeypatch.setattr(bench_engine.time, "perf_counter", (n * n for n in count()).__next__)
     args = SimpleNamespace(repeat=3, output=96)
     row = bench_engine.measure_batch(Engine([[100, 200], [1, 1], [150, 160]]), 2, 16, args)
     assert (row["steady_tok_s"], row["steady_all_tok_s"]) == (300, [300, 2, 310])

@@ -54,9 +54,9 @@ def test_operators_are_found_under_sgl_kernels_names() -> None:
         assign_req_to_token_pool_func(
             requests, table, lengths, lengths + 3, torch.arange(70, 76), 2)
         assert table[2].tolist() == [0] * 5 + [70, 71, 72, 0]
-        found = cache_locs.assign_extend_cache_locs_func(
+        slots = cache_locs.assign_extend_cache_locs_func(
             requests, table, lengths, lengths + 3, 2, 3, "cpu")
-        assert found.tolist() == list(range(70, 76))
+        assert slots.tolist() == list(range(70, 76))
         drafts = torch.empty(4).long()
         cache_locs.assign_draft_cache_locs_contiguous_func(
             requests, table, lengths, drafts, 1, 2)
@@ -98,8 +98,8 @@ def verify_sampled(
 
 
 def test_sampled_tokens_have_the_targets_chances() -> None:
-    """200,000 windows of one draft: whatever is drafted, the emitted tokens are distributed as the
-    target says, and the second one by the row behind the draft."""
+    """200,000 windows of one draft. Whatever is drafted, the emitted tokens have the target's
+    distribution, and the second token has that of the row after the draft."""
     torch.manual_seed(0)
     count = 200_000
     rows = torch.tensor([[0.1, 0.5, 0.0, 0.4], [0.7, 0.0, 0.2, 0.1]])

@@ -31,7 +31,8 @@ BATCHES = {
 
 
 def _tables(lengths: list[int]) -> tuple[Tensor, Tensor]:
-    """Scattered slots for each request; rows are used out of order, slot 0 is SGLang's dummy."""
+    """Scattered slots for each request. Rows are used out of order, and slot 0 is SGLang's
+    dummy."""
     shuffled = (torch.randperm(POOL - 1) + 1).split([*lengths, POOL - 1 - sum(lengths)])
     table = torch.zeros(2 * len(lengths), max(lengths) + 5, dtype=torch.int32)
     requests = torch.arange(2 * len(lengths) - 1, -1, -2)
@@ -62,7 +63,7 @@ def _naive(
 
 def _inputs(tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     kv = torch.randn(POOL, LATENT + ROPE).to(dtype)
-    kv[0] = float("nan")  # nobody may look at the dummy slot
+    kv[0] = float("nan")  # no query may read the dummy slot
     return torch.randn(tokens, HEADS, LATENT + ROPE).to(dtype), kv
 
 
@@ -94,7 +95,7 @@ def test_decode_equals_naive(lengths: list[int]) -> None:
 @pytest.mark.parametrize("prefix_lens", [[0], [1, 40, 7], [9, 9]])
 @pytest.mark.parametrize("width", [1, 4])
 def test_window_equals_naive(prefix_lens: list[int], width: int) -> None:
-    """Speculation: `width` tokens behind unequal prefixes, each sees those before it."""
+    """Speculation: `width` tokens after unequal prefixes; each token sees those before it."""
     torch.manual_seed(0)
     table, requests = _tables([n + width for n in prefix_lens])
     q, kv = _inputs(width * len(prefix_lens), torch.float32)
@@ -128,7 +129,8 @@ def _naive_experts(x: Tensor, w13: Tensor, w2: Tensor, ids: Tensor, weights: Ten
 @pytest.mark.parametrize("tokens", [0, 1, 9])
 @pytest.mark.parametrize("low", [-1, 0], ids=["absent ids", "all present"])
 def test_experts_equal_naive(tokens: int, low: int) -> None:
-    """Ids repeat within a token and some experts get nothing: counting by scatter loses both."""
+    """Ids repeat within a token, and some experts get no token: a scatter would count both
+    wrong."""
     torch.manual_seed(1)
     x, ids = torch.randn(tokens, 6), torch.randint(low, 3, (tokens, 5), dtype=torch.int32)
     w13, w2, weights = torch.randn(4, 10, 6), torch.randn(4, 6, 5), torch.rand(tokens, 5)
@@ -138,7 +140,7 @@ def test_experts_equal_naive(tokens: int, low: int) -> None:
 
 
 def test_experts_without_any_id_add_nothing_even_to_nan_weights() -> None:
-    """Skipped, not multiplied by zero: an absent expert's weights are never read."""
+    """An absent expert is skipped, not multiplied by zero: its weights are never read."""
     w13, w2 = torch.full((1, 4, 3), float("nan")), torch.full((1, 3, 2), float("nan"))
     ids = torch.full((2, 3), -1)
     got = routed_experts(torch.randn(2, 3), w13, w2, ids, torch.rand(2, 3))

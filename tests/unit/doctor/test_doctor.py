@@ -1,4 +1,4 @@
-"""The doctor finds nothing on a healthy set-up, and each broken one's cause with what to do."""
+"""The doctor finds nothing on a healthy set-up, and names cause and remedy on a broken one."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ import pytest
 from sglang_longcat.doctor import checkpoint, machine, placement
 from sglang_longcat.doctor.machine import UNLIMITED, Device, Machine, check, inspect
 from sglang_longcat.planning import estimate
+from sglang_longcat.planning.plan import MemoryFlags
 from sglang_longcat.testing.tiny import TinyOptions, write_tiny
 from tests import ROOT
 
@@ -42,8 +43,8 @@ def text_of(findings, name):
 
 
 def test_command(intact, tmp_path):
-    """Healthy, then three defects, in one process of its own, since it puts the hooks in force: a
-    damaged shard, an SGLang that does not fit, and an environment without the plugin."""
+    """A healthy set-up, then three defects: a damaged shard, an environment without the plugin, and
+    an SGLang that does not fit. In a process of its own, since the doctor applies the hooks."""
     damaged = shutil.copytree(intact, tmp_path / "damaged")
     shard = sorted(damaged.glob("*.safetensors"))[0]
     shard.write_bytes(shard.read_bytes()[:-1])
@@ -85,9 +86,9 @@ def test_command(intact, tmp_path):
 
 
 def test_intact_checkpoint(intact):
-    config, found = checkpoint.check(intact)
+    config, findings = checkpoint.check(intact)
     assert config is not None
-    assert set(statuses(found).values()) == {"ok"}
+    assert set(statuses(findings).values()) == {"ok"}
 
 
 def test_another_model(copy):
@@ -96,9 +97,9 @@ def test_another_model(copy):
     for key in ("ngram_vocab_size_ratio", "emb_neighbor_num", "emb_split_num"):
         del config[key]
     file.write_text(json.dumps(config))
-    config, found = checkpoint.check(copy)
+    config, findings = checkpoint.check(copy)
     assert config is None
-    assert "not LongCat-Flash-Lite" in text_of(found, "checkpoint")
+    assert "not LongCat-Flash-Lite" in text_of(findings, "checkpoint")
 
 
 def test_tokenizer_of_another_model(copy):
@@ -109,24 +110,24 @@ def test_tokenizer_of_another_model(copy):
         token for token in tokenizer["added_tokens"] if "arg_key" not in token["content"]
     ]
     file.write_text(json.dumps(tokenizer))
-    _, found = checkpoint.check(copy)
-    assert text_of(found, "tokenizer").startswith("<longcat_arg_key>, </longcat_arg_key>: ")
+    _, findings = checkpoint.check(copy)
+    assert text_of(findings, "tokenizer").startswith("<longcat_arg_key>, </longcat_arg_key>: ")
 
 
 def test_other_end_of_text(copy):
     file = copy / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": 3}))
-    _, found = checkpoint.check(copy)
-    assert "</longcat_s> is 2, config.json says (3,)" in text_of(found, "tokenizer")
+    _, findings = checkpoint.check(copy)
+    assert "</longcat_s> is 2, config.json says (3,)" in text_of(findings, "tokenizer")
 
 
 def test_optional_files_are_warnings(copy):
     (copy / "chat_template.jinja").unlink()
     (copy / "generation_config.json").unlink()
-    _, found = checkpoint.check(copy)
-    assert statuses(found)["chat template"] == statuses(found)["sampling"] == "warning"
-    assert "$(sglang-longcat template)" in text_of(found, "chat template")
-    assert '"repetition_penalty": 1.06' in text_of(found, "sampling")
+    _, findings = checkpoint.check(copy)
+    assert statuses(findings)["chat template"] == statuses(findings)["sampling"] == "warning"
+    assert "$(sglang-longcat template)" in text_of(findings, "chat template")
+    assert '"repetition_penalty": 1.06' in text_of(findings, "sampling")
 
 
 def test_unknown_model_is_one_finding():
@@ -137,8 +138,8 @@ def test_unknown_model_is_one_finding():
 
 def examined(*gpus, host=500 * GIB, memlock=UNLIMITED, tp=1, dp=1, fraction=None, context=32768):
     here = Machine(gpus=gpus, driver="580", host=host, memlock=memlock)
-    plan = placement.Plan(tp=tp, mem_fraction=fraction, context=context, attention_dp=dp)
-    return placement.check(here, LITE, plan)
+    flags = MemoryFlags(tp=tp, attention_dp=dp, mem_fraction=fraction, tokens_wanted=context)
+    return placement.check(here, LITE, flags)
 
 
 @pytest.fixture(autouse=True)
@@ -148,45 +149,45 @@ def no_switches(monkeypatch):
 
 
 def test_one_80_gb_gpu_takes_the_tables_to_the_host():
-    found = examined(H100)
-    assert set(statuses(found).values()) == {"ok", "info"}
-    assert "58.50 GiB pinned" in text_of(found, "placement")
-    tokens = int(text_of(found, "KV cache").split()[0].replace(",", ""))
+    findings = examined(H100)
+    assert set(statuses(findings).values()) == {"ok", "info"}
+    assert "58.50 GiB pinned" in text_of(findings, "placement")
+    tokens = int(text_of(findings, "KV cache").split()[0].replace(",", ""))
     assert 100_000 < tokens < 140_000  # 140,000 were too many on a real one
-    assert text_of(found, "recipe") == "h100-tp1-balanced"
+    assert text_of(findings, "recipe") == "h100-tp1-balanced"
 
 
 def test_two_gpus_keep_them():
-    found = examined(H200, H200, tp=2)
-    assert "29.25 GiB in HBM" in text_of(found, "placement")
-    assert text_of(found, "recipe") == "h200-tp2-ep2"
+    findings = examined(H200, H200, tp=2)
+    assert "29.25 GiB in HBM" in text_of(findings, "placement")
+    assert text_of(findings, "recipe") == "h200-tp2-ep2"
 
 
 def test_replicas_have_the_tables_each_on_the_gpu_and_once_in_host_memory():
     """Two H200 had 1,258,233 tokens a replica, with 2 GiB less kept free."""
-    found = examined(H200, H200, tp=2, dp=2)
-    assert "58.50 GiB in HBM" in text_of(found, "placement")
-    tokens = int(text_of(found, "KV cache").split()[0].replace(",", ""))
+    findings = examined(H200, H200, tp=2, dp=2)
+    assert "58.50 GiB in HBM" in text_of(findings, "placement")
+    tokens = int(text_of(findings, "KV cache").split()[0].replace(",", ""))
     assert 1_100_000 < tokens < 1_258_233
-    assert "on each replica" in text_of(found, "KV cache")
-    found = examined(H100, H100, tp=2, dp=2, host=80 * GIB)  # enough for one copy
-    assert "58.50 GiB pinned" in text_of(found, "placement")
+    assert "on each replica" in text_of(findings, "KV cache")
+    findings = examined(H100, H100, tp=2, dp=2, host=80 * GIB)  # enough for one copy
+    assert "58.50 GiB pinned" in text_of(findings, "placement")
     for dp in (0, 3):
         assert "does not divide --tp 2" in text_of(examined(H200, H200, tp=2, dp=dp), "placement")
 
 
 def test_container_without_memory_for_the_tables():
-    found = examined(H100, host=16 * GIB)
-    assert statuses(found) == {"placement": "error"}
-    assert "16.0 GiB are" in text_of(found, "placement")
+    findings = examined(H100, host=16 * GIB)
+    assert statuses(findings) == {"placement": "error"}
+    assert "16.0 GiB are" in text_of(findings, "placement")
 
 
 def test_forced_placement_without_memory(monkeypatch):
     monkeypatch.setenv("LONGCAT_NGRAM_TABLES", "host")
-    found = examined(H200, host=16 * GIB, memlock=8 << 20)
-    assert statuses(found)["host memory"] == "error"
-    assert statuses(found)["locked memory"] == "warning"
-    assert "memlock=-1" in text_of(found, "locked memory")
+    findings = examined(H200, host=16 * GIB, memlock=8 << 20)
+    assert statuses(findings)["host memory"] == "error"
+    assert statuses(findings)["locked memory"] == "warning"
+    assert "memlock=-1" in text_of(findings, "locked memory")
 
 
 def test_half_the_tables_in_fp8(monkeypatch):
@@ -196,9 +197,9 @@ def test_half_the_tables_in_fp8(monkeypatch):
 
 def test_context_that_does_not_fit(monkeypatch):
     monkeypatch.setenv("LONGCAT_NGRAM_TABLES", "device")
-    found = examined(H200, context=262144)
-    assert statuses(found)["KV cache"] == "error"
-    assert "LONGCAT_NGRAM_TABLES=host" in text_of(found, "KV cache")
+    findings = examined(H200, context=262144)
+    assert statuses(findings)["KV cache"] == "error"
+    assert "LONGCAT_NGRAM_TABLES=host" in text_of(findings, "KV cache")
 
 
 def test_unreadable_switch(monkeypatch):
@@ -212,8 +213,8 @@ def test_more_ranks_than_gpus():
 
 def test_gpus_without_nvlink():
     pcie = Device("NVIDIA H100 PCIe", total=80 * GIB, free=78 * GIB)
-    found = check(Machine(gpus=(pcie, pcie), driver="580", host=GIB, memlock=GIB))
-    assert statuses(found)["NVLink"] == "warning"
+    findings = check(Machine(gpus=(pcie, pcie), driver="580", host=GIB, memlock=GIB))
+    assert statuses(findings)["NVLink"] == "warning"
 
 
 def test_this_machine_can_be_read():

@@ -1,4 +1,4 @@
-"""Which tile sizes SGLang's expert GEMM gets: ours, the user's, or SGLang's own."""
+"""Which tile sizes SGLang's expert GEMM uses: ours, the user's, or SGLang's own."""
 
 import json
 from types import SimpleNamespace
@@ -8,6 +8,7 @@ import pytest
 from sglang_longcat import expert_configs
 from sglang_longcat.hooks import expert_configs as hook
 from sglang_longcat.host.hf_config import LongcatConfigForSGLang
+from sglang_longcat.layers import step
 
 UP = {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 64, "BLOCK_SIZE_K": 256, "GROUP_SIZE_M": 1}
 LITE = {"w1": (256, 2048, 3072), "w2": (256, 3072, 1024)}
@@ -16,7 +17,7 @@ NAME = "E=256,N=1024,device_name=NVIDIA_H200.json"
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """SGLang's choice on an H200 that serves our model, with `write(name, configs)` for files."""
+    """SGLang's choice on an H200 that serves our model; `write(name, configs)` adds a file."""
     from sglang.srt.layers.moe.moe_runner.triton_utils import fused_moe_triton_config as upstream
 
     state = SimpleNamespace(deterministic=False, ours=True)
@@ -33,9 +34,8 @@ def server(monkeypatch, tmp_path):
 
     original = upstream.get_moe_configs
     original = getattr(original, "__wrapped__", original)
-    for module in (upstream, "sglang.srt.runtime_context"):
-        path = module if isinstance(module, str) else module.__name__
-        monkeypatch.setattr(f"{path}.get_exec", get_exec)
+    for module in (upstream, step):
+        monkeypatch.setattr(module, "get_exec", get_exec)
     monkeypatch.setattr("sglang.srt.runtime_context.process_model_config", model)
     monkeypatch.setattr(upstream, "get_device_name", lambda: "NVIDIA H200")
     monkeypatch.setattr(upstream, "get_moe_configs", lambda *a, **k: hook.apply(original, *a, **k))
@@ -60,7 +60,7 @@ DEFAULT = {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 32, "BLOCK_SIZE_K": 64, "GROUP_SI
 
 
 def test_ours_reach_both_gemms_by_the_nearest_batch(server):
-    """Red if SGLang looks get_moe_configs up elsewhere, or if file names change."""
+    """Red if SGLang finds get_moe_configs in another place, or if file names change."""
     server.write(NAME, {"1": UP, "64": {**UP, "BLOCK_SIZE_N": 128}})
     server.write(NAME[:-5] + "_down.json", {"1": {**UP, "BLOCK_SIZE_N": 32}})
     assert server.choose(3) == (UP, {**UP, "BLOCK_SIZE_N": 32})
@@ -110,7 +110,7 @@ def test_the_users_folder_wins(server, tmp_path, monkeypatch):
 
 
 def test_files_in_the_package_have_what_sglang_reads():
-    """Red for a file that was cut off, or whose two GEMMs disagree on the rows of a tile."""
+    """Red for a file that was cut off, or whose two GEMMs have different rows of a tile."""
     folder = expert_configs.Path(expert_configs.__file__).parent
     needed = {*UP, "num_warps", "num_stages"}
     for path in folder.glob("*.json"):

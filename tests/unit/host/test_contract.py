@@ -117,9 +117,9 @@ def test_imports_are_found_at_all():
     "target",
     [
         *(hook.TARGET for hook in hooks.ALL),
-        experts._TARGET,
-        fp8._TARGET,
-        rope._TARGET,
+        experts.TARGET,
+        fp8.TARGET,
+        rope.TARGET,
         *speculative.TARGETS,
         dummy_routing.TARGET,
     ],

@@ -38,8 +38,8 @@ def settle(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capacity: int, **f
             overrides.declare_resolution(args, "test", mem_fraction_static=0.822)
 
     memory_share.settle(given, upstream)
-    found: float = resolving_view(given).mem_fraction_static
-    return found
+    fraction: float = resolving_view(given).mem_fraction_static
+    return fraction
 
 
 def test_an_80_gb_gpu_gets_room_for_100_000_tokens(
@@ -78,12 +78,12 @@ def test_registered_once() -> None:
 def test_the_fused_all_reduce_has_its_memory(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Red if it is left out: SGLang allocates it behind the KV cache, 96 MiB a rank twice."""
+    """Red if it is left out: SGLang allocates it after the KV cache, twice 96 MiB a rank."""
     plain = settle(checkpoint, monkeypatch, H200, tp_size=8)
     fused = {"flashinfer_allreduce_fusion_backend": "trtllm"}
     assert (plain - settle(checkpoint, monkeypatch, H200, tp_size=8, **fused)) * H200 > 700
-    one = settle(checkpoint, monkeypatch, H200)
-    assert settle(checkpoint, monkeypatch, H200, **fused) == one
+    one_gpu = settle(checkpoint, monkeypatch, H200)
+    assert settle(checkpoint, monkeypatch, H200, **fused) == one_gpu
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_the_fused_all_reduce_has_its_memory(
 def test_data_parallel_attention_keeps_more_free(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any]
 ) -> None:
-    """Red if its rows are left out, with either spelling: SGLang rewrites the old one before it
-    settles memory, and two H200s had 0.2 GiB left after one prompt each."""
+    """Red if `attention_dp` is left out of the reserve: two H200s then had 0.2 GiB left after one
+    prompt each. With either spelling: SGLang rewrites the old one before it settles memory."""
     plain = settle(checkpoint, monkeypatch, H200, tp_size=2)
     replicas = settle(checkpoint, monkeypatch, H200, tp_size=2, **flags)
     assert (plain - replicas) * H200 > 1500
@@ -111,5 +111,5 @@ def test_defaults_are_sglangs(
     overrides.declare_resolution(given, "test", device="cuda", cuda_graph_config=CudaGraphConfig())
     memory_hook.handle_gpu_memory_settings(given)
     cfg = resolving_view(given)
-    found = cfg.chunked_prefill_size, cfg.cuda_graph_config.decode.max_bs
-    assert found == reserve.defaults(capacity, ranks)
+    sglangs = cfg.chunked_prefill_size, cfg.cuda_graph_config.decode.max_bs
+    assert sglangs == reserve.default_prefill_and_graph_rows(capacity, ranks)

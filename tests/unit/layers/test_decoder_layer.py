@@ -34,9 +34,9 @@ class Moe:
 
 def test_the_router_hears_which_rows_are_padding(monkeypatch):
     """Red if a layer routes without the KV slots: padding then has experts' weights read."""
-    monkeypatch.setattr(decoder_layer, "adds_once", lambda *stage: True)
-    monkeypatch.setattr(decoder_layer, "sums_together", lambda *stages: True)
-    monkeypatch.setattr(decoder_layer, "leaves_sum", lambda *mixture: False)
+    monkeypatch.setattr(decoder_layer, "is_adding_rank", lambda *stage: True)
+    monkeypatch.setattr(decoder_layer, "share_one_sum", lambda *stages: True)
+    monkeypatch.setattr(decoder_layer, "use_deferred_sum", lambda *mixture: False)
     monkeypatch.setattr("sglang_longcat.layers.moe.is_dp_attention_enabled", lambda: False)
     boundary, moe = Boundary(), Moe()
     layer = SimpleNamespace(

@@ -9,8 +9,8 @@ import pytest
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-from longcat_kernels.expert_finalize import workloads as lite
-from sglang_longcat.layers import deferred_sum
+from longcat_kernels.expert_sum import workloads
+from sglang_longcat.layers import deferred_sum, step
 from sglang_longcat.layers.moe import Mixture
 from sglang_longcat.layers.norm import FinalNorm, StageNorm
 
@@ -19,7 +19,7 @@ EPS = 1e-5
 
 def given(width: int = 64) -> tuple[Mixture, torch.Tensor, torch.Tensor]:
     """A mixture, the dense branch's output and the residual."""
-    inputs = lite.make_inputs(5, seed=0, device="cpu", dtype=torch.float32, width=width)
+    inputs = workloads.make_inputs(5, seed=0, device="cpu", dtype=torch.float32, width=width)
     mixture = Mixture(inputs.routed, inputs.ids, inputs.x, inputs.weight)
     return mixture, inputs.addend, torch.randn(5, width, generator=torch.manual_seed(1))
 
@@ -50,19 +50,19 @@ def test_the_mixture_is_added_once(kind: type[Any], how: str) -> None:
         norm.feeds_fp8 = True
     rest = {"extra": (residual, residual * 2), "no residual": ()}.get(how, (residual,))
     wanted = norm.forward_native(mixture.sum(dense.clone()), *(value.clone() for value in rest))
-    left = deferred_sum.leave(mixture, dense.clone())
-    deferred_sum.still_owed(left)
+    left = deferred_sum.defer(mixture, dense.clone())
+    deferred_sum.assert_deferred(left)
     with pytest.raises(RuntimeError, match="without the expert outputs"):
-        deferred_sum.must_be_paid(left)
+        deferred_sum.assert_consumed(left)
     got = norm(left, *(value.clone() for value in rest))
     torch.testing.assert_close(got, wanted)
-    deferred_sum.must_be_paid(left)
+    deferred_sum.assert_consumed(left)
 
 
 def test_a_boundary_that_copies_is_noticed() -> None:
     mixture, dense, _ = given()
     with pytest.raises(RuntimeError, match="lost the expert outputs"):
-        deferred_sum.still_owed(deferred_sum.leave(mixture, dense) + 0)
+        deferred_sum.assert_deferred(deferred_sum.defer(mixture, dense) + 0)
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def test_which_steps_leave_it(
     flags = SimpleNamespace(
         deterministic=SimpleNamespace(enable_deterministic_inference=deterministic)
     )
-    monkeypatch.setattr(deferred_sum, "get_exec", lambda: flags)
+    monkeypatch.setattr(step, "get_exec", lambda: flags)
     monkeypatch.setattr(deferred_sum, "get_parallel", lambda: SimpleNamespace(tp_size=ranks))
     mixture = Mixture(torch.zeros((2,) * dims), torch.zeros(2, 2), None, None)
     batch: Any = SimpleNamespace(forward_mode=mode)
-    assert deferred_sum.leaves_sum(mixture, batch) is left
+    assert deferred_sum.use_deferred_sum(mixture, batch) is left
     monkeypatch.setenv("LONGCAT_SGLANG_OPS", "finalize_norm")
-    assert deferred_sum.leaves_sum(mixture, batch) is False
+    assert deferred_sum.use_deferred_sum(mixture, batch) is False

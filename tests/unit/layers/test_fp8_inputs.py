@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from longcat_kernels.fp8_inputs import GROUP, Pair, reference, scale_rows, scales_of
-from longcat_kernels.fp8_inputs import workloads as lite
-from sglang_longcat.layers import fp8_inputs
+from benchmarks.kernels import fp8_producers
+from longcat_kernels.fp8_layout import GROUP, Pair, quantise, scale_rows, scales_of, widen
+from longcat_kernels.lite import EPS, FFN, HIDDEN
+from sglang_longcat.layers import fp8_inputs, step
 
 TOKENS = [1, 2, 3, 4, 127, 128, 129, 1000]
 
@@ -34,9 +35,7 @@ def tokens(count: int = 3, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 def settings(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """SGLang's for a Hopper GPU."""
     deterministic = SimpleNamespace(enable_deterministic_inference=False)
-    monkeypatch.setattr(
-        fp8_inputs, "get_exec", lambda: SimpleNamespace(deterministic=deterministic)
-    )
+    monkeypatch.setattr(step, "get_exec", lambda: SimpleNamespace(deterministic=deterministic))
     monkeypatch.setattr(fp8_inputs, "get_platform", lambda: SimpleNamespace(is_sm90=True))
     monkeypatch.setattr(
         fp8_inputs.Fp8PairMethod,
@@ -66,7 +65,7 @@ def layer(**changed: Any) -> Any:
 
 
 def accepted(module: Any) -> bool:
-    fp8_inputs.prefer_pairs(module)
+    fp8_inputs.install_pair_method(module)
     return fp8_inputs.accepts_pair(module)
 
 
@@ -86,7 +85,7 @@ def test_layers_that_deep_gemm_multiplies(
     ):
         assert not accepted(layer(**change)), change
     unquantised = torch.nn.Linear(2, 2)
-    fp8_inputs.prefer_pairs(unquantised, None)
+    fp8_inputs.install_pair_method(unquantised, None)
     assert not fp8_inputs.accepts_pair(unquantised)
     settings.enable_deterministic_inference = True
     assert not accepted(layer())
@@ -134,19 +133,19 @@ def test_experts_that_take_a_pair(settings: SimpleNamespace) -> None:
 
 
 def test_calls_that_quantise(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert fp8_inputs.quantises("fp8_norm", tokens())
-    assert not fp8_inputs.quantises("fp8_norm", tokens(0))
-    assert not fp8_inputs.quantises("fp8_norm", tokens().as_subclass(torch.Tensor))
-    assert not fp8_inputs.quantises("fp8_norm", tokens(dtype=torch.float16))
-    assert not fp8_inputs.quantises("fp8_norm", tokens()[:, ::2])
-    assert not fp8_inputs.quantises("fp8_norm", tokens()[None])
+    assert fp8_inputs.use_fused_quantisation("fp8_norm", tokens())
+    assert not fp8_inputs.use_fused_quantisation("fp8_norm", tokens(0))
+    assert not fp8_inputs.use_fused_quantisation("fp8_norm", tokens().as_subclass(torch.Tensor))
+    assert not fp8_inputs.use_fused_quantisation("fp8_norm", tokens(dtype=torch.float16))
+    assert not fp8_inputs.use_fused_quantisation("fp8_norm", tokens()[:, ::2])
+    assert not fp8_inputs.use_fused_quantisation("fp8_norm", tokens()[None])
     monkeypatch.setenv("LONGCAT_SGLANG_OPS", "fp8_norm")
-    assert not fp8_inputs.quantises("fp8_norm", tokens())
-    assert fp8_inputs.quantises("fp8_swiglu", tokens())
+    assert not fp8_inputs.use_fused_quantisation("fp8_norm", tokens())
+    assert fp8_inputs.use_fused_quantisation("fp8_swiglu", tokens())
 
 
 def norm_of(*consumers: Any, width: int = 256) -> fp8_inputs.Fp8Norm:
-    norm = fp8_inputs.Fp8Norm(width, eps=lite.EPS)
+    norm = fp8_inputs.Fp8Norm(width, eps=EPS)
     norm.feed(*consumers)
     return norm
 
@@ -155,7 +154,7 @@ def test_a_norm_quantises_for_a_layer_that_takes_it(monkeypatch: pytest.MonkeyPa
     """Red if the norm quantises for nobody, without a residual (which flashinfer's has to have),
     or for widths that flashinfer's kernel refuses; or if the pair is lost on the way out."""
     taker = layer()
-    fp8_inputs.prefer_pairs(taker)
+    fp8_inputs.install_pair_method(taker)
     calls: list[int] = []
 
     def quantise(x: torch.Tensor, residual: torch.Tensor, *_: Any) -> Any:
@@ -195,11 +194,11 @@ def test_a_layer_takes_the_pair_and_else_the_tensor(monkeypatch: pytest.MonkeyPa
 def test_the_references() -> None:
     """A pair is its activation within fp8's rounding, and lies as DeepGEMM's TMA reads it."""
     for count in (0, 1, 5, 8):
-        one = lite.make_inputs(count, seed=count, device="cpu", hidden=256, ffn=128)
-        normed, _ = reference.add_norm(one.x, one.residual, one.weight, lite.EPS)
-        for x in (normed, reference.swiglu(one.gate_up)):
-            q, scales = pair = reference.quantise(x)
-            gap = (reference.widen(pair) - x.float()).abs()
+        one = fp8_producers.make_inputs(count, seed=count, device="cpu", hidden=256, ffn=128)
+        normed, _ = fp8_producers.add_norm(one.x, one.residual, one.weight, EPS)
+        for x in (normed, fp8_producers.swiglu(one.gate_up)):
+            q, scales = pair = quantise(x)
+            gap = (widen(pair) - x.float()).abs()
             smallest = scales.repeat_interleave(GROUP, dim=1) * 2.0**-10
             assert (gap <= 2.0**-4 * x.float().abs() + smallest).all()
             largest = q.float().unflatten(1, (-1, GROUP)).abs().amax(2)
@@ -231,10 +230,10 @@ def assert_same_pair(got: Pair, wanted: Pair) -> None:
 def test_norm_and_quantisation_as_two_launches_make_them(count: int) -> None:
     from sgl_kernel import fused_add_rmsnorm
 
-    one = lite.make_inputs(count, seed=count, device="cuda")
+    one = fp8_producers.make_inputs(count, seed=count, device="cuda")
     x, residual = one.x.clone(), one.residual.clone()
-    normed, pair = fp8_inputs.add_norm_quantise(one.x, one.residual, one.weight, lite.EPS)
-    fused_add_rmsnorm(x, residual, one.weight, lite.EPS)
+    normed, pair = fp8_inputs.add_norm_quantise(one.x, one.residual, one.weight, EPS)
+    fused_add_rmsnorm(x, residual, one.weight, EPS)
     assert torch.equal(one.residual, residual)
     ulp = 2.0**-7 * x.float().abs()
     gap = (normed.float() - x.float()).abs()
@@ -245,11 +244,11 @@ def test_norm_and_quantisation_as_two_launches_make_them(count: int) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("count", TOKENS)
-@pytest.mark.parametrize("ffn", [lite.FFN, lite.FFN // 2], ids=["tp1", "tp2"])
+@pytest.mark.parametrize("ffn", [FFN, FFN // 2], ids=["tp1", "tp2"])
 def test_swiglu_and_quantisation_as_two_launches_make_them(count: int, ffn: int) -> None:
     from sglang.srt.layers.activation import silu_and_mul  # the one of two that it runs here
 
-    gate_up = lite.make_inputs(count, seed=count, device="cuda", ffn=ffn).gate_up
+    gate_up = fp8_producers.make_inputs(count, seed=count, device="cuda", ffn=ffn).gate_up
     assert_same_pair(fp8_inputs.swiglu_quantise(gate_up), separately(silu_and_mul(gate_up)))
 
 
@@ -258,10 +257,10 @@ def test_swiglu_and_quantisation_as_two_launches_make_them(count: int, ffn: int)
 def test_deep_gemm_reads_the_pairs(count: int) -> None:
     """Red if scales lie otherwise than the GEMM expects them: the same product as from SGLang's own
     quantisation of the same activation."""
-    one = lite.make_inputs(count, seed=1, device="cuda")
-    normed, pair = fp8_inputs.add_norm_quantise(one.x, one.residual, one.weight, lite.EPS)
-    weight = torch.randn(2112, lite.HIDDEN, device="cuda").to(torch.float8_e4m3fn)
-    scale = torch.rand(17, lite.HIDDEN // 128, device="cuda") + 0.5
+    one = fp8_producers.make_inputs(count, seed=1, device="cuda")
+    normed, pair = fp8_inputs.add_norm_quantise(one.x, one.residual, one.weight, EPS)
+    weight = torch.randn(2112, HIDDEN, device="cuda").to(torch.float8_e4m3fn)
+    scale = torch.rand(17, HIDDEN // 128, device="cuda") + 0.5
 
     def product(x: torch.Tensor, input_scale: torch.Tensor | None) -> torch.Tensor:
         found: torch.Tensor = fp8_inputs.deepgemm_w8a8_block_fp8_linear_with_fallback(
@@ -272,7 +271,7 @@ def test_deep_gemm_reads_the_pairs(count: int) -> None:
     ours, theirs = product(*pair), product(normed, None)
     assert (ours - theirs).abs().max() <= 2.0**-6 * theirs.abs().max()
     exact = (
-        reference.widen(pair)
+        widen(pair)
         @ (weight.float() * scale.repeat_interleave(128, 0)[:2112].repeat_interleave(128, 1)).T
     )
     assert (ours - exact).abs().max() <= 2.0**-6 * exact.abs().max()
@@ -281,10 +280,10 @@ def test_deep_gemm_reads_the_pairs(count: int) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("count", [1, 30, 128])
 def test_captured_calls_follow_their_inputs(count: int) -> None:
-    static = lite.make_inputs(count, seed=0, device="cuda")
+    static = fp8_producers.make_inputs(count, seed=0, device="cuda")
 
     def both() -> tuple[Pair, Pair]:
-        _, pair = fp8_inputs.add_norm_quantise(static.x, static.residual, static.weight, lite.EPS)
+        _, pair = fp8_inputs.add_norm_quantise(static.x, static.residual, static.weight, EPS)
         return pair, fp8_inputs.swiglu_quantise(static.gate_up)
 
     both()  # compiles
@@ -292,13 +291,13 @@ def test_captured_calls_follow_their_inputs(count: int) -> None:
     with torch.cuda.graph(graph):
         pairs = both()
     for seed in range(1, 4):
-        fresh = lite.make_inputs(count, seed=seed, device="cuda")
+        fresh = fp8_producers.make_inputs(count, seed=seed, device="cuda")
         for buffer, value in zip(static, fresh):
             buffer.copy_(value)
         graph.replay()
-        normed, _ = reference.add_norm(fresh.x, fresh.residual, fresh.weight, lite.EPS)
-        for got, x in zip(pairs, (normed, reference.swiglu(fresh.gate_up))):
-            gap = (reference.widen(got) - x.float()).abs()
+        normed, _ = fp8_producers.add_norm(fresh.x, fresh.residual, fresh.weight, EPS)
+        for got, x in zip(pairs, (normed, fp8_producers.swiglu(fresh.gate_up))):
+            gap = (widen(got) - x.float()).abs()
             bound = 2.0**-3 * x.float().abs()  # the norm's last bit, then fp8's rounding
             assert (gap <= bound + got[1].repeat_interleave(GROUP, 1) * 2.0**-9).all()
 

@@ -12,6 +12,7 @@ from sglang.srt.layers.quantization.unquant import Bf16GemmBackend, UnquantizedL
 
 from longcat_kernels.small_linear import reference
 from sglang_longcat.layers import linear as seam
+from sglang_longcat.layers import step
 
 ROWS, COLUMNS = 48, 32
 
@@ -28,11 +29,11 @@ def tokens(count: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """SGLang's for a Hopper GPU; every shape pays up to 8 tokens."""
+    """SGLang's for a Hopper GPU; our kernel is faster for every shape, up to 8 tokens."""
     deterministic = SimpleNamespace(enable_deterministic_inference=False)
-    monkeypatch.setattr(seam, "get_exec", lambda: SimpleNamespace(deterministic=deterministic))
+    monkeypatch.setattr(step, "get_exec", lambda: SimpleNamespace(deterministic=deterministic))
     monkeypatch.setattr(unquant, "_BF16_GEMM_BACKEND", Bf16GemmBackend.AUTO)
-    monkeypatch.setattr(seam, "pays", lambda op, weight, count: count <= 8)
+    monkeypatch.setattr(seam, "is_faster", lambda op, weight, count: count <= 8)
     return deterministic
 
 
@@ -48,7 +49,7 @@ def test_a_few_tokens_take_the_kernel_and_more_the_library(
     layer: LinearBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = layer.state_dict()
-    seam.prefer_kernels(layer)
+    seam.install_small_linear(layer)
     calls = []
     monkeypatch.setattr(seam, "linear", lambda x, w: calls.append(len(x)) or reference.linear(x, w))
     for count in (1, 8, 9):
@@ -61,9 +62,9 @@ def test_a_few_tokens_take_the_kernel_and_more_the_library(
 
 def test_what_keeps_a_call_with_sglang(layer: LinearBase, monkeypatch: pytest.MonkeyPatch) -> None:
     """Red if one of the conditions is dropped: each alone turns the kernel off."""
-    takes = lambda layer, x: seam.takes_kernel("linear", layer, x)  # noqa: E731
+    takes = lambda layer, x: seam.use_small_linear("linear", layer, x)  # noqa: E731
     assert not takes(layer, tokens(1))  # nobody asked for it
-    seam.prefer_kernels(layer)
+    seam.install_small_linear(layer)
     assert takes(layer, tokens(1))
     assert not takes(layer, tokens(1).as_subclass(torch.Tensor))
     assert not takes(layer, tokens(1, torch.float16))
@@ -80,7 +81,7 @@ def test_what_keeps_a_call_with_sglang(layer: LinearBase, monkeypatch: pytest.Mo
 
 
 def test_a_bias_is_the_librarys(layer: LinearBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    seam.prefer_kernels(layer)
+    seam.install_small_linear(layer)
     monkeypatch.setattr(seam, "linear", None)
     bias = torch.ones(ROWS, dtype=torch.bfloat16)
     got = layer.quant_method.apply(layer, tokens(1), bias)
@@ -92,7 +93,7 @@ def test_quantised_layers_and_deterministic_inference_keep_their_method(
 ) -> None:
     settings.enable_deterministic_inference = True
     method = layer.quant_method
-    seam.prefer_kernels(layer)
+    seam.install_small_linear(layer)
     assert layer.quant_method is method
     settings.enable_deterministic_inference = False
 
@@ -100,7 +101,7 @@ def test_quantised_layers_and_deterministic_inference_keep_their_method(
         pass
 
     layer.quant_method = quantised = Quantised()
-    seam.prefer_kernels(layer)
+    seam.install_small_linear(layer)
     assert layer.quant_method is quantised
 
 
@@ -113,7 +114,7 @@ def test_the_mlp_gives_the_same_either_way(
     gate_up.quant_method.create_weights(gate_up, COLUMNS, [ROWS], COLUMNS, ROWS, torch.bfloat16)
     torch.nn.init.normal_(gate_up.weight, std=COLUMNS**-0.5)
     gate_up.forward = lambda x: (x @ gate_up.weight.t(), None)
-    seam.prefer_kernels(gate_up)
+    seam.install_small_linear(gate_up)
     mlp = seam.LongcatMLP.__new__(seam.LongcatMLP)
     torch.nn.Module.__init__(mlp)
     mlp.gate_up_proj = gate_up
@@ -143,7 +144,7 @@ def test_the_first_projection_asks_the_table_first(monkeypatch):
     one = attention.LongcatAttention.__new__(attention.LongcatAttention)
     torch.nn.Module.__init__(one)
     one.fused_qkv_a_proj_with_mqa = SimpleNamespace(weight=2 * torch.eye(4).bfloat16())
-    monkeypatch.setattr(attention, "takes_kernel", lambda op, layer, x: x.shape[0] == 1)
+    monkeypatch.setattr(attention, "use_small_linear", lambda op, layer, x: x.shape[0] == 1)
     monkeypatch.setattr(DeepseekV2AttentionMLA, "prepare_qkv_latent", lambda *_: "sglang")
     x = torch.ones(2, 4).bfloat16()
     assert torch.equal(one.prepare_qkv_latent(x[:1], None), 2 * x[:1])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sglang_longcat.layers import moe
+from sglang_longcat.layers import moe, step
 
 TOKENS, HIDDEN, ROUTED, TOP_K = 5, 8, 6, 3
 
@@ -54,7 +54,7 @@ def test_our_sum_equals_sglangs(layer, monkeypatch, adds_identity):
     """Red if a rank adds the identity part in one way only, or a slot without an expert is read."""
     x = torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(0))
     theirs = layer(x, layer.route(x), adds_identity).sum()
-    monkeypatch.setattr(layer, "_finalizes", lambda x: True)
+    monkeypatch.setattr(layer, "_use_expert_finalize", lambda x: True)
     torch.testing.assert_close(layer(x, layer.route(x), adds_identity).sum(), theirs)
     torch.testing.assert_close(layer(x, layer.route(x), adds_identity).sum(x), theirs + x)
     monkeypatch.undo()
@@ -95,8 +95,8 @@ def test_padding_has_no_expert(layer):
 def test_deterministic_inference_keeps_sglangs_gemm(layer, monkeypatch, deterministic):
     """Red if a token's logits then come from one kernel of ours or another, by the batch."""
     settings = SimpleNamespace(enable_deterministic_inference=deterministic)
-    monkeypatch.setattr(moe, "get_exec", lambda: SimpleNamespace(deterministic=settings))
-    monkeypatch.setattr(moe, "fuses", lambda x, weight: True)
+    monkeypatch.setattr(step, "get_exec", lambda: SimpleNamespace(deterministic=settings))
+    monkeypatch.setattr(moe, "supports", lambda x, weight: True)
     monkeypatch.setattr(moe, "route_tokens", lambda *_: "ours")
     assert (layer.route(torch.zeros(TOKENS, HIDDEN)) == "ours") != deterministic
 
@@ -107,7 +107,7 @@ def test_deterministic_inference_keeps_sglangs_gemm(layer, monkeypatch, determin
 def test_rows_that_ranks_moved_have_no_slots(monkeypatch, dp, rows, known):
     monkeypatch.setattr(moe, "is_dp_attention_enabled", lambda: dp)
     batch = SimpleNamespace(out_cache_loc=torch.arange(5))
-    assert (moe.slots_of(torch.empty(rows, HIDDEN), batch) is not None) == known
+    assert (moe.kv_slots(torch.empty(rows, HIDDEN), batch) is not None) == known
 
 
 @pytest.mark.parametrize(("dp", "skips"), [(True, False), (False, True)])
@@ -120,11 +120,11 @@ def test_who_else_maps_gets_the_models_numbers(layer, dispatcher, monkeypatch, d
 
 def test_only_decode_steps_on_a_gpu_with_tritons_gemm(layer):
     def finalizes(tokens, is_cuda=True):
-        return layer._finalizes(SimpleNamespace(is_cuda=is_cuda, shape=(tokens, HIDDEN)))
+        return layer._use_expert_finalize(SimpleNamespace(is_cuda=is_cuda, shape=(tokens, HIDDEN)))
 
     assert finalizes(1)
-    assert finalizes(moe.FINALIZED_TOKENS)
-    assert not finalizes(moe.FINALIZED_TOKENS + 1)
+    assert finalizes(moe.MAX_FINALIZE_TOKENS)
+    assert not finalizes(moe.MAX_FINALIZE_TOKENS + 1)
     assert not finalizes(1, is_cuda=False)
     layer.experts.runner_backend = SimpleNamespace(is_triton=lambda: False)
     assert not finalizes(1)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from longcat_kernels.ngram_ids import extend_ids, make_hash_table, seed, window_ids
+from longcat_kernels.ngram import Prefill, Window, extend_ids, make_hash_params, seed, window_ids
 from sglang_longcat.config import NgramConfig
 from sglang_longcat.ngram.cache import RING
 from sglang_longcat.ngram.seeds import collect_seeds
@@ -60,7 +60,7 @@ class Schedules(RuleBasedStateMachine):
     @initialize(eos=st.sampled_from([(2,), (2, 131071), (0, 2)]), source=st.integers(0, 2**32))
     def start(self, eos: tuple[int, ...], source: int) -> None:
         self.eos, self.random = eos, Random(source)
-        self.table = make_hash_table(
+        self.params = make_hash_params(
             vocab_size=LITE.vocab_size,
             rows=LITE.rows,
             orders=tuple(LITE.order(i) for i in range(LITE.tables)),
@@ -129,15 +129,14 @@ class Schedules(RuleBasedStateMachine):
         self.seed(batch, decodes)
         tokens, positions = self.fed_by(batch, counts)
         lengths = torch.tensor(counts)
-        ids = extend_ids(
+        prefill = Prefill(
             torch.cat((tokens, tokens.new_zeros(padding))),
             torch.cat((positions, positions.new_zeros(padding))),
             torch.tensor([request.slot for request in batch]),
             lengths.cumsum(0) - lengths,
             lengths,
-            self.ring,
-            self.table,
         )
+        ids = extend_ids(prefill, self.ring, self.params)
         self.check(batch, counts, ids[: len(tokens)])
         for request, count in zip(batch, counts, strict=True):
             self.advance(request, count)
@@ -182,13 +181,12 @@ class Schedules(RuleBasedStateMachine):
 
     def window(self, batch: list[Request], width: int, padding: int) -> None:
         tokens, positions = self.fed_by(batch, [width] * len(batch))
-        ids = window_ids(
+        window = Window(
             torch.cat((tokens, tokens.new_zeros(padding * width))),
             torch.cat((positions, positions.new_zeros(padding * width))),
             torch.tensor([request.slot for request in batch] + [0] * padding),
-            self.ring,
-            self.table,
         )
+        ids = window_ids(window, self.ring, self.params)
         self.check(batch, [width] * len(batch), ids[: len(tokens)])
 
     def fed_by(self, batch: list[Request], counts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -199,7 +197,7 @@ class Schedules(RuleBasedStateMachine):
     def check(self, batch: list[Request], counts: list[int], ids: torch.Tensor) -> None:
         for request, count, got in zip(batch, counts, ids.split(counts), strict=True):
             text = torch.tensor(request.text[: request.fed + count])
-            want = ngram_ids(text, LITE, self.eos)[request.fed :] + self.table.offsets
+            want = ngram_ids(text, LITE, self.eos)[request.fed :] + self.params.offsets
             assert torch.equal(got, want), f"slot {request.slot}, positions from {request.fed} on"
 
     def advance(self, request: Request, count: int) -> None:

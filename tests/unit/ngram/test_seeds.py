@@ -10,7 +10,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from longcat_kernels.ngram_ids import make_hash_table, window_ids
+from longcat_kernels.ngram import Window, make_hash_params, window_ids
 from sglang_longcat.config import NgramConfig
 from sglang_longcat.ngram.seeds import arrived_cells, collect_seeds
 from sglang_longcat.reference import ngram_ids
@@ -134,7 +134,7 @@ def test_first_decode_step_after_arrival(length, eos_back, returned):
     output = [131071 - i for i in range(1 + returned)]
     arrived = arrived_cells(batch(None, [request(2, prompt, output, fill=[])]), order=LITE.n)
     seeds = collect_seeds(batch(DECODE, []), LITE.n, arrived)
-    table = make_hash_table(
+    params = make_hash_params(
         vocab_size=LITE.vocab_size,
         rows=LITE.rows,
         orders=tuple(LITE.order(i) for i in range(LITE.tables)),
@@ -146,10 +146,11 @@ def test_first_decode_step_after_arrival(length, eos_back, returned):
         ring[slot, position % 16] = token
 
     text = torch.tensor([*prompt, *output, 55])
-    want = ngram_ids(text, LITE, (EOS,)) + table.offsets
+    want = ngram_ids(text, LITE, (EOS,)) + params.offsets
     for position in (len(text) - 2, len(text) - 1):
         fed = text[position : position + 1]
-        ids = window_ids(fed, torch.tensor([position]), torch.tensor([2]), ring, table)
+        window = Window(fed, torch.tensor([position]), torch.tensor([2]))
+        ids = window_ids(window, ring, params)
         assert torch.equal(ids[0], want[position])
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from longcat_kernels.ngram_rows import reference
+from longcat_kernels.ngram import reference
 from sglang_longcat.ngram import tables as module
 from sglang_longcat.ngram.sharing import Sharers
-from sglang_longcat.ngram.tables import NgramTables, QuantisationError, row_bytes
+from sglang_longcat.ngram.tables import NgramTables, QuantisationError
 from sglang_longcat.planning.placement import Where
+from sglang_longcat.planning.sizing import row_bytes
 
 ROWS, WIDTH = (5, 7, 9), 64
 
@@ -56,7 +57,7 @@ def test_ranks_hold_their_columns_and_nothing_else(
             rank.load(index, weights[index])
     assert torch.equal(torch.cat([every_row(rank) for rank in ranks], dim=1), torch.cat(weights))
     held = sum(rank.table.storage.nbytes for rank in ranks)
-    assert held == sum(ROWS) * row_bytes(WIDTH, torch.bfloat16, fp8=False)
+    assert held == sum(ROWS) * row_bytes(WIDTH, torch.bfloat16.itemsize, fp8=False)
 
 
 def test_a_rank_that_does_not_own_its_memory_leaves_it_alone(weights: list[torch.Tensor]) -> None:

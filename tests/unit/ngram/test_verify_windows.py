@@ -47,7 +47,7 @@ class Verifier:
         self.random = Random(f"{seed} {width}")
         self.cache = NgramCache(config, torch.device("cpu"))
         self.cache.allocate(SLOTS + 1)
-        self.offsets = self.cache.table.offsets
+        self.offsets = self.cache.hash.offsets
         self.slots = [self.admit(number) for number in range(1, SLOTS + 1)]
         self.accepted: Counter[int] = Counter()
 

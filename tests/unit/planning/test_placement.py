@@ -1,4 +1,4 @@
-"""Where the tables go, by how much room there is."""
+"""Where the tables are stored, by the room on GPU and host."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ H200 = Room(
     tables_on_node=int(58.5 * GIB),
     device=int(62.6 * GIB),
     host=120 * GIB,
-    kv_token=32_256,
-    tokens=327_680,
+    kv_bytes_per_token=32_256,
+    tokens_wanted=327_680,
 )
 
 
 def test_auto_keeps_the_tables_on_the_gpu_where_a_full_context_fits_beside_them() -> None:
-    assert choose("auto", replace(H200, tokens=100_000))[0] == "device"
+    assert choose("auto", replace(H200, tokens_wanted=100_000))[0] == "device"
 
 
 def test_auto_moves_them_where_it_does_not() -> None:
@@ -44,7 +44,7 @@ def test_auto_counts_every_rank_of_the_node() -> None:
 
 
 def test_a_wish_is_followed() -> None:
-    """What does not fit then fails where memory is taken, with that limit's own message."""
+    """Also if it does not fit: the allocation then fails, with a message about its own limit."""
     for wish in ("host", "device"):
         assert choose(wish, replace(H200, host=0, device=0)) == (
             wish,
@@ -58,6 +58,8 @@ def test_the_log_line_names_bytes_and_tokens() -> None:
     assert "58.50 GiB in HBM, 0.00 GiB pinned on the host per rank (0.00" in describe(
         "device", "", H200
     )
-    two = replace(H200, tables=H200.tables // 2)
-    assert "29.25 GiB pinned on the host per rank (58.50 on this node)" in describe("host", "", two)
+    two_ranks = replace(H200, tables=H200.tables // 2)
+    assert "29.25 GiB pinned on the host per rank (58.50 on this node)" in describe(
+        "host", "", two_ranks
+    )
     assert "room for 0 more tokens" in describe("device", "", H200)

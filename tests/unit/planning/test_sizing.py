@@ -12,6 +12,7 @@ from benchmarks import RESULTS
 from sglang_longcat import __main__ as command
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.planning import estimate, roofline, sizing
+from sglang_longcat.planning.plan import MachineMemory, MemoryFlags, plan_memory
 from sglang_longcat.testing.tiny import TinyOptions, write_tiny
 
 GIB = 1 << 30
@@ -48,9 +49,10 @@ def test_attention_dp_repeats_attention_embedding_and_tables():
     share = sizing.parts(LITE, ranks=2, attention_dp=2)
     assert (share.tables + share.without_tables) / GIB == pytest.approx(94.75, abs=0.25)
     wide = sizing.parts(LITE, ranks=4, attention_dp=2)
-    two = sizing.parts(LITE, ranks=2)
-    assert (wide.tables, wide.embedding, wide.copies) == (two.tables, two.embedding, two.copies)
-    assert wide.experts * 2 == two.experts
+    two_ranks = sizing.parts(LITE, ranks=2)
+    for part in ("tables", "embedding", "copies"):
+        assert getattr(wide, part) == getattr(two_ranks, part)
+    assert wide.experts * 2 == two_ranks.experts
 
 
 def test_a_replica_reads_its_own_requests():
@@ -73,22 +75,22 @@ def test_tables_of_a_rank():
     ("batch", "measured"), [(1, 2.4), (4, 8.2), (8, 15.2), (16, 26.8), (32, 42.9), (64, 58.5)]
 )
 def test_traffic_of_experts(batch, measured):
-    """GB a step as planned from in-tree SGLang, which computes identity slots on expert 0 too; that
-    one left out, ours. All of them: 67.6."""
-    one = sizing.parts(LITE).experts / 256
+    """GB a step. The measured figures are in-tree SGLang's, which also computes identity slots, on
+    expert 0; we do not. All experts together: 67.6."""
+    one_expert = sizing.parts(LITE).experts / 256
     ours = sizing.step_bytes(LITE, batch=batch, context=0) - sizing.parts(LITE).rest
-    in_tree = ours + one * (1 - 1 / 32) ** batch
+    in_tree = ours + one_expert * (1 - 1 / 32) ** batch
     assert in_tree / 1e9 == pytest.approx(measured, rel=0.02)
 
 
 def test_traffic_of_a_step():
-    """5.9 GB whatever the batch, 132 MB of KV cache for a request of 4,096 tokens; together 8.3 GB
-    at batch 1 in in-tree SGLang (one expert more, see above), 8.1 here."""
+    """5.9 GB at any batch size, and 132 MB of KV cache for a request of 4,096 tokens. At batch 1
+    in-tree SGLang reads 8.3 GB (one expert more, see above), we 8.1."""
     assert sizing.parts(LITE).rest / 1e9 == pytest.approx(5.9, rel=0.01)
     assert sizing.parts(LITE).experts / 1e9 == pytest.approx(67.6, rel=0.01)
-    one = sizing.parts(LITE).experts / 256 / 1e9
+    one_expert = sizing.parts(LITE).experts / 256 / 1e9
     ours = sizing.step_bytes(LITE, batch=1, context=0) / 1e9
-    assert ours + one * 31 / 32 == pytest.approx(8.3, rel=0.01)
+    assert ours + one_expert * 31 / 32 == pytest.approx(8.3, rel=0.01)
     with_cache = sizing.step_bytes(LITE, batch=1, context=4096) / 1e9
     assert with_cache - ours == pytest.approx(0.132, rel=0.01)
 
@@ -104,8 +106,10 @@ def test_traffic_of_a_step():
 )
 def test_kv_tokens(gpu, tp, fraction, table_gib, measured):
     """What SGLang's log said, within 5 %."""
-    weights = sizing.parts(LITE, ranks=tp).without_tables + int(table_gib * GIB)
-    tokens = roofline.kv_tokens(roofline.GPUS[gpu], LITE, weights=weights, mem_fraction=fraction)
+    memory = MachineMemory.of_gpu(roofline.GPUS[gpu].memory)
+    flags = MemoryFlags(tp=tp, mem_fraction=fraction, tables="device")
+    room = plan_memory(LITE, memory, flags).room
+    tokens = room.kv_tokens_beside(int(table_gib * GIB))
     assert tokens == pytest.approx(measured, rel=0.05)
 
 
@@ -116,7 +120,7 @@ def real_run(ranks):
 
 
 def test_bound_is_below_every_measured_step():
-    """A bound that a real run undercuts is none; one H200 and two."""
+    """Red if a real run is faster than the lower bound; one H200 and two."""
     for ranks in (1, 2):
         for row in real_run(ranks):
             bound = roofline.step_seconds(
@@ -126,11 +130,12 @@ def test_bound_is_below_every_measured_step():
 
 
 def test_busiest_rank():
-    """One rank reads what the whole reads; of eight the busiest more than an eighth, and all of its
-    32 experts once the batch is large."""
-    one = roofline.busiest_rank_experts(LITE, batch=8, ranks=1)
-    assert one == pytest.approx(sizing.experts_read(LITE, 8), rel=0.01)
-    assert one / 8 < roofline.busiest_rank_experts(LITE, batch=8, ranks=8) < one / 2
+    """A single rank reads all experts that the batch reaches. Of eight ranks the busiest reads more
+    than an eighth, and all of its 32 experts if the batch is large."""
+    all_experts = roofline.busiest_rank_experts(LITE, batch=8, ranks=1)
+    assert all_experts == pytest.approx(sizing.experts_read(LITE, 8), rel=0.01)
+    busiest = roofline.busiest_rank_experts(LITE, batch=8, ranks=8)
+    assert all_experts / 8 < busiest < all_experts / 2
     assert roofline.busiest_rank_experts(LITE, batch=400, ranks=8, draws=8) == 32
 
 
@@ -138,14 +143,16 @@ def test_projection_meets_the_measured_step_of_two_gpus():
     """From one H200 to two within 8 %, with any all-reduce time that is possible at 48 to 384 KB on
     NVLink; on one GPU it is the measurement. Not at batch 1, where the host bounds two GPUs."""
     gpu = roofline.GPUS["H200"]
-    one, two = ({row["batch"]: row["tpot_ms"] for row in real_run(ranks)} for ranks in (1, 2))
+    one_gpu, two_gpus = (
+        {row["batch"]: row["tpot_ms"] for row in real_run(ranks)} for ranks in (1, 2)
+    )
     for batch in (8, 30, 64):
-        size = {"batch": batch, "context": 4096, "one_gpu": one[batch] / 1e3}
+        size = {"batch": batch, "context": 4096, "one_gpu": one_gpu[batch] / 1e3}
         same = roofline.projected_seconds(gpu, LITE, **size, ranks=1, all_reduce=0.0)
-        assert 1e3 * same == pytest.approx(one[batch])
+        assert 1e3 * same == pytest.approx(one_gpu[batch])
         for us in (3, 10):
             step = roofline.projected_seconds(gpu, LITE, **size, ranks=2, all_reduce=us / 1e6)
-            assert 1e3 * step == pytest.approx(two[batch], rel=0.08)
+            assert 1e3 * step == pytest.approx(two_gpus[batch], rel=0.08)
 
 
 def test_arithmetic_bounds_the_gpu_without_much():
@@ -174,8 +181,8 @@ def test_host_tables_make_one_80_gb_gpu_possible(capsys):
 
 
 def test_expects_what_the_plugin_keeps_free(capsys):
-    """194,870 tokens on one H200 with graphs of 30 rows, 2,138,454 of 64 with host tables: here of
-    256, 0.7 GiB more. A given fraction is taken as it is."""
+    """One H200 had 194,870 tokens with graphs of 30 rows, and 2,138,454 with host tables and graphs
+    of 64. Here graphs have 256 rows and take 0.7 GiB more. A given fraction is not changed."""
     device, host = rows(capsys, "--gpu", "H200")
     assert 160_000 < device["kv_tokens"] < 194_870
     assert 2_100_000 < host["kv_tokens"] < 2_138_454
@@ -184,15 +191,15 @@ def test_expects_what_the_plugin_keeps_free(capsys):
 
 
 def test_attention_dp_multiplies_the_kv_cache(capsys):
-    """Two H200 had 1,258,233 tokens a replica with 2 GiB less kept free; host tables lie there
-    once."""
+    """Two H200 had 1,258,233 tokens a replica with a reserve of 2 GiB less. The host holds one copy
+    of the tables."""
     sizes = ("--tp", "2", "8", "--attn-dp-size", "2", "8")
-    found = {
+    kv_tokens = {
         (row["choice"]["tp"], row["choice"]["attention_dp"]): row["kv_tokens"]
         for row in rows(capsys, "--gpu", "H200", "--tables", "device", *sizes)
     }
-    assert set(found) == {(2, 2), (8, 2), (8, 8)}
-    assert 1_100_000 < found[2, 2] / 2 < 1_258_233
+    assert set(kv_tokens) == {(2, 2), (8, 2), (8, 8)}
+    assert 1_100_000 < kv_tokens[2, 2] / 2 < 1_258_233
     [host] = rows(capsys, "--gpu", "H200", "--tables", "host", "--tp", "8", "--attn-dp-size", "8")
     assert host["host_gib"] == pytest.approx(58.5, abs=0.01)
 

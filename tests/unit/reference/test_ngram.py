@@ -20,7 +20,7 @@ EOS = 2
 
 
 def slow_id(tokens: list[int], t: int, order: int, vocab: int, modulus: int, eos: set[int]) -> int:
-    """Walk back from t; no powers reduced early, no vectors, no fixed-width integers."""
+    """Walk back from t, with no power reduced early, no vectors and no fixed-width integers."""
     total = tokens[t]
     for p in range(1, order):
         if t - p < 0 or tokens[t - p] in eos:
@@ -46,8 +46,8 @@ def test_a_hand_worked_example() -> None:
         [7, 7, 7, 7],
         [79 % 41, 79 % 43, 79 % 45, 79 % 47],  # 9 + 7 * 10
         [92 % 41, 92 % 43, 792 % 45, 792 % 47],  # the EOS itself sees 9 and 7
-        [5, 5, 5, 5],  # nothing is seen over it
-        [53 % 41, 53 % 43, 53 % 45, 53 % 47],  # nor one step later
+        [5, 5, 5, 5],  # the token after the EOS sees nothing before it
+        [53 % 41, 53 % 43, 53 % 45, 53 % 47],  # and neither does the next token
     ]
 
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from sglang_longcat import env
 from sglang_longcat.checkpoint.check import CheckpointError, check_draft
 from sglang_longcat.checkpoint.layout import draft_tensors
-from sglang_longcat.checkpoint.reader import DraftReader
 from sglang_longcat.config import LongcatConfig
+from sglang_longcat.speculation.draft_reader import DraftReader
 from sglang_longcat.testing.tiny import TinyOptions, tiny_config, write_tiny
 
 OPTIONS = TinyOptions(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from sglang_longcat.speculation.window_sampling import (
+    Penalties,
     RecentTokens,
-    Wishes,
     add_recent,
     count_output,
+    is_unlikely,
     penalize,
-    unlikely,
 )
 
 VOCAB, N = 12, 3
@@ -38,14 +38,14 @@ def test_a_window_is_penalised_as_single_steps_are() -> None:
     torch.manual_seed(0)
     logits, window = torch.randn(2, N, VOCAB), torch.tensor([[4, 4, 7], [1, 2, 1]])
     said = [[7, 7], [1, 3]]
-    wishes = [(1.5, 0.25, 1.0, 0), (0.0, 0.0, 1.5, 5)]
+    requested = [(1.5, 0.25, 1.0, 0), (0.0, 0.0, 1.5, 5)]
     stops = torch.zeros(2, VOCAB, dtype=torch.bool)
     stops[:, 9] = True
     counts = torch.stack([torch.tensor(one).bincount(minlength=VOCAB).float() for one in said])
     got = logits.clone()
     told = torch.tensor([2, 2])
-    penalize(got, counts, window, told, stops, Wishes(*torch.tensor(wishes).split(1, dim=1)))
-    for i, (frequency, presence, repetition, at_least) in enumerate(wishes):
+    penalize(got, counts, window, told, stops, Penalties(*torch.tensor(requested).split(1, dim=1)))
+    for i, (frequency, presence, repetition, at_least) in enumerate(requested):
         for j in range(N):
             before = said[i] + window[i, : j + 1].tolist()
             want = logits[i, j].clone()
@@ -60,5 +60,5 @@ def test_a_window_is_penalised_as_single_steps_are() -> None:
 
 def test_min_p() -> None:
     probs = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.5, 0.3, 0.2, 0.0]])
-    found = unlikely(probs, torch.tensor([0.5, 0.0]))
+    found = is_unlikely(probs, torch.tensor([0.5, 0.0]))
     assert found.tolist() == [[False, False, True, True], [False, False, False, True]]

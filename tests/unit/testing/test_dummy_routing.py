@@ -1,4 +1,4 @@
-"""What LONGCAT_DUMMY_ROUTING makes of dummy weights."""
+"""How LONGCAT_DUMMY_ROUTING changes dummy weights."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sglang_longcat.testing.dummy_routing import spread_routing
 
 def model() -> nn.Module:
     """A router, and an FP8 layer as SGLang's dummy loader leaves it."""
-    found = nn.Module()
-    found.router, found.proj = nn.Module(), nn.Module()
-    found.router.classifier = nn.Linear(64, 8, bias=False)
+    root = nn.Module()
+    root.router, root.proj = nn.Module(), nn.Module()
+    root.router.classifier = nn.Linear(64, 8, bias=False)
     weight = torch.zeros(256, 512).to(torch.float8_e4m3fn)
-    found.proj.weight = nn.Parameter(weight, requires_grad=False)
-    found.proj.weight_scale_inv = nn.Parameter(torch.ones(2, 4), requires_grad=False)
-    return found
+    root.proj.weight = nn.Parameter(weight, requires_grad=False)
+    root.proj.weight_scale_inv = nn.Parameter(torch.ones(2, 4), requires_grad=False)
+    return root
 
 
 def test_fp8_weights_are_random_and_finite(capsys: pytest.CaptureFixture[str]) -> None:

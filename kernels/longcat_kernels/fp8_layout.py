@@ -4,13 +4,13 @@
     scale[t, g] = amax[t, g] / 448
     q[t, c]     = fp8(x[t, c] * 448 / amax[t, g])
 
-x is what the producer writes without fusion, rounded to the activations' dtype: quantising in the
-same kernel changes no value. Scales lie as DeepGEMM's TMA loads read them on Hopper: fp32, a row a
-group, rows padded to a multiple of four tokens.
+x is the activation rounded to its dtype, as the producer writes it without fusion: quantising in
+the same kernel changes no value. Scales have the layout that DeepGEMM's TMA loads read on Hopper:
+fp32, one row per group, rows padded to a multiple of four tokens.
 
-Owns the formula, the layout, and the references of three producers: residual add + RMSNorm, SwiGLU
-(libraries have kernels for both: `sglang_longcat/layers/fp8_inputs.py`), and MLA's query latent
-(`mla_prologue`).
+Owns the layout, and the formula in plain torch. Three kernels write pairs: `mla_prologue` the
+query's latent, and library kernels the residual add + RMSNorm and SwiGLU
+(`sglang_longcat/layers/fp8_inputs.py`).
 """
 
 from __future__ import annotations
@@ -43,3 +43,20 @@ def scale_rows(tokens: int, width: int, device: torch.device | str) -> torch.Ten
 def scales_of(rows: torch.Tensor, tokens: int) -> torch.Tensor:
     """[T, C / 128] of strides (1, padded tokens)."""
     return rows.t()[:tokens]
+
+
+def quantise(x: torch.Tensor) -> Pair:
+    """The formula in plain torch. x: [T, C], C a multiple of 128."""
+    tokens, width = x.shape
+    rows = scale_rows(tokens, width, x.device)
+    groups = x.float().unflatten(1, (-1, GROUP))
+    amax = groups.abs().amax(dim=2).clamp(min=FLOOR)
+    scales_of(rows, tokens).copy_(amax / LARGEST)
+    q = (groups * (LARGEST / amax)[:, :, None]).flatten(1)
+    return q.to(torch.float8_e4m3fn), scales_of(rows, tokens)
+
+
+def widen(pair: Pair) -> torch.Tensor:
+    """The values that a pair stands for, [T, C] fp32."""
+    q, scales = pair
+    return q.float() * scales.repeat_interleave(GROUP, dim=1)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from longcat_kernels.expert_finalize import finalize, finalize_norm
-from longcat_kernels.expert_finalize import workloads as lite
+from longcat_kernels import lite
+from longcat_kernels.expert_sum import finalize, finalize_norm, workloads
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 FP32_ROUNDING = 2.0**-24
@@ -22,7 +22,7 @@ CUTS_OFF = {torch.bfloat16} if "TRITON_INTERPRET" in os.environ else set()
 
 
 def check(
-    got: torch.Tensor, given: lite.Inputs, identity: bool = True, addend: bool = True
+    got: torch.Tensor, given: workloads.Inputs, identity: bool = True, addend: bool = True
 ) -> None:
     terms = [given.routed.double().masked_fill((given.ids < 0)[:, :, None], 0.0)]
     if identity:
@@ -39,7 +39,7 @@ def check(
     assert excess.max() <= 0, f"{int((excess > 0).sum())} elements off, by up to {excess.max()}"
 
 
-def parts(given: lite.Inputs, identity: bool, addend: bool) -> tuple[Any, ...]:
+def parts(given: workloads.Inputs, identity: bool, addend: bool) -> tuple[Any, ...]:
     own = (given.x, given.weight) if identity else (None, None)
     return (*own, given.addend if addend else None)
 
@@ -48,7 +48,7 @@ def parts(given: lite.Inputs, identity: bool, addend: bool) -> tuple[Any, ...]:
 @pytest.mark.parametrize("width", [1, 7, 1024, 1025, 3072])
 def test_widths_and_dtypes(device: str, width: int, dtype: torch.dtype) -> None:
     """Rows without an expert are NaN in the inputs: red if one is read."""
-    given = lite.make_inputs(5, seed=width, device=device, dtype=dtype, width=width)
+    given = workloads.make_inputs(5, seed=width, device=device, dtype=dtype, width=width)
     got = finalize(given.routed, given.ids, *parts(given, True, True))
     assert got.dtype == dtype
     check(got, given)
@@ -58,13 +58,13 @@ def test_widths_and_dtypes(device: str, width: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("addend", [False, True])
 @pytest.mark.parametrize("top_k", [1, 3, 12])
 def test_parts_that_are_left_out(device: str, top_k: int, identity: bool, addend: bool) -> None:
-    given = lite.make_inputs(6, seed=top_k, device=device, width=100, top_k=top_k)
+    given = workloads.make_inputs(6, seed=top_k, device=device, width=100, top_k=top_k)
     got = finalize(given.routed, given.ids, *parts(given, identity, addend))
     check(got, given, identity, addend)
 
 
 def test_a_token_of_identity_experts_only(device: str) -> None:
-    given = lite.make_inputs(3, seed=1, device=device)
+    given = workloads.make_inputs(3, seed=1, device=device)
     given.ids[1], given.routed[1] = -1, torch.nan
     check(finalize(given.routed, given.ids, *parts(given, True, False)), given, addend=False)
     assert not finalize(given.routed, given.ids)[1].any()
@@ -79,27 +79,27 @@ def test_rounds_once(device: str) -> None:
 
 
 def test_rows_inside_wider_tensors(device: str) -> None:
-    given = lite.make_inputs(4, seed=2, device=device, width=64)
+    given = workloads.make_inputs(4, seed=2, device=device, width=64)
     wide = torch.cat((given.x, given.x), dim=1)[:, :64]
     got = finalize(given.routed, given.ids, wide, given.weight, given.addend)
     check(got, given)
 
 
 def test_half_an_identity_part_is_refused(device: str) -> None:
-    given = lite.make_inputs(2, seed=3, device=device, width=8)
+    given = workloads.make_inputs(2, seed=3, device=device, width=8)
     with pytest.raises(ValueError, match="expected both or neither"):
         finalize(given.routed, given.ids, given.x)
 
 
 def test_no_tokens(device: str) -> None:
-    given = lite.make_inputs(0, seed=4, device=device)
+    given = workloads.make_inputs(0, seed=4, device=device)
     assert finalize(given.routed, given.ids, given.x, given.weight).shape == (0, lite.HIDDEN)
 
 
 EPS = 1e-5
 
 
-def normed(given: lite.Inputs, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def normed(given: workloads.Inputs, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A residual, a norm's weights, and the exact new residual (float64)."""
     random = torch.Generator().manual_seed(seed)
     residual = torch.randn(given.x.shape, generator=random).to(given.x)
@@ -114,7 +114,7 @@ def normed(given: lite.Inputs, seed: int) -> tuple[torch.Tensor, torch.Tensor, t
 @pytest.mark.parametrize("width", [7, 1024, 3072])
 def test_with_a_norm(device: str, width: int, tokens: int, dtype: torch.dtype) -> None:
     """Red if the residual is not read, not written, or rounded before the norm reads it."""
-    given = lite.make_inputs(tokens, seed=width, device=device, dtype=dtype, width=width)
+    given = workloads.make_inputs(tokens, seed=width, device=device, dtype=dtype, width=width)
     residual, weight, exact = normed(given, seed=1)
     options = {"residual": residual, "norm_weight": weight, "eps": EPS}
     got = finalize_norm(given.routed, given.ids, *parts(given, True, True), **options)
@@ -126,7 +126,7 @@ def test_with_a_norm(device: str, width: int, tokens: int, dtype: torch.dtype) -
 
 
 def test_a_norm_needs_its_residual(device: str) -> None:
-    given = lite.make_inputs(2, seed=3, device=device, width=8)
+    given = workloads.make_inputs(2, seed=3, device=device, width=8)
     with pytest.raises(ValueError, match="one per token"):
         finalize_norm(
             given.routed, given.ids, residual=given.x[:1], norm_weight=given.x[0], eps=EPS
@@ -135,13 +135,13 @@ def test_a_norm_needs_its_residual(device: str) -> None:
 
 @pytest.mark.gpu
 def test_a_captured_call_follows_its_inputs() -> None:
-    buffers = lite.make_inputs(32, seed=0, device="cuda")
+    buffers = workloads.make_inputs(32, seed=0, device="cuda")
     finalize(buffers.routed, buffers.ids, *parts(buffers, True, True))  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = finalize(buffers.routed, buffers.ids, *parts(buffers, True, True))
     for seed in range(1, 5):
-        given = lite.make_inputs(32, seed=seed, device="cuda")
+        given = workloads.make_inputs(32, seed=seed, device="cuda")
         for buffer, value in zip(buffers, given):
             buffer.copy_(value)
         graph.replay()

@@ -1,4 +1,10 @@
-"""LongCat-Flash-Lite's sizes for quantised activations, and seeded inputs. For tests."""
+"""The kernels that write inputs of block-FP8 GEMMs: plain torch, and seeded inputs.
+
+Two producers are library kernels, the residual add + RMSNorm and SwiGLU
+(`sglang_longcat/layers/fp8_inputs.py`); tests and benchmarks compare them with the functions here.
+The third is ours, `longcat_kernels.mla_prologue`, which has its own reference. The quantisation
+itself is `longcat_kernels.fp8_layout`'s.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +12,29 @@ from typing import NamedTuple
 
 import torch
 
-from longcat_kernels.fp8_inputs import GROUP
-
-HIDDEN, FFN = 3072, 6144
-EPS = 1e-5
+from longcat_kernels.fp8_layout import GROUP
+from longcat_kernels.lite import FFN, HIDDEN
 
 BATCHES = (1, 2, 4, 8, 16, 30, 64, 128, 256, 512, 1024, 2048, 8192)
 
 
+def add_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The normed sum and the sum, both rounded once from fp32."""
+    total = x.float() + residual.float()
+    inverse = torch.rsqrt(total.square().mean(-1, keepdim=True) + eps)
+    return (total * inverse * weight.float()).to(x.dtype), total.to(x.dtype)
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up, rounded once from fp32. gate_up: [T, 2 C]."""
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    return (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
+
+
 class Inputs(NamedTuple):
-    """Of residual add + RMSNorm, and of SwiGLU."""
+    """Arguments of residual add + RMSNorm, and of SwiGLU."""
 
     x: torch.Tensor  # [T, hidden]
     residual: torch.Tensor
@@ -31,7 +50,7 @@ def make_inputs(
     hidden: int = HIDDEN,
     ffn: int = FFN,
 ) -> Inputs:
-    """bf16; groups differ in size by up to a factor of 100, so that a scale of another shows."""
+    """bf16. Groups differ in size by up to a factor of 100, so that a wrong group's scale shows."""
     random = torch.Generator(device).manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:

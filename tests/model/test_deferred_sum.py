@@ -1,7 +1,8 @@
-"""A layer's last sum left to the next norm, through SGLang's layer boundaries, against the oracle.
+"""A layer's last sum, deferred to the next norm through SGLang's boundaries, against the oracle.
 
-GPUs leave it in decode steps. Here the engines load a plugin that leaves it in every step and hands
-the mixture on in the form that GPUs have; the sum is the kernel's reference. It also counts.
+On GPUs decode and verify steps defer it. Here the engines load a plugin that defers it in every
+step, and hands the mixture on in the form that it has on GPUs. The sum is the kernel's reference.
+The plugin also counts.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ def register():
     from sglang_longcat.layers import decoder_layer
     from sglang_longcat.models import longcat_flash
 
-    leave, add, final = decoder_layer.leave, owed.finalize_norm, longcat_flash.final_norm
+    defer, add, final = decoder_layer.defer, deferred_sum.finalize_norm, longcat_flash.final_norm
 
-    def leave_all(mixture, dense):
+    def defer_all(mixture, dense):
         slots = torch.zeros(dense.shape[0], 1, dtype=torch.int32)
-        return leave(
+        return defer(
             dataclasses.replace(mixture, experts=mixture.experts[:, None], expert_ids=slots), dense
         )
 
@@ -48,12 +49,12 @@ def register():
 
     def told(hidden, forward_batch, norm):
         result = final(hidden, forward_batch, norm)
-        print(f"left: {counts['sums']}", flush=True)
+        print(f"deferred: {counts['sums']}", flush=True)
         counts.clear()
         return result
 
-    decoder_layer.leaves_sum = lambda mixture, forward_batch: True
-    decoder_layer.leave, owed.finalize_norm = leave_all, counted
+    decoder_layer.use_deferred_sum = lambda mixture, forward_batch: True
+    decoder_layer.defer, deferred_sum.finalize_norm = defer_all, counted
     longcat_flash.final_norm = told
 """
 LAYERS = TinyOptions().layers
@@ -61,23 +62,23 @@ LAYERS = TinyOptions().layers
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return injected.plugin(tmp_path_factory.mktemp("plugin"), "left_sums", PLUGIN)
+    return injected.plugin(tmp_path_factory.mktemp("plugin"), "deferred_sums", PLUGIN)
 
 
 @pytest.mark.parametrize("flags", [{}, nextn(3)], ids=["plain", "drafts"])
-def test_every_layer_leaves_its_sum(
+def test_every_layer_defers_its_sum(
     tiny: Path,
     together: dict[str, Answer],
     oracle: Oracle,
     plugin: dict[str, str],
     flags: dict[str, Any],
 ) -> None:
-    """Red if a boundary hands on another tensor, reads it past our norm, or adds the residual
-    twice; or if the last layer's sum is not the final norm's."""
+    """Red if a boundary hands on another tensor, reads it without our norm, or adds the residual
+    twice; or if the final norm does not make the last layer's sum."""
     some = ("1 tokens", "17 tokens", "200 tokens", "EOS inside")
     prompts = [together[name].prompt for name in some]
     with engine(tiny, env=plugin, timeout=400, **flags) as llm:
         answers = ask(llm, prompts, logprobs_from=0)
-        found = {int(count) for count in re.findall(r"left: (\d+)", llm.log)}
+        counts = {int(count) for count in re.findall(r"deferred: (\d+)", llm.log)}
     assert_same(answers, oracle)
-    assert found == {LAYERS}
+    assert counts == {LAYERS}

@@ -1,4 +1,4 @@
-"""The final sum of a mixture of experts in plain torch: the kernel's oracle, and the CPU path."""
+"""The end of a mixture of experts in plain torch: the kernels' oracle, and the CPU path."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ def finalize_norm(
     residual.copy_(total)
     scale = torch.rsqrt(total.square().mean(dim=1, keepdim=True) + eps)
     return (total * scale * norm_weight.float()).to(routed.dtype)
+
+
+def add_identity_(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return out.copy_(out.float() + weight[:, None] * x.float())
 
 
 def _total(

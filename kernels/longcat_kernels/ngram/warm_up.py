@@ -1,6 +1,6 @@
 """The n-gram kernel as it is served, gathering rows: windows of each width, and a ragged prefill.
 
-The kernel that stores ids (`ngram_ids`) is for tests and benchmarks.
+The variants that store ids are for tests and benchmarks, and are not warmed up.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from longcat_kernels.ngram_ids import make_hash_table
-from longcat_kernels.ngram_rows import extend_rows, window_rows
+from longcat_kernels.ngram import Prefill, Window, extend_rows, make_hash_params, window_rows
 from longcat_kernels.row_table import SCALE_BYTES, RowTable
 
 if TYPE_CHECKING:
@@ -18,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def warm_up(device: torch.device | str, sizes: Sizes) -> None:
-    """SGLang's types: everything int64; a prefill's starts and lengths int32 if eager, int64 in a
-    CUDA graph's static buffers."""
-    table = make_hash_table(
+    """SGLang's types: everything is int64, but a prefill's starts and lengths are int32 in an eager
+    step. In a CUDA graph's static buffers they are int64."""
+    params = make_hash_params(
         vocab_size=3,
         rows=(3,) * len(sizes.orders),
         orders=sizes.orders,
@@ -29,13 +28,15 @@ def warm_up(device: torch.device | str, sizes: Sizes) -> None:
     )
     rows = _rows(device, sizes)
     ring = torch.zeros(1, sizes.ring, dtype=torch.int32, device=device)
-    slot = torch.zeros(1, dtype=torch.int64, device=device)
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
     for width in sizes.windows:
         tokens = torch.zeros(width, dtype=torch.int64, device=device)
-        window_rows(tokens, torch.arange(width, device=device), slot, ring, table, rows)
+        window = Window(tokens, positions=torch.arange(width, device=device), slots=zero)
+        window_rows(window, ring, params, rows)
     for dtype in (torch.int32, torch.int64):
         start = torch.zeros(1, dtype=dtype, device=device)
-        extend_rows(slot, slot, slot, start, start + 1, ring, table, rows)
+        prefill = Prefill(zero, positions=zero, slots=zero, starts=start, lengths=start + 1)
+        extend_rows(prefill, ring, params, rows)
 
 
 def _rows(device: torch.device | str, sizes: Sizes) -> RowTable:

@@ -1,8 +1,9 @@
-"""Sums over ranks left to the norms that read them, on gloo ranks against the oracle.
+"""Sums over ranks that the norms make which read them, on gloo ranks against the oracle.
 
-flashinfer's kernel needs GPUs. Here the engines load a plugin that says it applies and computes the
-same on torch, so that everything around it is what runs on GPUs: who leaves which sum, over which
-ranks, upon which residual. It also counts, and prints the numbers of each forward.
+flashinfer's kernel needs GPUs. Here the engines load a plugin that says that the kernel applies,
+and computes the same in torch. So everything around the kernel is what runs on GPUs: which stage
+hands which sum on, over which ranks, with which residual. The plugin also counts, and prints the
+numbers of each forward.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def register():
     from sglang_longcat.models import longcat_flash
 
     if rows := os.environ["MOST_ROWS"]:
-        allreduce_norm.most_rows = lambda: int(rows)
+        allreduce_norm.max_rows = lambda: int(rows)
         wrapper.flashinfer_allreduce_residual_rmsnorm = fused
         for module in (exit, allreduce, add_norm, allreduce_norm):
             module.flashinfer_ar_fusion_applies = applies
@@ -155,5 +156,5 @@ def test_more_ranks_stop_earlier(monkeypatch: pytest.MonkeyPatch, ranks: int, ro
     """Red if four GPUs take the kernel for 256 rows, where it loses 4 us of 15."""
     monkeypatch.setattr(allreduce_norm, "get_parallel", lambda: SimpleNamespace(tp_size=ranks))
     monkeypatch.setattr(allreduce_norm, "flashinfer_ar_fusion_applies", lambda rows: True)
-    assert allreduce_norm.fuses(torch.empty(rows, 8))
-    assert not allreduce_norm.fuses(torch.empty(rows + 1, 8))
+    assert allreduce_norm.use_allreduce_norm(torch.empty(rows, 8))
+    assert not allreduce_norm.use_allreduce_norm(torch.empty(rows + 1, 8))

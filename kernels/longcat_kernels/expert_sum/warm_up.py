@@ -1,5 +1,5 @@
-"""The variants of the final sum that a model uses: with and without identity part and addend, and
-with both before a norm."""
+"""The variants of the experts' sum that a model uses: the final sum with and without identity part
+and addend, with both of them before a norm, and the identity part on its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from longcat_kernels.expert_finalize import finalize, finalize_norm
+from longcat_kernels.expert_sum import add_identity_, finalize, finalize_norm
+from longcat_kernels.lite import EPS
 
 if TYPE_CHECKING:
     from longcat_kernels.warm_up import Sizes
@@ -27,4 +28,5 @@ def warm_up(device: torch.device | str, sizes: Sizes) -> None:
             addend=row if addend else None,
         )
     residual, norm = row.clone(), row[0].clone()
-    finalize_norm(routed, ids, row, weight, row, residual=residual, norm_weight=norm, eps=1e-5)
+    finalize_norm(routed, ids, row, weight, row, residual=residual, norm_weight=norm, eps=EPS)
+    add_identity_(row.clone(), row, weight)

@@ -12,8 +12,8 @@ import os
 import pytest
 import torch
 
-from longcat_kernels.identity_experts import add_identity_
-from longcat_kernels.identity_experts import workloads as lite
+from longcat_kernels import lite
+from longcat_kernels.expert_sum import add_identity_, workloads
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 FP32_ROUNDING = 2.0**-24
@@ -36,7 +36,9 @@ def check(got: torch.Tensor, out: torch.Tensor, x: torch.Tensor, weight: torch.T
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", [1, 7, 1000, 1024, 1025, 3072])
 def test_widths_and_dtypes(device: str, width: int, dtype: torch.dtype) -> None:
-    out, x, weight = lite.make_inputs(5, seed=width, device=device, dtype=dtype, width=width)
+    out, x, weight = workloads.make_identity_inputs(
+        5, seed=width, device=device, dtype=dtype, width=width
+    )
     before = out.clone()
     assert add_identity_(out, x, weight) is out
     check(out, before, x, weight)
@@ -44,7 +46,9 @@ def test_widths_and_dtypes(device: str, width: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_inside_wider_tensors(device: str, dtype: torch.dtype) -> None:
-    wide_out, wide_x, weight = lite.make_inputs(4, seed=1, device=device, dtype=dtype, width=1300)
+    wide_out, wide_x, weight = workloads.make_identity_inputs(
+        4, seed=1, device=device, dtype=dtype, width=1300
+    )
     before = wide_out.clone()
     out, x = wide_out[:, 100:1201], wide_x[:, 7:1108]
     add_identity_(out, x, weight)
@@ -61,7 +65,7 @@ def test_the_product_is_not_rounded_on_its_own(device: str) -> None:
 
 
 def test_a_token_without_identity_experts_keeps_its_bits(device: str) -> None:
-    out, x, weight = lite.make_inputs(3, seed=2, device=device)
+    out, x, weight = workloads.make_identity_inputs(3, seed=2, device=device)
     weight[1] = 0.0
     before = out.clone()
     add_identity_(out, x, weight)
@@ -70,19 +74,19 @@ def test_a_token_without_identity_experts_keeps_its_bits(device: str) -> None:
 
 
 def test_no_tokens(device: str) -> None:
-    out, x, weight = lite.make_inputs(0, seed=3, device=device)
+    out, x, weight = workloads.make_identity_inputs(0, seed=3, device=device)
     assert add_identity_(out, x, weight).shape == (0, lite.HIDDEN)
 
 
 @pytest.mark.gpu
 def test_a_captured_call_follows_its_inputs() -> None:
-    out, x, weight = lite.make_inputs(32, seed=0, device="cuda")
+    out, x, weight = workloads.make_identity_inputs(32, seed=0, device="cuda")
     add_identity_(out, x, weight)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         add_identity_(out, x, weight)
     for seed in range(1, 5):
-        before, *others = lite.make_inputs(32, seed=seed, device="cuda")
+        before, *others = workloads.make_identity_inputs(32, seed=seed, device="cuda")
         for buffer, value in zip((out, x, weight), (before, *others)):
             buffer.copy_(value)
         graph.replay()

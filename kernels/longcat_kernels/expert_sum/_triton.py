@@ -1,5 +1,8 @@
-"""The final sum of a mixture of experts in Triton: one program per token and block of columns, or
-per token where a norm follows."""
+"""The end of a mixture of experts in Triton.
+
+`_finalize_kernel`, `_add_identity_kernel`   a program per token and block of 1,024 columns
+`_finalize_norm_kernel`                      a program per token: the norm needs the whole row
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import triton.language as tl
 
 from longcat_kernels.dispatch import pdl_options
 
-BLOCK = 1024  # columns: 8 a thread, 16-byte loads
+BLOCK = 1024  # columns: 8 for each of 128 threads, which are loads of 16 bytes
 
 
 @triton.jit
@@ -29,12 +32,14 @@ def _total(
     IDENTITY: tl.constexpr,
     ADDEND: tl.constexpr,
 ):
-    """Columns of token t's sum, fp32. In one order, whatever the block of columns."""
+    """Columns of token t's sum, fp32. The order of the terms is the same for every block size."""
     total = tl.zeros(column.shape, dtype=tl.float32)
     for k in tl.static_range(K):
-        there = tl.load(ids_ptr + t * K + k) >= 0
+        # A slot with a negative id has no expert here. Nobody wrote its row, which may hold NaN,
+        # so the mask keeps the row from being read at all.
+        has_expert = tl.load(ids_ptr + t * K + k) >= 0
         row = routed_ptr + (t * K + k) * width
-        total += tl.load(row + column, mask=live & there, other=0.0).to(tl.float32)
+        total += tl.load(row + column, mask=live & has_expert, other=0.0).to(tl.float32)
     if IDENTITY:
         x = tl.load(x_ptr + t * width + column, mask=live, other=0.0).to(tl.float32)
         total += tl.load(weight_ptr + t) * x
@@ -43,7 +48,7 @@ def _total(
     return total
 
 
-# Scalar loads gain nothing from alignment, and a variant less has to be compiled.
+# Scalar loads gain nothing from alignment, and without it there are fewer variants to compile.
 @triton.jit(do_not_specialize_on_alignment=["ids_ptr", "weight_ptr"])
 def _finalize_kernel(
     out_ptr,
@@ -62,7 +67,7 @@ def _finalize_kernel(
     t = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = column < width
-    if PDL:
+    if PDL:  # every input was written by a kernel shortly before
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     inputs = (routed_ptr, ids_ptr, x_ptr, weight_ptr, addend_ptr)
@@ -91,6 +96,7 @@ def _finalize_norm_kernel(
     t = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     live = column < width
+    # No kernel of a step writes the norm's weights, so they are read before the wait.
     norm = tl.load(norm_ptr + column, mask=live, other=0.0).to(tl.float32)
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -99,9 +105,30 @@ def _finalize_norm_kernel(
     residual = tl.load(cells, mask=live, other=0.0).to(tl.float32)
     inputs = (routed_ptr, ids_ptr, x_ptr, weight_ptr, addend_ptr)
     total = residual + _total(*inputs, t, column, live, width, K, IDENTITY, ADDEND)
+    # The residual is rounded once, for the store; the norm reads it unrounded.
     tl.store(cells, total.to(residual_ptr.dtype.element_ty), mask=live)
     normed = total * tl.rsqrt(tl.sum(total * total, axis=0) / width + eps) * norm
     tl.store(out_ptr + t * width + column, normed.to(out_ptr.dtype.element_ty), mask=live)
+
+
+@triton.jit(do_not_specialize_on_alignment=["weight_ptr"])
+def _add_identity_kernel(
+    out_ptr,  # read, and written
+    x_ptr,
+    weight_ptr,
+    width,
+    out_stride,
+    x_stride,
+    BLOCK: tl.constexpr,
+):
+    t = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    live = column < width
+    weight = tl.load(weight_ptr + t)
+    x = tl.load(x_ptr + t * x_stride + column, mask=live, other=0.0).to(tl.float32)
+    cells = out_ptr + t * out_stride + column
+    out = tl.load(cells, mask=live, other=0.0).to(tl.float32)
+    tl.store(cells, (out + weight * x).to(out_ptr.dtype.element_ty), mask=live)
 
 
 def finalize(
@@ -136,11 +163,23 @@ def finalize_norm(
     out = torch.empty((tokens, width), dtype=routed.dtype, device=routed.device)
     if tokens:
         block = triton.next_power_of_2(width)
-        # 8 columns a thread: of 12 rows to add up, as many loads as can be are in flight.
+        # 8 columns a thread, so that as many loads as possible of the 12 rows are in flight.
         warps = min(16, max(1, block // 256))
         inputs, options = _inputs(out, routed, ids, x, weight, addend)
         _finalize_norm_kernel[(tokens,)](
             out, residual, norm_weight, eps, *inputs, BLOCK=block, num_warps=warps, **options
+        )
+    return out
+
+
+def add_identity_(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    tokens, width = out.shape
+    if tokens:
+        block = min(triton.next_power_of_2(width), BLOCK)
+        # torch may give a single row any stride, and stride 1 would be a variant of its own.
+        strides = (out.stride(0), x.stride(0)) if tokens > 1 else (width, width)
+        _add_identity_kernel[(tokens, triton.cdiv(width, block))](
+            out, x, weight.contiguous(), width, *strides, BLOCK=block, num_warps=4
         )
     return out
 
@@ -153,8 +192,9 @@ def _inputs(
     weight: torch.Tensor | None,
     addend: torch.Tensor | None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What both kernels take of a mixture: arguments up to the width, and constants. `out` stands
-    in for what there is not."""
+    """Arguments that `_finalize_kernel` and `_finalize_norm_kernel` share: those from `routed_ptr`
+    to `width`, and the constants."""
+    # A kernel needs a pointer for an input that is left out, which it does not read: out's.
     optional = (_dense(tensor, out) for tensor in (x, weight, addend))
     parts = {"K": routed.shape[1], "IDENTITY": x is not None, "ADDEND": addend is not None}
     arguments = routed.contiguous(), ids.contiguous(), *optional, routed.shape[2]

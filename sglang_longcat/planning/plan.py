@@ -1,0 +1,112 @@
+"""The memory plan of one rank: weights, reserve, n-gram tables, and the KV cache beside them.
+
+    room for tables and KV cache = free memory - reserve - weights without tables
+    tokens of KV cache           = (room - tables, where these are on the GPU) / bytes of a token
+
+`estimate`, `doctor` and `benchmarks/scaling.py` call `plan_memory`. A running server
+(`ngram/embedding.py`) has most of its weights allocated: it measures its free memory and starts
+from `device_room`. Bytes of tensors are `sizing`'s, the size of the reserve is `reserve`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sglang_longcat.config import LongcatConfig
+from sglang_longcat.planning import placement, reserve, sizing
+
+GIB, MIB = 1 << 30, 1 << 20
+
+
+@dataclass(frozen=True)
+class MachineMemory:
+    """Bytes before the server starts. Of several GPUs: those of the one with the least free."""
+
+    gpu_total: float  # what --mem-fraction-static is a fraction of
+    gpu_free: float
+    host: int = 0  # only MemoryFlags.tables="auto" asks for it
+
+    @classmethod
+    def of_gpu(cls, free_gib: float) -> MachineMemory:
+        """Of an idle GPU whose free memory alone is known (`roofline.Gpu.memory`). SGLang takes
+        its fraction of that memory."""
+        return cls(gpu_total=free_gib * GIB, gpu_free=free_gib * GIB)
+
+
+@dataclass(frozen=True)
+class MemoryFlags:
+    """The server's settings that decide how its memory is used."""
+
+    tp: int = 1
+    attention_dp: int = 1  # replicas of attention among the tp ranks
+    mem_fraction: float | None = None  # --mem-fraction-static; None: all but reserve_mb
+    reserve_mb: float | None = None  # None: what the plugin keeps with SGLang's default flags
+    tables: str = "auto"  # LONGCAT_NGRAM_TABLES
+    table_dtype: sizing.Dtype = "bf16"
+    kv_dtype: sizing.Dtype = "bf16"
+    tokens_wanted: int = 0  # `auto` keeps the tables on the GPU if the KV cache then holds them
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of one rank."""
+
+    weights: sizing.Parts
+    reserve: float
+    room: placement.Room
+    tables: placement.Where
+    why: str  # the reason for that place
+
+    @property
+    def gpu_tables(self) -> int:
+        return self.room.tables if self.tables == "device" else 0
+
+    @property
+    def gpu_weights(self) -> int:
+        return self.weights.without_tables + self.gpu_tables
+
+    @property
+    def host_tables(self) -> int:
+        """Of all ranks of the machine together."""
+        return self.room.tables_on_node if self.tables == "host" else 0
+
+    @property
+    def kv_tokens(self) -> int:
+        """Of one replica; negative: the weights do not fit."""
+        return self.room.kv_tokens(self.tables)
+
+
+def plan_memory(config: LongcatConfig, memory: MachineMemory, flags: MemoryFlags) -> MemoryPlan:
+    """Raises placement.PlacementError where `auto` finds room for the tables nowhere."""
+    weights = sizing.parts(
+        config, ranks=flags.tp, attention_dp=flags.attention_dp, table_dtype=flags.table_dtype
+    )
+    room = placement.Room(
+        tables=weights.tables,
+        tables_on_node=weights.tables * (flags.tp // flags.attention_dp),  # replicas share theirs
+        device=device_room(memory, flags, weights=weights.without_tables),
+        host=memory.host,
+        kv_bytes_per_token=sizing.kv_bytes_per_token(config, flags.kv_dtype),
+        tokens_wanted=flags.tokens_wanted,
+    )
+    tables, why = placement.choose(flags.tables, room)
+    reserved = reserve_bytes(memory, flags)
+    return MemoryPlan(weights=weights, reserve=reserved, room=room, tables=tables, why=why)
+
+
+def device_room(memory: MachineMemory, flags: MemoryFlags, *, weights: int) -> int:
+    """Bytes for tables and KV cache. weights: what is still to be allocated, without the tables."""
+    return math.floor(memory.gpu_free - reserve_bytes(memory, flags) - weights)
+
+
+def reserve_bytes(memory: MachineMemory, flags: MemoryFlags) -> float:
+    """Bytes that stay outside of weights and KV cache."""
+    if flags.mem_fraction is not None:
+        return memory.gpu_total * (1 - flags.mem_fraction)
+    reserve_mb = flags.reserve_mb
+    if reserve_mb is None:
+        reserve_mb = reserve.default_runtime_reserve_mb(
+            memory.gpu_total / MIB, flags.tp, attention_dp=flags.attention_dp
+        )
+    return reserve_mb * MIB

@@ -1,0 +1,66 @@
+"""What happens to a checkpoint's tensors on their way into the draft model, the MTP head.
+
+Owns: which of the tensors the draft takes, and reading only those from a local checkpoint. The
+checks and the MLA norm factors are those of the target (`checkpoint.reader`), and SGLang's loader
+gets what `DraftReader.feed` yields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from sglang_longcat.checkpoint.check import check_draft
+from sglang_longcat.checkpoint.headers import read_index
+from sglang_longcat.checkpoint.layout import MTP_PREFIX, draft_tensors
+from sglang_longcat.checkpoint.reader import TensorReader, is_local
+from sglang_longcat.config import LongcatConfig
+
+_WORD = MTP_PREFIX + "embed_tokens.weight"
+
+
+class DraftReader(TensorReader):
+    """Reads the tensors of the MTP head, and skips those of the target."""
+
+    def __init__(self, lite: LongcatConfig, path: str | Path) -> None:
+        super().__init__(lite, path, draft_tensors(lite))
+
+    def check_files(self) -> None:
+        """Check the safetensors headers of a local checkpoint before anything is allocated."""
+        if is_local(self.path):
+            check_draft(self.path, self.lite)
+
+    def feed(
+        self,
+        load_embedding: Callable[[torch.Tensor], None],
+        weights: Iterable[tuple[str, torch.Tensor]],
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the tensors for SGLang's loader. Raises CheckpointError with names and shapes.
+
+        The first load of a local checkpoint reads the draft's tensors alone: `weights` would read
+        all 128 GB for 1.1 GB.
+        """
+        if is_local(self.path) and not self.loaded_before:
+            weights = self._draft_tensors()
+        seen: set[str] = set()
+        for name, tensor in weights:
+            if not name.startswith(MTP_PREFIX):
+                continue
+            self.check_tensor(name, tensor)
+            seen.add(name)
+            if name == _WORD:
+                load_embedding(tensor)
+            else:
+                yield name, self.scale_latent_norm(name, tensor)
+        self.check_complete(seen)
+
+    def _draft_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        index = read_index(self.path)
+        files = {file for name, file in index.items() if name.startswith(MTP_PREFIX)}
+        for file in sorted(files or {f.name for f in self.path.glob("*.safetensors")}):
+            with safe_open(self.path / file, framework="pt") as shard:
+                for name in filter(lambda name: name.startswith(MTP_PREFIX), shard.keys()):
+                    yield name, shard.get_tensor(name)
