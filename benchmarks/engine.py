@@ -35,9 +35,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ROOT
-from ci.acceptance.modes import nextn
+from benchmarks import commit
 from sglang_longcat.checkpoint import PUBLISHED_CONFIG
+from sglang_longcat.testing.engine_flags import nextn
 
 
 @dataclass(frozen=True)
@@ -271,15 +271,6 @@ def versions() -> dict[str, str]:
         "gpu": f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}",
         "commit": commit(),
     }
-
-
-def commit() -> str:
-    """The variable COMMIT, for copies whose git has another commit; otherwise the commit of this
-    checkout, with a `+` if there are changes."""
-    if given := os.environ.get("COMMIT"):
-        return given
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
-    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def print_table(results: dict[str, list[dict[str, Any]]]) -> None:

@@ -14,10 +14,8 @@ import csv
 import datetime
 import functools
 import importlib.metadata
-import os
 import re
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import RESULTS, ROOT
+from benchmarks import RESULTS, commit
 
 PEAK_BYTES_PER_SECOND = {"h200": 4.8e12, "h100": 3.35e12}
 MOST_COPIES = 64
@@ -227,18 +225,6 @@ def gpu_name() -> str:
         return "cpu"
     name = torch.cuda.get_device_name().lower()
     return re.sub(r"nvidia\s+|\s.*", "", name)
-
-
-def commit() -> str:
-    """The variable COMMIT, for copies whose git has another one; otherwise this checkout's commit,
-    with a `+` if it has changes."""
-    if given := os.environ.get("COMMIT"):
-        return given
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    except FileNotFoundError:
-        return ""
 
 
 def _version(distribution: str) -> str:

@@ -21,9 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engine import commit
-from ci.acceptance.modes import MODES, Mode, nextn
+from benchmarks import commit
+from ci.acceptance.modes import MODES, Mode
 from sglang_longcat.assets import nano
+from sglang_longcat.testing.engine_flags import nextn
 from tests.harness import engine
 
 LENGTHS = (32, 64, 96, 128, 160, 192, 224, 256)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from sglang_longcat.testing.engine_flags import nextn
+
 
 @dataclass(frozen=True)
 class Mode:
@@ -17,16 +19,6 @@ class Mode:
     flags: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
     ignore_eos: bool = True
-
-
-def nextn(steps: int = 3, **flags: Any) -> dict[str, Any]:
-    return {
-        "speculative_algorithm": "NEXTN",
-        "speculative_num_steps": steps,
-        "speculative_eagle_topk": 1,
-        "speculative_num_draft_tokens": steps + 1,
-        **flags,
-    }
 
 
 _NGRAM = {

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from ci.acceptance.modes import nextn
 from sglang_longcat.layers import allreduce_norm
+from sglang_longcat.testing.engine_flags import nextn
 from sglang_longcat.testing.tiny import TinyOptions
 from tests.harness import engine
 from tests.model import injected

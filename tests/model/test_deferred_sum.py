@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ci.acceptance.modes import nextn
+from sglang_longcat.testing.engine_flags import nextn
 from sglang_longcat.testing.tiny import TinyOptions
 from tests.harness import engine
 from tests.model import injected

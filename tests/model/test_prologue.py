@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from ci.acceptance.modes import nextn
 from longcat_kernels.mla_decode import FEW
+from sglang_longcat.testing.engine_flags import nextn
 from tests.harness import engine
 from tests.model import injected
 from tests.model.scoring import Answer, Oracle, ask, assert_same

@@ -21,8 +21,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ci.acceptance.modes import nextn as drafting
 from sglang_longcat.reference import ReferenceModel
+from sglang_longcat.testing.engine_flags import nextn as drafting
 from tests.harness import Engine, engine, server
 from tests.model.drafting import Drafter, predictable, small_llama
 from tests.model.penalties import BIAS, PENALTIES, ask_penalised, penalised_rows

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ci.acceptance.modes import nextn
 from sglang_longcat.reference import ReferenceModel
+from sglang_longcat.testing.engine_flags import nextn
 from tests.harness import engine
 from tests.model.drafting import Drafter, predictable
 from tests.model.penalties import PENALTIES, ask_penalised, penalised_rows
