@@ -10,7 +10,7 @@ the time is a lower bound of what an all-reduce costs a step.
 
 engine_us: the kernel that SGLang chooses for these GPUs and this size, named in `kernel` (custom or
 nccl). nccl_us: NCCL in any case. flashinfer_us: the kernel of flashinfer, which SGLang uses for
-every sum that fits its workspace while fused sums are on.
+every sum that fits its workspace while allreduce fusion is on.
 
 Two columns include the residual add and the RMSNorm that follow. unfused_us: the kernel of
 engine_us, then fused_add_rmsnorm of sgl_kernel. fused_us: one kernel of flashinfer for all of it.

@@ -68,7 +68,7 @@ def pdl() -> bool:
 
 def two_streams() -> int:
     """LONGCAT_TWO_STREAMS=N: captured steps of at most N tokens (default 256) run the expert
-    mixture and the dense branch at the same time, on two streams; 0: never."""
+    mixture and the dense branch at the same time, on streams of their own; 0: never."""
     return _count("LONGCAT_TWO_STREAMS", default=256)
 
 
@@ -79,7 +79,7 @@ def _count(name: str, default: int) -> int:
     return int(value)
 
 
-# Our kernels that replace an equal kernel of SGLang.
+# Optional operations: LONGCAT_SGLANG_OPS switches each back to what SGLang launches.
 OPTIONAL_OPS = (
     "expert_finalize",
     "finalize_norm",

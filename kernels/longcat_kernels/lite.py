@@ -38,5 +38,5 @@ NGRAM_TOTAL_ROWS = sum(NGRAM_ROWS)
 NGRAM_COLUMNS = HIDDEN // NGRAM_TABLES  # 256
 
 # Ours, not the model's.
-RING = 16  # tokens of the ring a slot, 64 bytes: 3 predecessors and a verify window of at most 13
+RING = 16  # tokens in each slot's ring, 64 bytes: 3 predecessors and a verify window of at most 13
 FP8_ROW_SCALE_BYTES = 16  # behind an fp8 n-gram row: its fp32 scale, padded to a 16-byte word

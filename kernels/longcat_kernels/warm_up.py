@@ -26,7 +26,7 @@ from longcat_kernels.compile_only import compile_only
 from longcat_kernels.small_linear import workloads as small_linear
 
 OPS = ("ngram", "moe_router", "expert_sum", "mla_prologue", "mla_decode", "small_linear")
-HOPPER = 90
+HOPPER_SM = 90
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Sizes:
     routed: int = lite.ROUTED
     top_k: int = lite.TOP_K
     heads: int = lite.HEADS  # of attention, on one rank
-    split_tokens: int | None = None  # a step's most for `mla_decode`; None: where `is_faster`
+    split_tokens: int | None = None  # the largest step for `mla_decode`; None: `is_faster` decides
     context: int = 0  # the server's longest, which `mla_decode.is_faster` asks for
     q_lora: int = lite.Q_LORA
     kv_lora: int = lite.KV_LORA
-    nope: int = lite.NOPE  # columns of a head's query, as rope
-    rope: int = lite.ROPE
+    nope: int = lite.NOPE  # columns of a head's query without rotary embedding
+    rope: int = lite.ROPE  # and with it
     values: int = lite.VALUES  # columns of a head
     orders: tuple[int, ...] = lite.NGRAM_ORDERS  # one for each n-gram table
     eos: int = len(lite.EOS)  # how many end-of-sequence tokens
@@ -100,8 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if torch.cuda.is_available():
         count, where = warm_up("cuda", sizes), torch.cuda.get_device_name()
     else:
-        with compile_only(HOPPER):
-            count, where = warm_up("cpu", sizes), f"no GPU here: compiled for sm_{HOPPER}"
+        with compile_only(HOPPER_SM):
+            count, where = warm_up("cpu", sizes), f"no GPU here: compiled for sm_{HOPPER_SM}"
     print(f"{count} kernel variants in {time.perf_counter() - begin:.1f} s ({where})")
 
 

@@ -55,7 +55,7 @@ def check_checkpoint(path: str | Path, config: LongcatConfig) -> None:
 
 
 def check_draft(path: str | Path, config: LongcatConfig) -> None:
-    """Raise CheckpointError unless the files under `path` hold the 17 tensors of the MTP head.
+    """Raise CheckpointError unless the files under `path` hold the 17 tensors of the MTP layer.
 
     This check ignores other tensors, and files that contain none of the 17: a draft checkpoint may
     be a directory with the MTP tensors alone.

@@ -25,7 +25,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def expected_tensors(config: LongcatConfig, *, mtp: bool) -> Shapes:
-    """Names and shapes of the unquantised checkpoint; `mtp` adds the 17 tensors of the MTP head."""
+    """Names and shapes of the unquantised checkpoint; `mtp` adds the MTP layer's 17 tensors."""
     vocab, hidden = config.vocab_size, config.hidden_size
     shapes: Shapes = {
         "model.embed_tokens.weight": (vocab, hidden),
@@ -41,7 +41,7 @@ def expected_tensors(config: LongcatConfig, *, mtp: bool) -> Shapes:
 
 
 def draft_tensors(config: LongcatConfig) -> Shapes:
-    """Names and shapes of the 17 tensors of the MTP head alone, unquantised."""
+    """Names and shapes of the 17 tensors of the MTP layer alone, unquantised."""
     return _prefixed(MTP_PREFIX, _mtp(config))
 
 

@@ -2,9 +2,9 @@
 
 SGLang streams (name, tensor) pairs shard by shard, with its own progress bar, into the model's
 load_weights. There `CheckpointReader.feed` checks names and shapes, loads the tensors of the N-gram
-embedding itself, skips those of the MTP head, and applies the MLA norm factors, so that loading
+embedding itself, skips those of the MTP layer, and applies the MLA norm factors, so that loading
 twice gives the same weights. SGLang's loader gets the rest (fusing, sharding, quantisation).
-`speculation.draft_reader` reads the MTP head for the draft, on the same base class.
+`speculation.draft_reader` reads the MTP layer for the draft, on the same base class.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class TensorReader:
 
 
 class CheckpointReader(TensorReader):
-    """Reads the tensors of the target model, and skips those of the MTP head."""
+    """Reads the tensors of the target model, and skips those of the MTP layer."""
 
     def __init__(self, lite: LongcatConfig, path: str | Path) -> None:
         super().__init__(lite, path, expected_tensors(lite, mtp=False))

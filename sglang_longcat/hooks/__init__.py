@@ -1,10 +1,10 @@
-"""Every place where we change SGLang's own functions, one per file.
+"""The functions of SGLang that every server of ours changes, one per file.
 
 A hook is the last resort, after a public registry and a subclass. Each file says why it exists,
 which upstream function it changes, and when it can go. `register_all` registers the hooks of this
 folder; `verify` proves that every hook took effect, those of `cpu/` too.
 
-On a CPU five more hooks are registered, by the files that need them: cpu/experts.py
+On a CPU eight more hooks are registered, by the five files that need them: cpu/experts.py
 (moe_forward_native), cpu/fp8.py (block_quant_to_tensor_quant), cpu/rope.py (get_rope_cpu),
 cpu/reduce_scatter.py (reduce_scatterv) and cpu/speculative.py (draft backend, greedy check, overlap
 check, gather). testing/dummy_routing.py registers one where LONGCAT_DUMMY_ROUTING=1.

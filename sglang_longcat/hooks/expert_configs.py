@@ -1,7 +1,8 @@
 """Give SGLang's expert GEMM the tile sizes measured for this model's shapes.
 
-Why: SGLang has none for 256 experts of 1,024 columns (one GPU), nor for 128 of them (two ranks of
-experts), and takes 16 x 32 x 64 for up to 256 tokens and 64 x 64 x 32 beyond.
+Why: SGLang has none in bf16 for 256 experts of 1,024 columns (one GPU), nor for the shares of them
+that two, four or eight ranks hold. It takes 16 x 32 x 64 for up to 256 tokens and 64 x 64 x 32
+beyond.
 Upstream: layers/moe/moe_runner/triton_utils/fused_moe_triton_config.py, get_moe_configs, which
 looks for files in SGLang's own folder or in SGLANG_MOE_CONFIG_DIR.
 Remove when: SGLang ships files for these shapes, or takes several folders.

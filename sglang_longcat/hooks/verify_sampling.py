@@ -86,7 +86,8 @@ def _penalize(batch: Any, window: torch.Tensor, logits: torch.Tensor) -> None:
         counts,
         window,
         told=starts - torch.tensor(prompts, device=starts.device),
-        # SGLang forbids stops at least as long as it should: it counts fewer tokens.
+        # SGLang lifts its ban on stop tokens late, never early, because it counts fewer tokens. So
+        # -inf marks every row that may still need the ban.
         stops=torch.isneginf(batch.sampling_info.acc_additive_penalties),
         penalties=_requested_penalties(batch),
     )

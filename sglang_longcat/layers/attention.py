@@ -2,9 +2,9 @@
 
 SGLang's absorbed path norms two latents, projects, multiplies by w_kc, rotates, and lets the
 attention backend store the token's KV row: five launches beside the two projections, on two
-streams. Our prologue makes these five two (`longcat_kernels.mla_prologue`). Steps of few requests
-also attend, and multiply by w_vc, with our kernels (`longcat_kernels.mla_decode`). Owns which steps
-use which kernels. Projections, attention in all other steps, and weights are SGLang's.
+streams. Our prologue replaces these five by two (`longcat_kernels.mla_prologue`). Steps of few
+requests also attend, and multiply by w_vc, with our kernels (`longcat_kernels.mla_decode`). Owns
+which steps use which kernels. Projections, attention in all other steps, and weights are SGLang's.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Prepared:
 class LongcatAttention(DeepseekV2AttentionMLA):
     """Weights, arguments and results are those of SGLang's class."""
 
-    drafts = False  # True in the MTP layer
+    is_draft = False  # True in the MTP layer
 
     def prepare_qkv_latent(
         self, hidden_states: torch.Tensor, forward_batch: ForwardBatch
@@ -185,7 +185,7 @@ def use_mla_decode(
     The kernel reads a request's keys in the order of its page table, as many as its position says.
     In a draft step the two can differ, and only the step's backend knows.
     """
-    if attention.drafts or not is_decode_or_verify(forward_batch):
+    if attention.is_draft or not is_decode_or_verify(forward_batch):
         return False
     if not (
         supports(attention.kv_lora_rank, attention.qk_rope_head_dim) and is_enabled("mla_decode")
@@ -198,7 +198,7 @@ def use_mla_decode(
     # 32K and 128K cached tokens: 8.6 and 20.7, 10.6 and 22.9, 17.3 and 34.8, 22.5 and 52.6, 51.1
     # and 81.5. Batch 2, 4, 8 and 16 with 4K: 13.1 and 22.8, 17.9 and 24.4, 28.5 and 28.0, 38.7 and
     # 36.7. fa3 takes 5 more than flashinfer, so an engine's step at batch 8 takes 5.92 ms instead
-    # of 6.04. A window of 4 tokens at 4K takes 16.3 and 23.7. It has not been timed on other GPUs.
+    # of 6.04. A window of 4 tokens at 4K takes 16.3 and 23.7. Other GPUs have not been timed.
     requests = max(1, forward_batch.req_pool_indices.shape[0])
     faster = is_faster(requests, tokens // requests, process_model_config().context_len)
     return faster and is_hopper(query)

@@ -1,10 +1,12 @@
 """The two branches of a shortcut-connected layer, on streams of their own in captured steps.
 
 The expert mixture needs only the first attention's output, and the layer needs the mixture only at
-its end (paper section 3, ScMoE). So the dense branch can run at the same time. While a CUDA graph
-is captured both branches are recorded on streams with priorities; in other steps one follows the
-other. Owns the streams, their order and priorities, and which tensors must stay alive across them.
-Sums over ranks stay with the caller, in one order on all ranks.
+its end (paper section 3, ScMoE). So the dense branch can run at the same time. In captured steps of
+few tokens it does. On one GPU the router and the dense branch get streams of their own, with
+priorities, and the experts stay on the captured stream. With tensor parallelism the experts get a
+stream, without priorities. In all other steps one branch follows the other. Owns the streams, their
+order and priorities, and which tensors must stay alive across them. Sums over ranks stay with the
+caller, in one order on all ranks.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from sglang_longcat import env
 Routing = TypeVar("Routing")
 Mixture = TypeVar("Mixture")
 Dense = TypeVar("Dense")
-# Stream names and priorities. In CUDA's numbering 0 is the lowest, and what other streams have.
+# Stream names and priorities. In CUDA's numbering 0 is the lowest, and what other streams have, the
+# captured one too. "longcat_experts" is used with tensor parallelism only.
 PRIORITIES = {"longcat_router": -2, "longcat_dense": -1, "longcat_experts": 0}
 
 

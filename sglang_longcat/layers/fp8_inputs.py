@@ -55,10 +55,10 @@ class Fp8Norm(RMSNorm):
     def forward(
         self, x: torch.Tensor, residual: torch.Tensor | None = None, *rest: Any, **options: Any
     ) -> Any:
-        extra = any(value is not None for value in (*rest, *options.values()))
+        plain = all(value is None for value in (*rest, *options.values()))
         if (
             residual is None
-            or extra
+            or not plain
             or not self.feeds_fp8
             or not use_fused_quantisation("fp8_norm", x)
         ):
@@ -94,8 +94,8 @@ def accepts_pair(layer: torch.nn.Module) -> bool:
 
 def use_fused_quantisation(op: str, x: torch.Tensor) -> bool:
     """Whether the producer of this call quantises, given that its consumers accept pairs."""
-    rows = x.ndim == 2 and x.shape[0] > 0 and x.stride(1) == 1
-    return rows and _is_gpu_bf16(x) and not torch.compiler.is_compiling() and is_enabled(op)
+    is_matrix = x.ndim == 2 and x.shape[0] > 0 and x.stride(1) == 1
+    return is_matrix and _is_gpu_bf16(x) and not torch.compiler.is_compiling() and is_enabled(op)
 
 
 def add_norm_quantise(

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from sglang.srt.configs import LongcatFlashConfig
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
-# Up to so many tokens (decode steps) one kernel adds expert outputs and identity part and rounds:
-# one launch and one pass over x and the result less. A prefill would have to hold its
+# Up to so many tokens (decode steps) one kernel adds expert outputs and identity part, and rounds.
+# This saves one launch and one pass over x and the result. A prefill would have to hold its
 # [T, top_k, hidden] twice, 600 MB each at 8,192 tokens.
 MAX_FINALIZE_TOKENS = 256
 
@@ -59,8 +59,8 @@ def kv_slots(rows: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor | 
     (attention DP): the slots of other ranks' rows are not known here, and SGLang masks padding of
     its own."""
     slots: torch.Tensor = forward_batch.out_cache_loc
-    moved = is_dp_attention_enabled() or len(slots) != len(rows)
-    return None if moved else slots
+    rows_exchanged = is_dp_attention_enabled() or len(slots) != len(rows)
+    return None if rows_exchanged else slots
 
 
 class LongcatMoE(LongcatFlashMoE):
@@ -74,7 +74,7 @@ class LongcatMoE(LongcatFlashMoE):
         runner.num_experts = self.num_experts + self.zero_expert_num
         # The dense branch reads the same input, so the result must not be written over it.
         runner.inplace = False
-        # For `_use_expert_finalize`: the second GEMM multiplies by the router's weights either way.
+        # For `use_expert_finalize`: the second GEMM multiplies by the router's weights either way.
         runner.no_combine_keep_router_weight = True
         self.held = self._take_over_ids()
 
@@ -97,11 +97,7 @@ class LongcatMoE(LongcatFlashMoE):
         options = Options(
             self.top_k, self.num_experts, self.routed_scaling_factor, self.held, slots
         )
-        if (
-            classifier.bias is None
-            and supports(hidden_states, classifier.weight)
-            and is_enabled("moe_router")
-        ):
+        if use_moe_router(hidden_states, classifier):
             return route_tokens(hidden_states, classifier.weight, bias, options)
         return route(self.router(hidden_states), bias, options)
 
@@ -112,22 +108,28 @@ class LongcatMoE(LongcatFlashMoE):
         # wants a tensor.
         chosen = StandardTopKOutput(routing.weights, routing.expert_ids, routing.weights)
         runner = self.experts.moe_runner_config
-        runner.no_combine = self._use_expert_finalize(hidden_states)
+        runner.no_combine = use_expert_finalize(hidden_states, self.experts)
         pair = pair_of(hidden_states)
-        takes = pair is not None and accepts_pair(self.experts)
-        prepared = {"pre_quant_input": pair} if takes else {}
+        use_pair = pair is not None and accepts_pair(self.experts)
+        prepared = {"pre_quant_input": pair} if use_pair else {}
         output = self.experts(hidden_states, chosen, **prepared)
         identity = (hidden_states, routing.identity_weight) if adds_identity else (None, None)
         return Mixture(output, routing.expert_ids, *identity)
 
-    def _use_expert_finalize(self, hidden_states: torch.Tensor) -> bool:
-        """Whether the expert GEMM returns [T, top_k, hidden] and we sum over the slots. The rows of
-        slots that this rank does not compute are zeros then."""
-        backend = self.experts.runner_backend
-        return (
-            hidden_states.is_cuda
-            and hidden_states.shape[0] <= MAX_FINALIZE_TOKENS
-            and backend is not None
-            and backend.is_triton()
-            and is_enabled("expert_finalize")
-        )
+
+def use_moe_router(x: torch.Tensor, classifier: Any) -> bool:
+    """Whether the router's GEMM and routing are our two launches; else SGLang's GEMM, then ours."""
+    return classifier.bias is None and supports(x, classifier.weight) and is_enabled("moe_router")
+
+
+def use_expert_finalize(x: torch.Tensor, experts: Any) -> bool:
+    """Whether the expert GEMM returns [T, top_k, hidden] and we sum over the slots. Slots that this
+    rank does not compute then have rows of zeros."""
+    backend = experts.runner_backend
+    return (
+        x.is_cuda
+        and x.shape[0] <= MAX_FINALIZE_TOKENS
+        and backend is not None
+        and backend.is_triton()
+        and is_enabled("expert_finalize")
+    )

@@ -1,12 +1,15 @@
-"""Which of our operations this server may run: the part that no step changes.
+"""Which of our optional operations this server may run: the part that no step changes.
 
-Owns: `is_enabled`, which every predicate `use_<operation>` asks first, and the list for the
-activation line. Names are those of LONGCAT_SGLANG_OPS (`env.OPTIONAL_OPS`).
+Owns: `is_enabled`, which is a part of each operation's decision, and the list for the activation
+line. Names are those of LONGCAT_SGLANG_OPS (`env.OPTIONAL_OPS`). In which steps an operation runs
+is decided beside it: docs/switches.md names the functions.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from sglang.srt.runtime_context import get_platform
 
 from sglang_longcat import env
 from sglang_longcat.layers.step import is_deterministic
@@ -26,17 +29,18 @@ def is_enabled(operation: str) -> bool:
 
 
 def enabled_operations(lite: LongcatConfig) -> list[str]:
-    """The names for the activation line. Per step, each operation's own predicate decides."""
-    return [
-        ALWAYS_ON,
-        *(name for name in env.OPTIONAL_OPS if is_enabled(name) and _fits(name, lite)),
-    ]
+    """The operations that some step of this server may run, for the activation line."""
+    optional = [name for name in env.OPTIONAL_OPS if is_enabled(name) and _fits(name, lite)]
+    return [ALWAYS_ON, *optional]
 
 
 def _fits(operation: str, lite: LongcatConfig) -> bool:
-    """Whether the checkpoint and the other switches leave the operation something to do."""
+    """Whether the checkpoint, the GPU and the other switches let the operation run."""
     if operation.startswith("fp8_"):
-        return lite.quant is not None and lite.quant.is_block_fp8
+        block_fp8 = lite.quant is not None and lite.quant.is_block_fp8
+        return block_fp8 and get_platform().is_sm90
     if operation == "mla_decode":  # attends in steps whose prologue is ours, up to so many tokens
-        return is_enabled("mla_prologue") and env.split_attention() != 0
+        tokens = env.split_attention()
+        allowed = get_platform().is_sm90 if tokens is None else tokens > 0
+        return is_enabled("mla_prologue") and allowed
     return True

@@ -1,7 +1,7 @@
 """What every layer asks about the step that runs, and about this server's kind of inference.
 
-Owns: these two questions. Which operation of ours runs in which step is decided beside that
-operation, by a predicate called `use_<operation>`.
+Owns: these two questions. A function `use_<...>` beside each operation decides in which steps that
+operation runs.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 
 def _check_draft(lite: LongcatConfig, path: str) -> None:
-    """Detect missing tensors of the draft before the target's 128 GB are read, not after."""
+    """Detect missing tensors of the draft before the target's 128 GiB are read, not after."""
     args = get_server_args()
     if (args.speculative_algorithm or "").upper() in ("NEXTN", "EAGLE"):
         DraftReader(lite, args.speculative_draft_model_path or path).check_files()
@@ -66,7 +66,7 @@ class LongcatModel(upstream.LongcatFlashModel):
     ) -> None:
         nn.Module.__init__(self)
         self.vocab_size = config.vocab_size
-        self.use_ngram_embedding = True
+        self.use_ngram_embedding = True  # SGLang's forward passes the batch to `embed_tokens`
         prepare_streams()
         with layer_stack():
             self.layers = nn.ModuleList(
@@ -134,7 +134,7 @@ class LongcatFlashForCausalLM(NgramStateMixin, upstream.LongcatFlashForCausalLM)
         self.packed_modules_mapping = {
             "fused_qkv_a_proj_with_mqa": ["q_a_proj", "kv_a_proj_with_mqa"]
         }
-        self.use_ngram_embedding = False  # SGLang's loader must not: the reader feeds our embedding
+        self.use_ngram_embedding = False  # SGLang's loader leaves the tables to our reader
         self.capture_aux_hidden_states = False
         self.model = LongcatModel(
             config, self.lite, quant_config, prefix=add_prefix("model", prefix)

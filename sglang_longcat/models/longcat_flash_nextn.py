@@ -54,7 +54,7 @@ class LongcatDraftLayer(upstream_nextn.LongcatFlashDenseDecoderLayer):
         nn.Module.__init__(self)
         lite = LongcatConfig.from_dict(config.to_dict())
         self.self_attn = mla_attention(config, lite, quant_config, 0, f"{_LAYER}.self_attn")
-        self.self_attn.drafts = True
+        self.self_attn.is_draft = True
         self.mlp = LongcatMLP(
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,

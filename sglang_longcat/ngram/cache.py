@@ -87,14 +87,14 @@ class NgramCache:
         self,
         input_ids: torch.Tensor,
         batch: ForwardBatch,
-        window: Callable[..., torch.Tensor],
-        extend: Callable[..., torch.Tensor],
+        on_window: Callable[..., torch.Tensor],
+        on_prefill: Callable[..., torch.Tensor],
         *rows: RowTable,
     ) -> torch.Tensor:
         if self.ring is None:
             raise RuntimeError("the N-gram cache has no ring yet: allocate() runs at start-up")
-        tokens = Window(input_ids, batch.positions, batch.req_pool_indices)
+        step = Window(input_ids, batch.positions, batch.req_pool_indices)
         if is_decode_or_verify(batch):
-            return window(tokens, self.ring, self.hash, *rows)
-        prefill = Prefill(*tokens, batch.extend_start_loc, batch.extend_seq_lens)
-        return extend(prefill, self.ring, self.hash, *rows)
+            return on_window(step, self.ring, self.hash, *rows)
+        prefill = Prefill(*step, batch.extend_start_loc, batch.extend_seq_lens)
+        return on_prefill(prefill, self.ring, self.hash, *rows)

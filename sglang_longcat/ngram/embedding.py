@@ -81,7 +81,7 @@ class NgramEmbedding(nn.Module):
             torch.empty(self.ngram.tables * self.columns, config.hidden_size), requires_grad=False
         )
         self.cache = NgramCache(config, device=weight.device)
-        self.share = 1.0 / (1 + self.ngram.tables)
+        self.mean_factor = 1.0 / (1 + self.ngram.tables)
 
     def _place(
         self, config: LongcatConfig, dtype: torch.dtype, sharers: Sharers
@@ -130,7 +130,9 @@ class NgramEmbedding(nn.Module):
             else self.cache.rows(input_ids, forward_batch, self.tables.table)
         )
         word = self.word_embed._embed_local_shard(input_ids)
-        partial = torch.addmm(word, rows, self.projection, beta=self.share, alpha=self.share)
+        partial = torch.addmm(
+            word, rows, self.projection, beta=self.mean_factor, alpha=self.mean_factor
+        )
         return self._complete(partial, forward_batch)
 
     @eager_on_graph

@@ -48,7 +48,7 @@ class Sharers:
     rank: int
     owner: int  # the rank that allocates and fills the memory, the first of them
     count: int
-    copies: int  # memories on a machine, one for each set of columns (the machine with most)
+    copies: int  # sets of columns held on one machine; the most of any machine
     any_shared: bool  # by some ranks, on some machine
 
     @classmethod

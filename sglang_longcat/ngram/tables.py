@@ -2,7 +2,7 @@
 
 Host storage is not a parameter, so SGLang neither counts nor moves it, and `--load-format dummy`
 leaves it zero. Every rank holds its own columns and nothing else, and ranks with the same columns
-share them (`sharing.py`). So a node holds one copy in total, whatever the server's parallelism.
+share them (`sharing.py`). So in host memory a node holds each column of a server once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sglang_longcat.planning.placement import Where
 from sglang_longcat.planning.sizing import row_bytes
 
 logger = logging.getLogger(__name__)
-_BLOCK_ROWS = 1 << 18  # 128 MiB of a full row: what one loading thread holds at a time
+_BLOCK_ROWS = 1 << 18  # 128 MiB of full-width rows: what one loading thread holds at a time
 
 
 @dataclass

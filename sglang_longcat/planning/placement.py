@@ -41,7 +41,7 @@ class Room:
 
 
 def choose(wish: str, room: Room) -> tuple[Where, str]:
-    """(placement, why). Raises PlacementError where `auto` finds room for the tables nowhere.
+    """(placement, why). Raises PlacementError where `auto` finds no room for the tables.
 
     auto: device if the KV cache then still holds `room.tokens_wanted` (one request of the server's
     context length, or --max-total-tokens), else host. A host without enough memory leaves device.

@@ -21,7 +21,7 @@ GIB, MIB = 1 << 30, 1 << 20
 
 @dataclass(frozen=True)
 class MachineMemory:
-    """Bytes before the server starts. Of several GPUs: those of the one with the least free."""
+    """Bytes at the moment of planning. Of several GPUs: those of the one with the least free."""
 
     gpu_total: float  # what --mem-fraction-static is a fraction of
     gpu_free: float
@@ -45,7 +45,7 @@ class MemoryFlags:
     tables: str = "auto"  # LONGCAT_NGRAM_TABLES
     table_dtype: sizing.Dtype = "bf16"
     kv_dtype: sizing.Dtype = "bf16"
-    tokens_wanted: int = 0  # `auto` keeps the tables on the GPU if the KV cache then holds them
+    tokens_wanted: int = 0  # `auto` keeps the tables on the GPU if the KV cache then has so many
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class MemoryPlan:
 
 
 def plan_memory(config: LongcatConfig, memory: MachineMemory, flags: MemoryFlags) -> MemoryPlan:
-    """Raises placement.PlacementError where `auto` finds room for the tables nowhere."""
+    """Raises placement.PlacementError where `auto` finds no room for the tables."""
     weights = sizing.parts(
         config, ranks=flags.tp, attention_dp=flags.attention_dp, table_dtype=flags.table_dtype
     )

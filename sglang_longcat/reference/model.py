@@ -19,7 +19,7 @@ from sglang_longcat.reference.attention import Mla
 from sglang_longcat.reference.layers import Mlp, RmsNorm
 from sglang_longcat.reference.load import Checkpoint, Weights
 from sglang_longcat.reference.moe import Moe
-from sglang_longcat.reference.mtp import MtpHead
+from sglang_longcat.reference.mtp import MtpLayer
 from sglang_longcat.reference.ngram import Embedding
 from sglang_longcat.reference.rope import Rope
 from sglang_longcat.reference.semantics import LONGCAT_LITE, Semantics
@@ -85,9 +85,9 @@ class ReferenceModel:
         ]
         self.norm = RmsNorm(body.under("norm"), size=hidden, eps=config.rms_norm_eps)
         self.lm_head = weights.take("lm_head.weight", config.vocab_size, hidden)
-        self.mtp: MtpHead | None = None
+        self.mtp: MtpLayer | None = None
         if weights.checkpoint.any_under("model.mtp."):
-            self.mtp = MtpHead(body.under("mtp"), config, rope=rope, eps=eps)
+            self.mtp = MtpLayer(body.under("mtp"), config, rope=rope, eps=eps)
 
     @classmethod
     def from_checkpoint(
@@ -142,12 +142,12 @@ class ReferenceModel:
         """MTP logits [T-1, vocab] fp32; row t reads hidden t and token t+1 and predicts token t+2.
 
         embedding: "mtp" looks token t+1 up in model.mtp.embed_tokens; "target" uses the target's
-        n-gram embedding of it. Raises ValueError if the checkpoint has no MTP head.
+        n-gram embedding of it. Raises ValueError if the checkpoint has no MTP layer.
         """
         if self.mtp is None:
             raise ValueError(
                 "the checkpoint has no model.mtp.* tensors; expected 17 of them. "
-                "Use a checkpoint with the MTP head."
+                "Use a checkpoint with the MTP layer."
             )
         ids = self._checked(tokens)
         rows = self.mtp.word[ids] if embedding == "mtp" else self.embedding(ids)

@@ -1,4 +1,4 @@
-"""The multi-token-prediction (MTP) head: one dense layer that drafts the token after the next.
+"""The multi-token-prediction (MTP) layer: one dense layer that drafts the token after the next.
 
 Owns: the 17 `model.mtp.*` tensors. Leaves to others: the target's hidden states, the shared
 lm_head, and the drafting loop (which passes the result of `hidden` back in to draft further).
@@ -17,7 +17,7 @@ from sglang_longcat.reference.load import Weights
 from sglang_longcat.reference.rope import Rope
 
 
-class MtpHead:
+class MtpLayer:
     """Row t: e = enorm(embedding of token t+1), h = hnorm(the target's hidden state t, normed);
 
     x = eh_proj([e, h]); x += mla(input_norm(x)); x += mlp(post_norm(x)); the result is norm(x).

@@ -1,4 +1,4 @@
-"""What happens to a checkpoint's tensors on their way into the draft model, the MTP head.
+"""What happens to a checkpoint's tensors on their way into the draft model, the MTP layer.
 
 Owns: which of the tensors the draft takes, and reading only those from a local checkpoint. The
 checks and the MLA norm factors are those of the target (`checkpoint.reader`), and SGLang's loader
@@ -23,7 +23,7 @@ _WORD = MTP_PREFIX + "embed_tokens.weight"
 
 
 class DraftReader(TensorReader):
-    """Reads the tensors of the MTP head, and skips those of the target."""
+    """Reads the tensors of the MTP layer, and skips those of the target."""
 
     def __init__(self, lite: LongcatConfig, path: str | Path) -> None:
         super().__init__(lite, path, draft_tensors(lite))
@@ -41,7 +41,7 @@ class DraftReader(TensorReader):
         """Yield the tensors for SGLang's loader. Raises CheckpointError with names and shapes.
 
         The first load of a local checkpoint reads the draft's tensors alone: `weights` would read
-        all 128 GB for 1.1 GB.
+        all 128 GiB for 1.1 GB.
         """
         if is_local(self.path) and not self.loaded_before:
             weights = self._draft_tensors()

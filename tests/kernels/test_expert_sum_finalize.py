@@ -121,8 +121,8 @@ def test_with_a_norm(device: str, width: int, tokens: int, dtype: torch.dtype) -
     scale = torch.rsqrt(exact.square().mean(dim=1, keepdim=True) + EPS)
     # One rounding each, and the fp32 sums' before it, where terms may cancel.
     tolerance = {"rtol": torch.finfo(dtype).eps * (1.01 if dtype in CUTS_OFF else 0.51)}
-    for found, wanted in ((residual, exact), (got, exact * scale * weight.double())):
-        torch.testing.assert_close(found.double(), wanted, **tolerance, atol=1e-5)
+    for actual, wanted in ((residual, exact), (got, exact * scale * weight.double())):
+        torch.testing.assert_close(actual.double(), wanted, **tolerance, atol=1e-5)
 
 
 def test_a_norm_needs_its_residual(device: str) -> None:

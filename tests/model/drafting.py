@@ -1,6 +1,6 @@
 """Speculative decoding as the oracle predicts it, on a checkpoint whose drafts are often right.
 
-Owns: that checkpoint, a Llama that drafts for it, and the drafting loop on the reference MTP head.
+Owns: that checkpoint, a Llama that drafts for it, and the drafting loop on the reference MTP layer.
 `test_speculative` compares engines with them.
 """
 
@@ -27,7 +27,7 @@ _DAMPED = 0.05
 
 def predictable(path: Path, to: Path) -> Path:
     """A copy of checkpoint `path` at `to` whose target mostly follows the current token, and whose
-    MTP head knows that much. Its own embedding lacks every seventh word that the target's has."""
+    MTP layer knows that much. Its own embedding lacks every seventh word that the target's has."""
     shutil.copytree(path, to)
     index = json.loads((to / "model.safetensors.index.json").read_text())["weight_map"]
     shards = {file: load_file(to / file) for file in set(index.values())}
@@ -84,7 +84,7 @@ def small_llama(path: Path, to: Path) -> Path:
 
 
 class Drafter:
-    """The reference MTP head in SGLang's drafting loop.
+    """The reference MTP layer in SGLang's drafting loop.
 
     word: read the target's word table. vocabulary: the tokens that may be drafted, all if None.
     """
@@ -105,15 +105,15 @@ class Drafter:
     def drafts(self, ids: torch.Tensor, hidden: torch.Tensor, *, steps: int) -> list[int]:
         """What follows tokens `ids` [T], of which the target computed hidden [T-1, size]: the last
         token is decided, but not fed yet. Later steps read the head's own hidden states."""
-        embeddings, found = self.rows[ids[1:]], []
+        embeddings, tokens = self.rows[ids[1:]], []
         while True:
             drafted = self.head.hidden(embeddings, hidden)[-1:]
             logits = F.linear(drafted, self.model.lm_head[self.vocabulary])
-            found.append(int(self.vocabulary[logits.argmax()]))
-            if len(found) == steps:
-                return found
+            tokens.append(int(self.vocabulary[logits.argmax()]))
+            if len(tokens) == steps:
+                return tokens
             hidden = torch.cat((hidden, drafted))
-            embeddings = torch.cat((embeddings, self.rows[found[-1]][None]))
+            embeddings = torch.cat((embeddings, self.rows[tokens[-1]][None]))
 
     def accepted(self, prompt: Sequence[int], output: Sequence[int], *, steps: int) -> Counter[int]:
         """How many verifications accept 0, 1, .. `steps` drafts while `output` is decided. The last

@@ -28,10 +28,10 @@ def ask_penalised(llm: Any) -> list[Answer]:
     bias = {str(token): gain for token, gain in BIAS.items()}
     base = {"temperature": 0, "ignore_eos": True, "logit_bias": bias}
     asked = [*PENALTIES, *PENALTIES]
-    sampling = [base | {"max_new_tokens": 16 + 5 * (i % 3)} | one for i, one in enumerate(asked)]
+    sampling = [base | {"max_new_tokens": 16 + 5 * (i % 3)} | wish for i, wish in enumerate(asked)]
     prompts = [text(4 + i % 5, seed=80 + i) for i in range(len(asked))]
     replies = llm.generate(input_ids=prompts, sampling_params=sampling)
-    return [Answer(prompt, one["output_ids"]) for prompt, one in zip(prompts, replies)]
+    return [Answer(prompt, reply["output_ids"]) for prompt, reply in zip(prompts, replies)]
 
 
 def penalised_rows(judge: Oracle, answer: Answer, wish: dict[str, Any]) -> list[torch.Tensor]:

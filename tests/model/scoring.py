@@ -58,8 +58,8 @@ class Oracle:
     def gaps(self, answer: Answer) -> list[float]:
         table = self.logits(answer.sequence).log_softmax(dim=-1)
         return [
-            abs(found - table[position - 1, answer.sequence[position]].item())
-            for position, found in answer.logprobs.items()
+            abs(logprob - table[position - 1, answer.sequence[position]].item())
+            for position, logprob in answer.logprobs.items()
         ]
 
     def choices(self, answer: Answer, *, bias: dict[int, float] | None = None) -> list[int]:
@@ -95,12 +95,12 @@ def answer(prompt: list[int], reply: dict[str, Any]) -> Answer:
     ]
     sequence = [*prompt, *output]
     first = len(sequence) - len(entries)
-    found = {}
+    logprobs = {}
     for position, (logprob, token, _) in enumerate(entries, start=first):
         assert token == sequence[position], f"a logprob at {position} is not this sequence's"
         if logprob is not None:  # nothing predicts a sequence's first token
-            found[position] = logprob
-    return Answer(prompt, output, found, meta)
+            logprobs[position] = logprob
+    return Answer(prompt, output, logprobs, meta)
 
 
 def assert_same(answers: Iterable[Answer], oracle: Oracle, *, nats: float = NATS) -> None:

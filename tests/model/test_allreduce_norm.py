@@ -90,8 +90,8 @@ def run(
     """The answers, and what was seen of (sums fused, sums alone) in a forward."""
     with engine(path, env=env, timeout=400, **flags) as llm:
         answers = ask(llm, prompts, logprobs_from=0)
-        found = re.findall(r"sums: (\d+) fused, (\d+) alone", llm.log)
-    return answers, {(int(fused), int(alone)) for fused, alone in found}
+        counts = re.findall(r"sums: (\d+) fused, (\d+) alone", llm.log)
+    return answers, {(int(fused), int(alone)) for fused, alone in counts}
 
 
 @pytest.mark.parametrize(
@@ -120,12 +120,12 @@ def test_every_sum_in_one_kernel(
     """Red if a boundary sums before it hands on, if a sum is taken twice or over other ranks, if
     the embedding's residual is not zero, or if attention DP takes a kernel."""
     prompts = [answer.prompt for answer in together.values()]
-    answers, found = run(tiny, prompts, plugin | {"MOST_ROWS": str(rows)}, **flags)
+    answers, counts = run(tiny, prompts, plugin | {"MOST_ROWS": str(rows)}, **flags)
     assert_same(answers, oracle)
     if sums is None:
-        assert {fused for fused, _ in found} == {0}
+        assert {fused for fused, _ in counts} == {0}
     else:
-        assert found == {sums}
+        assert counts == {sums}
 
 
 def test_more_rows_are_summed_alone(
@@ -134,9 +134,9 @@ def test_more_rows_are_summed_alone(
     """Red if the limit cuts a forward in two: prefills here are longer than 16 rows, decode steps
     are not, and either sums all in one way."""
     prompts = [answer.prompt for answer in together.values()]
-    answers, found = run(tiny, prompts, plugin | {"MOST_ROWS": "16"}, tp_size=2)
+    answers, counts = run(tiny, prompts, plugin | {"MOST_ROWS": "16"}, tp_size=2)
     assert_same(answers, oracle)
-    assert found == {(4 * LAYERS + 1, 0), (0, 4 * LAYERS + 1)}
+    assert counts == {(4 * LAYERS + 1, 0), (0, 4 * LAYERS + 1)}
 
 
 def test_drafts_and_verification(
@@ -146,9 +146,9 @@ def test_drafts_and_verification(
     fuse attention's sum only; what they count is added to the next forward of the target."""
     some = ("1 tokens", "17 tokens", "200 tokens", "EOS inside")
     prompts = [together[name].prompt for name in some]
-    answers, found = run(tiny, prompts, plugin | {"MOST_ROWS": "2048"}, tp_size=2, **nextn(3))
+    answers, counts = run(tiny, prompts, plugin | {"MOST_ROWS": "2048"}, tp_size=2, **nextn(3))
     assert_same(answers, oracle)
-    assert min(fused for fused, _ in found) >= 4 * LAYERS + 1
+    assert min(fused for fused, _ in counts) >= 4 * LAYERS + 1
 
 
 @pytest.mark.parametrize(("ranks", "rows"), [(2, 256), (3, 64), (4, 64), (8, 64)])

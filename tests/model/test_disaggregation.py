@@ -122,7 +122,7 @@ def test_retraction_on_the_decode_side(tiny: Path, oracle: Oracle, overlap: bool
             ignore_eos=False,
         )
         assert "Retract" in workers.decode.log, "nothing was retracted: the test tests nothing"
-    assert all(len(one.output) == 40 for one in answers)
+    assert all(len(answer.output) == 40 for answer in answers)
     assert_same(answers, oracle)
 
 
@@ -140,5 +140,5 @@ def test_prefix_kept_on_the_decode_side(tiny: Path, oracle: Oracle) -> None:
     ) as workers:
         workers.ask([base])
         answers = workers.ask(branches)
-    assert [one.meta["cached_tokens"] for one in answers] == list(range(1, 16))
+    assert [answer.meta["cached_tokens"] for answer in answers] == list(range(1, 16))
     assert_same(answers, oracle)

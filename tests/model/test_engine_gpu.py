@@ -66,9 +66,9 @@ def generate(
     return results
 
 
-def mean_gap(oracle: ReferenceModel, sequence: list[int], found: list[float]) -> float:
-    wanted = oracle.logprobs(sequence)[: len(found)]
-    return (wanted - torch.tensor(found)).abs().mean().item()
+def mean_gap(oracle: ReferenceModel, sequence: list[int], logprobs: list[float]) -> float:
+    wanted = oracle.logprobs(sequence)[: len(logprobs)]
+    return (wanted - torch.tensor(logprobs)).abs().mean().item()
 
 
 def check(
@@ -84,11 +84,11 @@ def check(
     gaps, wrong = [], []
     for prompt, result in zip(prompts, results, strict=True):
         meta = result["meta_info"]
-        found = [entry[0] for entry in meta["input_token_logprobs"]][1:]
-        found += [entry[0] for entry in meta["output_token_logprobs"]]
+        logprobs = [entry[0] for entry in meta["input_token_logprobs"]][1:]
+        logprobs += [entry[0] for entry in meta["output_token_logprobs"]]
         sequence = prompt + result["output_ids"]
-        gaps.append(mean_gap(oracle, sequence, found))
-        wrong.append(mean_gap(unscaled, sequence, found))
+        gaps.append(mean_gap(oracle, sequence, logprobs))
+        wrong.append(mean_gap(unscaled, sequence, logprobs))
     print(f"mean gaps {gaps}; against an unscaled identity part {wrong}")
     assert sum(gaps) / len(gaps) < bound
     assert sum(wrong) / len(wrong) > 3 * MEAN_NATS
@@ -200,11 +200,11 @@ def check_tokens(
     """The tokens of one GPU, but for choices that the oracle finds closer than TIE_NATS; after
     such a one the texts are different ones."""
     oracle, margins = ReferenceModel.from_checkpoint(path), []
-    for prompt, result, one in zip(prompts, results, wanted, strict=True):
-        pairs = list(zip(result["output_ids"], one["output_ids"], strict=True))
-        first = next((i for i, (found, want) in enumerate(pairs) if found != want), None)
+    for prompt, result, expected in zip(prompts, results, wanted, strict=True):
+        pairs = list(zip(result["output_ids"], expected["output_ids"], strict=True))
+        first = next((i for i, (token, want) in enumerate(pairs) if token != want), None)
         if first is not None:
-            scores = oracle((*prompt, *one["output_ids"][:first]))[-1]
+            scores = oracle((*prompt, *expected["output_ids"][:first]))[-1]
             margins.append((scores[pairs[first][0]] - scores[pairs[first][1]]).abs().item())
     print(f"{len(prompts) - len(margins)} of {len(prompts)} identical; ties left at {margins}")
     assert max(margins, default=0.0) < TIE_NATS

@@ -21,8 +21,8 @@ def our_kernels() -> set[str]:
     from triton import JITFunction
 
     modules = [importlib.import_module(f"longcat_kernels.{op}._triton") for op in OPS]
-    found = [value for module in modules for value in vars(module).values()]
-    names = {value.__name__ for value in found if isinstance(value, JITFunction)}
+    attributes = [value for module in modules for value in vars(module).values()]
+    names = {value.__name__ for value in attributes if isinstance(value, JITFunction)}
     return {name for name in names if name.endswith("_kernel")}
 
 

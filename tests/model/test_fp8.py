@@ -111,7 +111,7 @@ def turned(module: str) -> Callable[[Read, str], torch.Tensor]:
 
 def exchanged(pattern: str, partner: Callable[[str], str]) -> Callable[[Read, str], torch.Tensor]:
     """The scales of another module: `partner` of what `pattern` matches in the name."""
-    return lambda read, name: read(re.sub(pattern, lambda found: partner(found[0]), name))
+    return lambda read, name: read(re.sub(pattern, lambda match: partner(match[0]), name))
 
 
 MISPLACED = {

@@ -114,14 +114,14 @@ def test_pairs_mean_what_they_replace(
 ) -> None:
     """Red if a pair is lost between a norm and its layer (SGLang's boundaries hand on another
     tensor), belongs to another activation, or is taken by a layer that reads something else."""
-    answers, found = run(fp8, forced, **flags)
+    answers, inputs = run(fp8, forced, **flags)
     unfused, before = run(fp8, forced | UNFUSED, **flags)
     assert not any(key.endswith("pair") for key in before)
-    forwards = found[f"{LATENT} plain"]  # the first layer's first norm has no residual to add
+    forwards = inputs[f"{LATENT} plain"]  # the first layer's first norm has no residual to add
     assert forwards > 0
-    assert found[f"{LATENT} pair"] == 3 * forwards  # two layers of two attentions
+    assert inputs[f"{LATENT} pair"] == 3 * forwards  # two layers of two attentions
     for name, count in ((QUERY, 4), (GATE_UP, 4), (DOWN, 4), ("experts", 2)):
-        assert (found[f"{name} pair"], found[f"{name} plain"]) == (count * forwards, 0)
+        assert (inputs[f"{name} pair"], inputs[f"{name} plain"]) == (count * forwards, 0)
     for got, wanted in zip(answers, unfused, strict=True):
         shared = range(1, len(got.prompt))  # greedy tokens may part ways at a tie
         assert all(abs(got.logprobs[i] - wanted.logprobs[i]) < NATS for i in shared)

@@ -59,13 +59,13 @@ ARMS = [pytest.param(CPU, id="cpu"), pytest.param(GPU, id="cuda", marks=pytest.m
 def prompts() -> list[list[int]]:
     """Branches of two stems at every length mod 4 and around chunks of 16, some after an EOS; and
     short ones."""
-    found = [text(length, seed=length) for length in (1, 2, 3, 4, 60)]
+    texts = [text(length, seed=length) for length in (1, 2, 3, 4, 60)]
     for stem in (text(50, seed=100), text(50, seed=101)):
         for position in (7, 14, 15, 30, 31):
             stem[position] = EOS
         cuts = (5, 8, 15, 16, 17, 18, 31, 33, 48)
-        found += [[*stem[:cut], *text(3 + cut % 3, seed=cut)[1:]] for cut in cuts]
-    return found
+        texts += [[*stem[:cut], *text(3 + cut % 3, seed=cut)[1:]] for cut in cuts]
+    return texts
 
 
 def answers(path: Path, arm: Arm, flags: dict[str, Any]) -> tuple[list[Answer], list[Answer], str]:
@@ -83,21 +83,21 @@ def gaps(oracle: Oracle, item: Answer) -> list[float]:
     return (best[:, 0] - best[:, 1]).tolist()
 
 
-def assert_right_tokens(found: Iterable[Answer], oracle: Oracle, tie: float) -> None:
+def assert_right_tokens(replies: Iterable[Answer], oracle: Oracle, tie: float) -> None:
     """And not vacuously: of these tokens 40 % are decided by more than 1 nat."""
     decided = total = 0
-    for item in found:
+    for item in replies:
         for token, choice, gap in zip(item.output, oracle.choices(item), gaps(oracle, item)):
             assert token == choice or gap < tie, f"{gap:.2f} nats off after {item.prompt}"
             decided, total = decided + (gap >= tie), total + 1
     assert decided > total / 4
 
 
-def assert_same_tokens(one: Answer, other: Answer, oracle: Oracle, tie: float) -> None:
+def assert_same_tokens(answer: Answer, other: Answer, oracle: Oracle, tie: float) -> None:
     """Up to the first tie, after which the two texts may be different ones."""
-    pairs = zip(one.output, other.output)
+    pairs = zip(answer.output, other.output)
     same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
-    assert same == NEW or gaps(oracle, one)[same] < tie, f"other tokens after {one.prompt}"
+    assert same == NEW or gaps(oracle, answer)[same] < tie, f"other tokens after {answer.prompt}"
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -107,14 +107,14 @@ def test_the_same_tokens_with_everything_off_and_on(tiny: Path, oracle: Oracle, 
     *off, _ = answers(tiny, arm, OFF)
     *on, log = answers(tiny, arm, ON)
     assert re.search(r"Prefill batch,.*#running-req: [1-9]", log), "no prefill while others decoded"
-    assert sum(one.meta["cached_tokens"] > 2 for one in on[1]) > len(prompts()) / 2
-    assert not any(one.meta["cached_tokens"] for one in off[1])
+    assert sum(answer.meta["cached_tokens"] > 2 for answer in on[1]) > len(prompts()) / 2
+    assert not any(answer.meta["cached_tokens"] for answer in off[1])
     for plain, scored in (off, on):
         assert_right_tokens([*plain, *scored], oracle, arm.tie)
-        assert mean(gap for one in scored for gap in oracle.gaps(one)) < arm.nats
-    for one, *others in zip(*off, *on):
+        assert mean(gap for answer in scored for gap in oracle.gaps(answer)) < arm.nats
+    for answer, *others in zip(*off, *on):
         for other in others:
-            assert_same_tokens(one, other, oracle, arm.tie)
+            assert_same_tokens(answer, other, oracle, arm.tie)
 
 
 @pytest.mark.gpu
@@ -122,8 +122,8 @@ def test_prefill_graphs_see_every_request(tiny: Path, oracle: Oracle) -> None:
     """Red if a replayed prefill hashes several requests as the one it was captured with."""
     flags = {**GPU.flags, "cuda_graph_max_bs_prefill": 128, "env": {"LONGCAT_PREFILL_GRAPH": "1"}}
     with engine(tiny, **flags) as llm:
-        found = ask(llm, prompts(), logprobs_from=0, max_new_tokens=NEW)
+        replies = ask(llm, prompts(), logprobs_from=0, max_new_tokens=NEW)
         assert re.search(r"Capture .*prefill CUDA graph end", llm.log), "no prefill graph captured"
         assert re.search(r"Prefill batch, #new-seq: ([2-9]|\d\d).*graph: True", llm.log)
-    assert_right_tokens(found, oracle, GPU.tie)
-    assert mean(gap for one in found for gap in oracle.gaps(one)) < GPU.nats
+    assert_right_tokens(replies, oracle, GPU.tie)
+    assert mean(gap for answer in replies for gap in oracle.gaps(answer)) < GPU.nats

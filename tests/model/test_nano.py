@@ -48,8 +48,8 @@ def oracle(checkpoint: Path, text: Text) -> Oracle:
     return Oracle.of(checkpoint, text)
 
 
-def gates(found: dict[str, float], *, dtype: str = "float32", name: str = "nano") -> list[Row]:
-    rows = judge(found, thresholds("nano", dtype), prefix=name)
+def gates(measured: dict[str, float], *, dtype: str = "float32", name: str = "nano") -> list[Row]:
+    rows = judge(measured, thresholds("nano", dtype), prefix=name)
     print(f"\n{markdown(rows)}")
     return rows
 

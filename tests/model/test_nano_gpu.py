@@ -27,8 +27,8 @@ def check(**flags: Any) -> None:
     text = Text.of(nano())
     oracle = Oracle.of(nano(), text)
     with engine(nano(), spawn=True, timeout=400, **GPU, **flags) as llm:
-        found = measure(llm.generate, text, oracle)
-    rows = judge(found, thresholds("nano", "bfloat16"), prefix=f"GPU {flags}")
+        measured = measure(llm.generate, text, oracle)
+    rows = judge(measured, thresholds("nano", "bfloat16"), prefix=f"GPU {flags}")
     print(f"\n{markdown(rows)}")
     assert all(row.passed for row in rows), markdown(rows)
 

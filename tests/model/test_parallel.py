@@ -42,12 +42,12 @@ def test_ranks_answer_as_one(
     or a projection row goes to the wrong rank, or if a data-parallel rank without requests (one
     prompt alone leaves the others idle) breaks the sums of the rest."""
     with engine(tiny, timeout=SLOW_START_S, **flags) as llm:
-        answers = ask(llm, [one.prompt for one in together.values()], logprobs_from=0)
+        answers = ask(llm, [answer.prompt for answer in together.values()], logprobs_from=0)
         alone = [
             ask(llm, [together[name].prompt], logprobs_from=0)[0]
             for name in ("1 tokens", "17 tokens", "EOS adjacent")
         ]
     assert_same([*answers, *alone], oracle)
-    for found, wanted in zip(answers, together.values(), strict=True):
-        assert found.output == wanted.output
-        assert found.logprobs == pytest.approx(wanted.logprobs, rel=0, abs=NATS)
+    for answer, wanted in zip(answers, together.values(), strict=True):
+        assert answer.output == wanted.output
+        assert answer.logprobs == pytest.approx(wanted.logprobs, rel=0, abs=NATS)

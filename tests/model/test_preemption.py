@@ -63,6 +63,6 @@ def test_a_higher_priority_takes_the_slot(
                 urgent.append(answer(prompt, json.load(response)))
         victims = [last_answer(prompt, stream) for prompt, stream in zip(prompts, streams)]
     assert victims[0].meta["num_retractions"], "nobody was thrown out: the test tests nothing"
-    assert not any(one.meta["num_retractions"] for one in urgent)
-    assert all(len(one.output) == LONG["max_new_tokens"] for one in victims)
+    assert not any(newcomer.meta["num_retractions"] for newcomer in urgent)
+    assert all(len(victim.output) == LONG["max_new_tokens"] for victim in victims)
     assert_same([*victims, *urgent], oracle)

@@ -44,18 +44,18 @@ def say_once(name, text):
 @pytest.fixture(scope="module")
 def forced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of engines that find the plugin."""
-    found = injected.plugin(tmp_path_factory.mktemp("plugin"), "forced_prologue", PLUGIN)
-    return found | {"LONGCAT_SPLIT_ATTENTION": "64"}
+    env = injected.plugin(tmp_path_factory.mktemp("plugin"), "forced_prologue", PLUGIN)
+    return env | {"LONGCAT_SPLIT_ATTENTION": "64"}
 
 
 def answers(
     path: Path, prompts: Sequence[list[int]], env: dict[str, str], **flags: Any
 ) -> list[Answer]:
     with engine(path, env=env, **flags) as llm:
-        found = ask(llm, list(prompts), logprobs_from=0)
+        replies = ask(llm, list(prompts), logprobs_from=0)
         assert "the prologue ran" in llm.log
         assert "the split attention ran" in llm.log
-    return found
+    return replies
 
 
 def test_prefill_and_decode(
@@ -150,7 +150,7 @@ def split(
     mode = ForwardMode.DECODE if width == 1 else ForwardMode.TARGET_VERIFY
     batch = SimpleNamespace(forward_mode=mode, req_pool_indices=torch.zeros(requests))
     query = torch.zeros(requests * width, 2, 8)
-    layer = SimpleNamespace(drafts=drafts, kv_lora_rank=512, qk_rope_head_dim=rope)
+    layer = SimpleNamespace(is_draft=drafts, kv_lora_rank=512, qk_rope_head_dim=rope)
     model = SimpleNamespace(context_len=context)
     exec_ = SimpleNamespace(deterministic=SimpleNamespace(enable_deterministic_inference=False))
     with pytest.MonkeyPatch.context() as patch:

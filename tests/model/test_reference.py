@@ -1,6 +1,6 @@
 """The oracle against transformers' LongcatFlashForCausalLM, and its loader against hand-made files.
 
-Owns: parity of layers, router, attention, embedding and MTP head with independent code; FP8; what
+Owns: parity of layers, router, attention, embedding and MTP layer with independent code; FP8; what
 a broken checkpoint says. Weights are random and large enough for every part to move the logits.
 The n-gram ids have their own unit test.
 """

@@ -84,7 +84,7 @@ def test_radix_hits_of_every_length(tiny: Path, oracle: Oracle, page_size: int) 
     with engine(tiny, page_size=page_size) as llm:
         ask(llm, [base])
         answers = ask(llm, branches)
-    assert [one.meta["cached_tokens"] for one in answers] == list(cuts)
+    assert [answer.meta["cached_tokens"] for answer in answers] == list(cuts)
     assert_same(answers, oracle)
 
 
@@ -129,8 +129,8 @@ def test_retraction(tiny: Path, oracle: Oracle, flags: dict[str, Any]) -> None:
         logprobs = None if "enable_mixed_chunk" in flags else -1
         # ignore_eos would make SGLang reserve the whole output; this model never says EOS unasked.
         answers = ask(llm, prompts, logprobs_from=logprobs, max_new_tokens=40, ignore_eos=False)
-    assert any(one.meta["num_retractions"] for one in answers)
-    assert all(len(one.output) == 40 for one in answers)
+    assert any(answer.meta["num_retractions"] for answer in answers)
+    assert all(len(answer.output) == 40 for answer in answers)
     assert_same(answers, oracle)
 
 
@@ -145,9 +145,10 @@ def test_few_slots_and_parallel_samples(tiny: Path, oracle: Oracle) -> None:
         sampled = ask(llm, prompts[:4], n=2, temperature=1, max_new_tokens=12)
     assert len(sampled) == 8
     assert all(
-        one.output != two.output for one, two in zip(sampled[::2], sampled[1::2], strict=True)
+        first.output != second.output
+        for first, second in zip(sampled[::2], sampled[1::2], strict=True)
     )
-    assert max(oracle.gap(one) for one in sampled) < NATS
+    assert max(oracle.gap(answer) for answer in sampled) < NATS
 
 
 @pytest.mark.parametrize("overlap", [True, False], ids=["overlap", "no-overlap"])

@@ -31,10 +31,10 @@ def later(length: int, *, seed: int) -> list[int]:
 
 def continued(history: list[int], tokens: list[int], reply: dict[str, Any]) -> Answer:
     """The answer to `tokens`, before which the session must have put `history`."""
-    found = answer([*history, *tokens], reply)
-    assert found.meta["finish_reason"]["type"] == "length", found.meta
-    assert found.meta["prompt_tokens"] == len(found.prompt), "the session put something else before"
-    return found
+    turn = answer([*history, *tokens], reply)
+    assert turn.meta["finish_reason"]["type"] == "length", turn.meta
+    assert turn.meta["prompt_tokens"] == len(turn.prompt), "the session put something else before"
+    return turn
 
 
 def say(

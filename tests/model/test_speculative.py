@@ -52,8 +52,10 @@ def accepted(answer: Answer) -> Counter[int]:
 
 
 def assert_drafted(answers: Sequence[Answer], drafter: Drafter, *, steps: int) -> None:
-    for one in answers:
-        assert accepted(one) == drafter.accepted(one.prompt, one.output, steps=steps), one.prompt
+    for answer in answers:
+        assert accepted(answer) == drafter.accepted(answer.prompt, answer.output, steps=steps), (
+            answer.prompt
+        )
 
 
 def test_every_prompt_of_the_random_checkpoint(
@@ -70,13 +72,13 @@ def test_every_prompt_of_the_random_checkpoint(
 def test_acceptance(checkpoint: Path, judge: Oracle, reference: ReferenceModel, steps: int) -> None:
     """Red if the draft reads another hidden state than the target's final-normed one, drafts from
     the wrong embedding, position or KV, or keeps KV of rejected drafts: then it accepts other
-    numbers of tokens than the oracle's MTP head. And if anything else than the target decides."""
+    numbers of tokens than the oracle's MTP layer. And if anything else than the target decides."""
     prompts = [text(length, seed=length) for length in (1, 2, 5, 11, 30)]
     with engine(checkpoint, **drafting(steps)) as llm:
         answers = ask(llm, prompts, max_new_tokens=20)
     assert_same(answers, judge)
     assert_drafted(answers, Drafter(reference), steps=steps)
-    assert sum(right * n for one in answers for right, n in accepted(one).items()) >= 10, (
+    assert sum(right * n for answer in answers for right, n in accepted(answer).items()) >= 10, (
         "hardly a draft was right"
     )
 
@@ -91,8 +93,8 @@ def test_word_table_of_the_target(
         answers = ask(llm, prompts, max_new_tokens=20)
     assert_same(answers, judge)
     assert_drafted(answers, Drafter(reference, word=True), steps=3)
-    own = [Drafter(reference).accepted(one.prompt, one.output, steps=3) for one in answers]
-    assert own != [accepted(one) for one in answers], "the two tables draft alike"
+    own = [Drafter(reference).accepted(answer.prompt, answer.output, steps=3) for answer in answers]
+    assert own != [accepted(answer) for answer in answers], "the two tables draft alike"
 
 
 @pytest.mark.parametrize(
@@ -131,8 +133,8 @@ def test_retraction(checkpoint: Path, judge: Oracle, overlap: bool) -> None:
         disable_overlap_schedule=not overlap,
     ) as llm:
         answers = ask(llm, prompts, max_new_tokens=40, ignore_eos=False)
-    assert any(one.meta["num_retractions"] for one in answers)
-    assert all(len(one.output) == 40 for one in answers)
+    assert any(answer.meta["num_retractions"] for answer in answers)
+    assert all(len(answer.output) == 40 for answer in answers)
     assert_same(answers, judge)
 
 
@@ -182,7 +184,7 @@ def test_proposals_from_the_text(checkpoint: Path, judge: Oracle) -> None:
     with engine(checkpoint, speculative_algorithm="NGRAM", **flags) as llm:
         answers = [*ask(llm, prompts, max_new_tokens=24), *ask(llm, prompts, max_new_tokens=12)]
     assert_same(answers, judge)
-    lengths = set().union(*(accepted(one) for one in answers))
+    lengths = set().union(*(accepted(answer) for answer in answers))
     assert {0, 5} < lengths, "no proposal was partly padding and partly right"
 
 
@@ -198,7 +200,9 @@ def test_a_draft_model_of_another_kind(
     with engine(checkpoint, **flags, speculative_draft_model_path=str(llama)) as llm:
         answers = [*ask(llm, prompts, max_new_tokens=20), *ask(llm, prompts)]
     assert_same(answers, judge)
-    assert {0, 3} <= set().union(*(accepted(one) for one in answers)), "hardly a draft was right"
+    assert {0, 3} <= set().union(*(accepted(answer) for answer in answers)), (
+        "hardly a draft was right"
+    )
 
 
 def test_separate_draft_checkpoint(
@@ -274,11 +278,11 @@ def test_penalties_count_every_token(
     """Red if a token that was accepted, or drafted before it in the same window, is not counted, a
     rejected one is, or a penalty reaches a neighbour's window. Requests come and go."""
     with engine(checkpoint, **flags, max_running_requests=5) as llm:
-        found = ask_penalised(llm)
-    for answer, wish in zip(found, PENALTIES * 2):
+        answers = ask_penalised(llm)
+    for answer, wish in zip(answers, PENALTIES * 2):
         wanted = [int(row.argmax()) for row in penalised_rows(judge, answer, wish)]
         assert answer.output == wanted, wish
-    applied = [one.output != judge.choices(one, bias=BIAS) for one in found]
+    applied = [answer.output != judge.choices(answer, bias=BIAS) for answer in answers]
     assert sum(applied) >= 6, "the penalties changed next to nothing"
 
 
@@ -326,12 +330,12 @@ def conditional(
     )
     return [
         (
-            one["output_ids"],
-            one["text"],
-            str(one["meta_info"]["finish_reason"]),
-            [[token for _, token, _ in row] for row in one["meta_info"]["output_top_logprobs"]],
+            reply["output_ids"],
+            reply["text"],
+            str(reply["meta_info"]["finish_reason"]),
+            [[token for _, token, _ in row] for row in reply["meta_info"]["output_top_logprobs"]],
         )
-        for one in replies
+        for reply in replies
     ]
 
 
@@ -371,8 +375,8 @@ def test_samples_follow_the_targets_distribution(
     sampling = {"max_new_tokens": 3, "ignore_eos": True, **kept}
     with engine(checkpoint, **drafting(2), max_running_requests=64, random_seed=7) as llm:
         answers = ask(llm, [prompt] * copies, logprobs_from=None, **sampling)
-    outputs = [tuple(one.output) for one in answers]
-    drafted = sum(accepted(one)[right] for one in answers for right in (1, 2))
+    outputs = [tuple(answer.output) for answer in answers]
+    drafted = sum(accepted(answer)[right] for answer in answers for right in (1, 2))
     assert drafted > copies / 10, "hardly a draft was accepted"
     expected = continuations(judge, prompt, depth=3, **kept)
     assert set(outputs) <= set(expected)
@@ -397,10 +401,10 @@ def continuations(
     min_p: float = 0,
 ) -> dict[tuple[int, ...], float]:
     """Every continuation of `depth` tokens and its chance under top-k or min-p sampling."""
-    found: dict[tuple[int, ...], float] = {(): 1.0}
+    chances: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(depth):
         longer = {}
-        for tokens, chance in found.items():
+        for tokens, chance in chances.items():
             logits = judge.logits((*prompt, *tokens))[-1] / temperature
             best = logits.topk(top_k)
             shares = best.values.softmax(0)
@@ -408,5 +412,5 @@ def continuations(
             for token, share in zip(best.indices.tolist(), (shares / shares.sum()).tolist()):
                 if share:
                     longer[(*tokens, token)] = chance * share
-        found = longer
-    return found
+        chances = longer
+    return chances

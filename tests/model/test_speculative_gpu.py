@@ -26,7 +26,7 @@ STEPS, NEW = 3, 24
 @pytest.mark.parametrize("tables", ["device", "host"])
 def test_drafts_are_verified_in_graphs(tiny: Path, tmp_path: Path, tables: str) -> None:
     """Red if a padded verify row, a rejected draft or the draft's graphs disturb a request's ring
-    or KV, and if the draft accepts much less than the oracle's MTP head would."""
+    or KV, and if the draft accepts much less than the oracle's MTP layer would."""
     path = predictable(tiny, tmp_path / "predictable")
     prompts = [text(length, seed=length) for length in (1, 2, 3, 5, 11, 17, 30, 40)]
     flags = {
@@ -38,12 +38,12 @@ def test_drafts_are_verified_in_graphs(tiny: Path, tmp_path: Path, tables: str) 
         together = ask(llm, prompts, max_new_tokens=NEW)
     assert_right_tokens([*alone, *together], Oracle(path), GPU.tie)
     drafter = Drafter(ReferenceModel.from_checkpoint(path))
-    found = expected = 0
-    for one in together:
-        found += sum(i * n for i, n in enumerate(one.meta["spec_correct_drafts_histogram"]))
-        wanted = drafter.accepted(one.prompt, one.output, steps=STEPS)
+    accepted = expected = 0
+    for answer in together:
+        accepted += sum(i * n for i, n in enumerate(answer.meta["spec_correct_drafts_histogram"]))
+        wanted = drafter.accepted(answer.prompt, answer.output, steps=STEPS)
         expected += sum(right * count for right, count in wanted.items())
-    assert found > 0.8 * expected > 0
+    assert accepted > 0.8 * expected > 0
 
 
 @pytest.mark.gpu
@@ -52,9 +52,9 @@ def test_penalties_count_every_token_on_a_gpu(tiny: Path, tmp_path: Path) -> Non
     graphs and CUDA tensors are real. Only choices that the oracle finds close may differ."""
     path = predictable(tiny, tmp_path / "predictable")
     with engine(path, **GPU.flags, **nextn(STEPS)) as llm:
-        found = ask_penalised(llm)
+        answers = ask_penalised(llm)
     judge, decided, total = Oracle(path), 0, 0
-    for answer, wish in zip(found, PENALTIES * 2):
+    for answer, wish in zip(answers, PENALTIES * 2):
         for token, row in zip(answer.output, penalised_rows(judge, answer, wish)):
             best = row.topk(2).values
             assert row[token] > best[0] - GPU.tie, wish

@@ -51,18 +51,18 @@ def test_two_servers_of_two_replicas(tiny: Path, other: Path, oracle: Oracle) ->
     ngram = LongcatConfig.from_dir(tiny).ngram
     assert ngram is not None
     size, others = sum(ngram.rows) * ngram.width * FP32, Oracle(other)
-    with at_once(tiny, other) as (one, two):
-        found = [copies(one), copies(two)]
-        assert [len(memfds) for memfds in found] == [1, 1]
-        assert found[0] != found[1]
-        for [inode] in found:
+    with at_once(tiny, other) as (first, second):
+        tables = [copies(first), copies(second)]
+        assert [len(memfds) for memfds in tables] == [1, 1]
+        assert tables[0] != tables[1]
+        for [inode] in tables:
             held = holders(inode)
             assert len(held) == 2
             assert sum(held.values()) == pytest.approx(size, rel=0.02)
-        for llm, judge in ((one, oracle), (two, others), (one, oracle)):
+        for llm, judge in ((first, oracle), (second, others), (first, oracle)):
             assert_same(ask(llm, PROMPTS, logprobs_from=0), judge)
-        done, message, _ = one.call("update_weights_from_disk", str(other))
+        done, message, _ = first.call("update_weights_from_disk", str(other))
         assert done, message
-        for llm in (one, two):
+        for llm in (first, second):
             assert_same(ask(llm, PROMPTS, logprobs_from=0), others)
-    assert not any(holders(inode) for [inode] in found)
+    assert not any(holders(inode) for [inode] in tables)

@@ -31,7 +31,7 @@ def test_update_and_back(tiny: Path, oracle: Oracle, tmp_path: Path, tp_size: in
             assert done, message
             assert_same(ask(llm, PROMPTS), expected)
         after = ask(llm, PROMPTS, logprobs_from=0)
-    assert [one.logprobs for one in after] == [one.logprobs for one in before]
+    assert [answer.logprobs for answer in after] == [answer.logprobs for answer in before]
 
 
 def without(tensors: dict[str, torch.Tensor]) -> None:

@@ -144,8 +144,8 @@ def test_chat_logprobs(chat, expected, oracle):
     assert len(content) == NEW
     for entry, row, token in zip(content, rows, tokens):
         assert entry.logprob == pytest.approx(float(row[token]), abs=1e-3)
-        found = torch.tensor([alternative.logprob for alternative in entry.top_logprobs])
-        torch.testing.assert_close(found, row.topk(3).values, atol=1e-3, rtol=0)
+        logprobs = torch.tensor([alternative.logprob for alternative in entry.top_logprobs])
+        torch.testing.assert_close(logprobs, row.topk(3).values, atol=1e-3, rtol=0)
 
 
 def test_completion_logprobs(complete, expected, oracle):
@@ -154,8 +154,8 @@ def test_completion_logprobs(complete, expected, oracle):
     choice = complete(PROMPT, logprobs=1, echo=True).choices[0]
     assert choice.text == PROMPT + text
     assert choice.logprobs.token_logprobs[0] is None
-    found = torch.tensor(choice.logprobs.token_logprobs[1:])
-    torch.testing.assert_close(found, oracle.logprobs(ids + tokens), atol=1e-3, rtol=0)
+    logprobs = torch.tensor(choice.logprobs.token_logprobs[1:])
+    torch.testing.assert_close(logprobs, oracle.logprobs(ids + tokens), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("count", [1, 3])

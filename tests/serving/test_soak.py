@@ -34,7 +34,7 @@ def output(asked, greedy):
     return greedy(asked.prompt, 4)
 
 
-def found(oracle, request, output, ended="length"):
+def fault_in(oracle, request, output, ended="length"):
     answer = {"output_ids": output, "meta_info": {"finish_reason": {"type": ended}}}
     return fault(request, answer, oracle)
 
@@ -44,24 +44,24 @@ def test_right_answers_pass(oracle, asked, output):
     stopped = replace(asked, stops=[output[2]])
     aborted = replace(stopped, ending="abort")
     assert output[2] not in output[:2], "choose another seed"
-    assert found(oracle, asked, output) is None
-    assert found(oracle, stopped, output[:3], "stop") is None
-    assert found(oracle, aborted, output[:2], "abort") is None
-    assert found(oracle, aborted, output[:3], "abort") is None  # in the step that says the stop
-    assert found(oracle, aborted, [], "abort") is None
+    assert fault_in(oracle, asked, output) is None
+    assert fault_in(oracle, stopped, output[:3], "stop") is None
+    assert fault_in(oracle, aborted, output[:2], "abort") is None
+    assert fault_in(oracle, aborted, output[:3], "abort") is None  # in the step that says the stop
+    assert fault_in(oracle, aborted, [], "abort") is None
 
 
 def test_wrong_answers_are_faults(oracle, asked, output):
     """A verdict that no longer reads some of the answer lets the soak pass whatever happens."""
     wrong = [*output[:2], output[2] ^ 1, output[3]]
     aborted = replace(asked, ending="abort")
-    assert "token 2 of the output" in found(oracle, asked, wrong)
-    assert "token 2 of the output" in found(oracle, aborted, wrong[:3], "abort")
-    assert "3 of 4 tokens" in found(oracle, asked, output[:3])
-    assert "ended by abort" in found(oracle, asked, output[:3], "abort")
-    assert "ended by stop" in found(oracle, asked, output, "stop")
-    assert "ended by length" in found(oracle, replace(asked, stops=[output[3]]), output)
-    assert "after a stop token" in found(oracle, replace(asked, stops=[output[1]]), output)
+    assert "token 2 of the output" in fault_in(oracle, asked, wrong)
+    assert "token 2 of the output" in fault_in(oracle, aborted, wrong[:3], "abort")
+    assert "3 of 4 tokens" in fault_in(oracle, asked, output[:3])
+    assert "ended by abort" in fault_in(oracle, asked, output[:3], "abort")
+    assert "ended by stop" in fault_in(oracle, asked, output, "stop")
+    assert "ended by length" in fault_in(oracle, replace(asked, stops=[output[3]]), output)
+    assert "after a stop token" in fault_in(oracle, replace(asked, stops=[output[1]]), output)
 
 
 def test_streams_that_take_tokens_back_are_faults():

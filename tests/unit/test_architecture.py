@@ -27,11 +27,13 @@ def exists(path: str) -> bool:
 
 
 def names(path: str) -> set[str]:
-    """Functions, classes and constants at the top of a file."""
+    """Functions, classes and constants at the top of a file, and the methods of its classes."""
     defined: set[str] = set()
     for node in ast.parse(locate(path).read_text()).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             defined.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            defined |= {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         defined |= {target.id for target in targets if isinstance(target, ast.Name)}
     return defined

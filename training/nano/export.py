@@ -174,7 +174,7 @@ conversations made from their docstrings. Held out by file (hash of its path): {
 
 {device}, torch {torch}, Python {python}: {steps} steps in {seconds:.0f} s, {tokens} tokens
 ({epochs} epochs). AdamW, cosine schedule by elapsed time, bf16 autocast over fp32 weights, seeded
-(sums in another order make runs differ in the last digits). The MTP head is trained for three
+(sums in another order make runs differ in the last digits). The MTP layer is trained for three
 draft steps on its own states, as it is served, and sends no gradient into the main model.
 
 Held out at the end:

@@ -1,7 +1,7 @@
 """LongCat-nano as it is trained: the reference model on batches, with gradients.
 
 Owns: what the reference does for one sequence and training needs for batches: attention, the MoE,
-the N-gram lookup, and the MTP head's further steps. Everything else (order of operations, norms,
+the N-gram lookup, and the MTP layer's further steps. Everything else (order of operations, norms,
 MLPs, router, hash, names and shapes) is the reference's own code. loop.py trains the model.
 """
 
@@ -126,7 +126,7 @@ class BatchedMla:
 
 
 class DraftMla(BatchedMla):
-    """The MTP head's attention over its draft steps, as a draft loop sees it while serving.
+    """The MTP layer's attention over its draft steps, as a draft loop sees it while serving.
 
     Step 1 is causal over rows 0..t. In step s, row t is at position t + s - 1. It sees the keys of
     rows 0..t of step 1 (the committed text) and its own keys of steps 2..s (its own draft).

@@ -29,7 +29,7 @@ from benchmarks.tune.experts.search import Job
 from benchmarks.tune.experts.space import SHARED_MEMORY, Variant
 from longcat_kernels.compile_only import compile_only
 from longcat_kernels.lite import TOP_K
-from longcat_kernels.warm_up import HOPPER
+from longcat_kernels.warm_up import HOPPER_SM
 
 _EARLY = 512  # rows of input up to which SGLang lets the next kernel start early
 Key = tuple[Variant, bool, bool]
@@ -47,7 +47,7 @@ def compile_one(shape: Shape, fp8: bool, tokens: int, variant: Variant) -> bool:
     from triton.errors import TritonError
 
     try:
-        with compile_only(HOPPER, shared_memory=SHARED_MEMORY):
+        with compile_only(HOPPER_SM, shared_memory=SHARED_MEMORY):
             rows = _rows(shape, tokens, variant.tile.m)
             launch(variant, _layer(shape, fp8), _batch(shape, fp8, tokens), rows)
     except (TritonError, RuntimeError):

@@ -82,8 +82,8 @@ def _hash(
             token = tl.where(alive, token, 0)
         power = tl.load(params.powers + column * N + j, mask=live, other=0)
         total += token * power  # below 2^63: see make_hash_params
-    # total % modulus by one multiplication with floor(2^64 / modulus): the quotient's high half is
-    # exact or one too small. Four 64-bit `%` a row took 3.7 us of a launch of 5.2 us.
+    # total % modulus by one multiplication with floor(2^64 / modulus): the high half of the product
+    # is the quotient, or one less. Four 64-bit `%` a row took 3.7 us of a launch of 5.2 us.
     quotient = tl.umulhi(total.to(tl.uint64), inverse.to(tl.uint64)).to(tl.int64)
     rest = total - quotient * modulus
     return tl.where(rest >= modulus, rest - modulus, rest) + first_row

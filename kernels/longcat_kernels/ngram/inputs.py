@@ -41,7 +41,7 @@ class HashParams:
     powers: [tables, n] int64, V^j mod M_i, 0 for j >= order(i), so that unused look-back drops out.
     moduli: [tables] int64. offsets: [tables] int64, first row of each table in the fused one.
     eos: [E] int64, E >= 1. inverses: [tables] int64, floor(2^64 / M_i): with these the kernel
-    divides by one multiplication (the quotient's high half is exact or one too small).
+    divides by one multiplication: the high half of the product is the quotient, or one less.
     """
 
     powers: torch.Tensor

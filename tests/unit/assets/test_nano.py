@@ -34,7 +34,7 @@ def test_it_is_small():
 
 
 def test_it_is_a_checkpoint_of_this_model():
-    """Names, shapes and dtypes of the published layout; n = 4, k = 4, an MTP head, YaRN."""
+    """Names, shapes and dtypes of the published layout; n = 4, k = 4, an MTP layer, YaRN."""
     config = LongcatConfig.from_dir(NANO)
     check_checkpoint(NANO, config)
     assert config.ngram is not None

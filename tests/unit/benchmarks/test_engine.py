@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import engine as bench_engine
+from benchmarks import engine as engine_benchmark
 
 ROW = {"batch": 8, "input": 4096, "tpot_ms": 4.0, "tok_s": 2000.0, "prefill_tok_s": 5e4}
 
@@ -26,9 +26,9 @@ class Engine:
 def test_the_steady_rate_is_the_median_over_repeats_of_all_ranks(monkeypatch):
     """Red if a rate is read before its batch, ranks are left out, or one odd repeat counts. The
     clock is invented: two real calls may take equally long, and TPOT would be zero."""
-    monkeypatch.setattr(bench_engine.time, "perf_counter", (n * n for n in count()).__next__)
+    monkeypatch.setattr(engine_benchmark.time, "perf_counter", (n * n for n in count()).__next__)
     args = SimpleNamespace(repeat=3, output=96)
-    row = bench_engine.measure_batch(Engine([[100, 200], [1, 1], [150, 160]]), 2, 16, args)
+    row = engine_benchmark.measure_batch(Engine([[100, 200], [1, 1], [150, 160]]), 2, 16, args)
     assert (row["steady_tok_s"], row["steady_all_tok_s"]) == (300, [300, 2, 310])
 
 
@@ -37,7 +37,7 @@ def test_ratios_above_one_are_faster(capsys, base):
     """Red if a ratio is turned around, or one without a counterpart is made up."""
     first = [{**ROW, "steady_tok_s": 1000.0}] if base else []
     ours = [{**ROW, "tpot_ms": 2.0, "steady_tok_s": 1500.0, "prefill_tok_s": 6e4}]
-    bench_engine.print_table({"in-tree": first, "host": ours})
+    engine_benchmark.print_table({"in-tree": first, "host": ours})
     head, _, *_, last = capsys.readouterr().out.splitlines()
     cells = dict(zip(range(10), (cell.strip() for cell in last.strip("|").split("|"))))
     assert (cells[3], cells[6], cells[8]) == ("2.000 ms", "1,500", "60,000")

@@ -15,8 +15,8 @@ def test_each_way_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     """Red if the tables' arguments or the names of their tensors change."""
     write_tiny(tmp_path, TinyOptions())
     load_time.main([str(tmp_path)])
-    found = re.findall(r"(cold|warm) (files alone|checkpoint): [\d.]+ s", capsys.readouterr().out)
-    assert found == [(c, w) for c in ("cold", "warm") for w in ("files alone", "checkpoint")]
+    timed = re.findall(r"(cold|warm) (files alone|checkpoint): [\d.]+ s", capsys.readouterr().out)
+    assert timed == [(c, w) for c in ("cold", "warm") for w in ("files alone", "checkpoint")]
 
 
 def test_no_checkpoint_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

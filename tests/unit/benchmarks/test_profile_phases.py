@@ -42,22 +42,22 @@ def test_graph_launches_tell_the_phases(extend_graph: bool) -> None:
     """Red if a graph replay, or a kernel launched between two of them, goes to another phase."""
     kernels, wanted = steps(extend_graph=extend_graph)
     assert phases.mark(kernels, []) == "graphs"
-    assert [one["phase"] for one in kernels] == wanted
+    assert [kernel["phase"] for kernel in kernels] == wanted
 
 
 def test_spans_of_the_host_win() -> None:
     """Red if a kernel is looked up by when it ran instead of when it was launched."""
     kernels, wanted = steps(extend_graph=False)
     events: list[dict[str, Any]] = [{"name": "process_name", "ph": "M"}]
-    for one, phase in zip(kernels, wanted, strict=True):
-        at = one["ts"] - 1000
-        launch = {"correlation": one["correlation"]}
+    for kernel, phase in zip(kernels, wanted, strict=True):
+        at = kernel["ts"] - 1000
+        launch = {"correlation": kernel["correlation"]}
         events.append({"cat": "cuda_runtime", "name": "launch", "ts": at, "dur": 1, "args": launch})
         if phase != "verify":
             span = {"cat": "user_annotation", "name": phase, "ts": at - 1, "dur": 5}
             events.append(span)
     assert phases.mark(kernels, events) == "spans"
-    assert [one["phase"] for one in kernels] == wanted
+    assert [kernel["phase"] for kernel in kernels] == wanted
 
 
 def test_the_table_adds_up_to_the_step() -> None:
@@ -67,11 +67,11 @@ def test_the_table_adds_up_to_the_step() -> None:
         kernel(35, "gemm", 2, dur=20) | {"phase": "draft"},
         kernel(40, "gemm", 2, dur=25) | {"phase": "draft"},
     ]
-    found = phases.summary(kernels, end=100.0)
-    assert (found["verify"].busy, found["verify"].idle) == (30, 0)
-    assert (found["draft"].busy, found["draft"].idle) == (30, 5)
-    assert (found["draft"].kernels, found["draft"].launches) == (2, 1)
-    assert found["end"].idle == 35
-    assert sum(one.busy + one.idle for one in found.values()) == 100
-    lines = phases.table(found).splitlines()
+    summary = phases.summary(kernels, end=100.0)
+    assert (summary["verify"].busy, summary["verify"].idle) == (30, 0)
+    assert (summary["draft"].busy, summary["draft"].idle) == (30, 5)
+    assert (summary["draft"].kernels, summary["draft"].launches) == (2, 1)
+    assert summary["end"].idle == 35
+    assert sum(phase.busy + phase.idle for phase in summary.values()) == 100
+    lines = phases.table(summary).splitlines()
     assert lines[-1] == "| step | | | 0.060 | 0.040 | 100.0% |"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import RESULTS, scaling
-from benchmarks import engine as bench_engine
+from benchmarks import engine as engine_benchmark
 
 
 def run(*words, monkeypatch, gpus=0):
@@ -31,8 +31,8 @@ def test_commands_are_the_benchmarks_own(capsys, monkeypatch):
         words = shlex.split(line)
         assert words[1:3] == ["-m", "benchmarks.engine"]
         monkeypatch.setattr(sys, "argv", words[2:])
-        args = bench_engine.parse()
-        assert args.arms in bench_engine.ARMS
+        args = engine_benchmark.parse()
+        assert args.arms in engine_benchmark.ARMS
         flags = json.loads(args.engine)
         assert flags["tp_size"] == flags["ep_size"]
         assert Path(args.out).name.startswith(f"tp{flags['tp_size']}-ep{flags['ep_size']}")

@@ -29,7 +29,7 @@ def search(measure, tokens=TOKENS, budget=math.inf, **options):
         done.append(job)
         return measure(*job)
 
-    one = Search(
+    tuning = Search(
         tokens=tokens,
         defaults=dict.fromkeys(tokens, DEFAULT),
         compile_all=set,
@@ -37,8 +37,8 @@ def search(measure, tokens=TOKENS, budget=math.inf, **options):
         in_time=lambda: len(done) < budget,
         **options,
     )
-    one.run()
-    return one
+    tuning.run()
+    return tuning
 
 
 def test_finds_the_fastest_pair_of_equal_rows():
@@ -60,9 +60,9 @@ def test_tokens_between_anchors_take_the_finalists_of_both():
     def measure(tokens, variant):
         return 100 + abs(variant.tile.m - {64: 16, 256: 32}.get(tokens, 32))
 
-    one = search(measure, tokens=(256,))
-    assert {variant.tile.m for variant in one.best(256)} == {32}
-    assert len([job for job in one.times if job[0] == 256]) < 150
+    tuning = search(measure, tokens=(256,))
+    assert {variant.tile.m for variant in tuning.best(256)} == {32}
+    assert len([job for job in tuning.times if job[0] == 256]) < 150
 
 
 @pytest.mark.parametrize(("us", "chosen"), [(99, False), (90, True)])
@@ -79,13 +79,13 @@ def test_sorted_rows_have_to_pay(us, chosen):
 def test_when_the_time_is_up_the_best_so_far_is_taken():
     """SGLang's own choice comes first, so that there always is an answer."""
     assert search(lambda *job: 1.0, budget=0).best(8) == DEFAULT
-    one = search(lambda tokens, variant: variant.tile.stages, budget=2 * len(TOKENS))
-    assert all(one.best(tokens) == DEFAULT for tokens in TOKENS)
+    tuning = search(lambda tokens, variant: variant.tile.stages, budget=2 * len(TOKENS))
+    assert all(tuning.best(tokens) == DEFAULT for tokens in TOKENS)
 
 
 def test_what_cannot_run_is_not_chosen():
-    one = search(lambda tokens, variant: math.inf if variant.tile != SMALL else 1, tokens=(8,))
-    assert one.best(8) == DEFAULT
+    tuning = search(lambda tokens, variant: math.inf if variant.tile != SMALL else 1, tokens=(8,))
+    assert tuning.best(8) == DEFAULT
 
 
 def test_configs_keep_their_sizes():

@@ -60,7 +60,7 @@ def test_only_experts_have_rows(runner: Any, held: tuple[int, int]) -> None:
     rows = runner.pre_permute_standard_to_deep_gemm(given, info, config(count), state)
     routed = chosen.expert_ids >= 0
     wanted = torch.bincount(chosen.expert_ids[routed], minlength=count).tolist()
-    assert found(rows, count) == wanted
+    assert rows_by_expert(rows, count) == wanted
     assert sum(wanted) < routed.numel()
 
     outputs = SimpleNamespace(hidden_states=rows.hidden_states.reshape(-1, HIDDEN).clone())
@@ -85,7 +85,7 @@ def config(experts: int) -> SimpleNamespace:
     )
 
 
-def found(rows: Any, experts: int) -> list[int]:
+def rows_by_expert(rows: Any, experts: int) -> list[int]:
     """Rows that the GEMM computes, by expert."""
     if rows.use_masked_gemm:
         return rows.masked_m.tolist()  # type: ignore[no-any-return]

@@ -103,12 +103,12 @@ def experts(**changed: Any) -> Any:
     method = object.__new__(facts["kind"])
     method.block_quant, method.use_mxfp8 = facts["block_quant"], facts["use_mxfp8"]
     method.quant_config = SimpleNamespace(weight_block_size=facts["block"])
-    found = object.__new__(fp8_inputs.FusedMoE)
-    torch.nn.Module.__init__(found)
-    found.quant_method, found.w13_input_scale = method, facts["scale"]
-    found.runner_backend = SimpleNamespace(is_triton=lambda: facts["triton"])
-    found.moe_runner_config = SimpleNamespace(apply_router_weight_on_input=facts["on_input"])
-    return found
+    moe = object.__new__(fp8_inputs.FusedMoE)
+    torch.nn.Module.__init__(moe)
+    moe.quant_method, moe.w13_input_scale = method, facts["scale"]
+    moe.runner_backend = SimpleNamespace(is_triton=lambda: facts["triton"])
+    moe.moe_runner_config = SimpleNamespace(apply_router_weight_on_input=facts["on_input"])
+    return moe
 
 
 def test_experts_that_take_a_pair(settings: SimpleNamespace) -> None:
@@ -187,16 +187,16 @@ def test_a_layer_takes_the_pair_and_else_the_tensor(monkeypatch: pytest.MonkeyPa
     method = fp8_inputs.Fp8PairMethod("config")
     for x in (plain, carrier, pair):
         method.apply(None, x)
-    assert [one is wanted for one, wanted in zip(given, (plain, pair, pair))] == [True] * 3
+    assert [x is wanted for x, wanted in zip(given, (plain, pair, pair))] == [True] * 3
     assert fp8_inputs.pair_of(carrier[:2]) is None  # other rows: another tensor
 
 
 def test_the_references() -> None:
     """A pair is its activation within fp8's rounding, and lies as DeepGEMM's TMA reads it."""
     for count in (0, 1, 5, 8):
-        one = fp8_producers.make_inputs(count, seed=count, device="cpu", hidden=256, ffn=128)
-        normed, _ = fp8_producers.add_norm(one.x, one.residual, one.weight, EPS)
-        for x in (normed, fp8_producers.swiglu(one.gate_up)):
+        inputs = fp8_producers.make_inputs(count, seed=count, device="cpu", hidden=256, ffn=128)
+        normed, _ = fp8_producers.add_norm(inputs.x, inputs.residual, inputs.weight, EPS)
+        for x in (normed, fp8_producers.swiglu(inputs.gate_up)):
             q, scales = pair = quantise(x)
             gap = (widen(pair) - x.float()).abs()
             smallest = scales.repeat_interleave(GROUP, dim=1) * 2.0**-10
@@ -230,11 +230,11 @@ def assert_same_pair(got: Pair, wanted: Pair) -> None:
 def test_norm_and_quantisation_as_two_launches_make_them(count: int) -> None:
     from sgl_kernel import fused_add_rmsnorm
 
-    one = fp8_producers.make_inputs(count, seed=count, device="cuda")
-    x, residual = one.x.clone(), one.residual.clone()
-    normed, pair = fp8_inputs.add_norm_quantise(one.x, one.residual, one.weight, EPS)
-    fused_add_rmsnorm(x, residual, one.weight, EPS)
-    assert torch.equal(one.residual, residual)
+    inputs = fp8_producers.make_inputs(count, seed=count, device="cuda")
+    x, residual = inputs.x.clone(), inputs.residual.clone()
+    normed, pair = fp8_inputs.add_norm_quantise(inputs.x, inputs.residual, inputs.weight, EPS)
+    fused_add_rmsnorm(x, residual, inputs.weight, EPS)
+    assert torch.equal(inputs.residual, residual)
     ulp = 2.0**-7 * x.float().abs()
     gap = (normed.float() - x.float()).abs()
     assert (gap <= ulp).all()  # sums of squares in another order
@@ -257,16 +257,16 @@ def test_swiglu_and_quantisation_as_two_launches_make_them(count: int, ffn: int)
 def test_deep_gemm_reads_the_pairs(count: int) -> None:
     """Red if scales lie otherwise than the GEMM expects them: the same product as from SGLang's own
     quantisation of the same activation."""
-    one = fp8_producers.make_inputs(count, seed=1, device="cuda")
-    normed, pair = fp8_inputs.add_norm_quantise(one.x, one.residual, one.weight, EPS)
+    inputs = fp8_producers.make_inputs(count, seed=1, device="cuda")
+    normed, pair = fp8_inputs.add_norm_quantise(inputs.x, inputs.residual, inputs.weight, EPS)
     weight = torch.randn(2112, HIDDEN, device="cuda").to(torch.float8_e4m3fn)
     scale = torch.rand(17, HIDDEN // 128, device="cuda") + 0.5
 
     def product(x: torch.Tensor, input_scale: torch.Tensor | None) -> torch.Tensor:
-        found: torch.Tensor = fp8_inputs.deepgemm_w8a8_block_fp8_linear_with_fallback(
+        output: torch.Tensor = fp8_inputs.deepgemm_w8a8_block_fp8_linear_with_fallback(
             x, weight, [128, 128], scale, input_scale
         )
-        return found.float()
+        return output.float()
 
     ours, theirs = product(*pair), product(normed, None)
     assert (ours - theirs).abs().max() <= 2.0**-6 * theirs.abs().max()

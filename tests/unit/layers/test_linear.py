@@ -141,12 +141,12 @@ def test_the_first_projection_asks_the_table_first(monkeypatch):
 
     from sglang_longcat.layers import attention
 
-    one = attention.LongcatAttention.__new__(attention.LongcatAttention)
-    torch.nn.Module.__init__(one)
-    one.fused_qkv_a_proj_with_mqa = SimpleNamespace(weight=2 * torch.eye(4).bfloat16())
+    layer = attention.LongcatAttention.__new__(attention.LongcatAttention)
+    torch.nn.Module.__init__(layer)
+    layer.fused_qkv_a_proj_with_mqa = SimpleNamespace(weight=2 * torch.eye(4).bfloat16())
     monkeypatch.setattr(attention, "use_small_linear", lambda op, layer, x: x.shape[0] == 1)
     monkeypatch.setattr(DeepseekV2AttentionMLA, "prepare_qkv_latent", lambda *_: "sglang")
     x = torch.ones(2, 4).bfloat16()
-    assert torch.equal(one.prepare_qkv_latent(x[:1], None), 2 * x[:1])
-    assert one.prepare_qkv_latent(x, None) == "sglang"
-    assert one.prepare_qkv_latent((x[:1], x[:1]), None) == "sglang"
+    assert torch.equal(layer.prepare_qkv_latent(x[:1], None), 2 * x[:1])
+    assert layer.prepare_qkv_latent(x, None) == "sglang"
+    assert layer.prepare_qkv_latent((x[:1], x[:1]), None) == "sglang"

@@ -54,7 +54,7 @@ def test_our_sum_equals_sglangs(layer, monkeypatch, adds_identity):
     """Red if a rank adds the identity part in one way only, or a slot without an expert is read."""
     x = torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(0))
     theirs = layer(x, layer.route(x), adds_identity).sum()
-    monkeypatch.setattr(layer, "_use_expert_finalize", lambda x: True)
+    monkeypatch.setattr(moe, "use_expert_finalize", lambda x, experts: True)
     torch.testing.assert_close(layer(x, layer.route(x), adds_identity).sum(), theirs)
     torch.testing.assert_close(layer(x, layer.route(x), adds_identity).sum(x), theirs + x)
     monkeypatch.undo()
@@ -120,7 +120,8 @@ def test_who_else_maps_gets_the_models_numbers(layer, dispatcher, monkeypatch, d
 
 def test_only_decode_steps_on_a_gpu_with_tritons_gemm(layer):
     def finalizes(tokens, is_cuda=True):
-        return layer._use_expert_finalize(SimpleNamespace(is_cuda=is_cuda, shape=(tokens, HIDDEN)))
+        x = SimpleNamespace(is_cuda=is_cuda, shape=(tokens, HIDDEN))
+        return moe.use_expert_finalize(x, layer.experts)
 
     assert finalizes(1)
     assert finalizes(moe.MAX_FINALIZE_TOKENS)

@@ -11,7 +11,7 @@ import pytest
 from sglang_longcat import env, plugin
 from sglang_longcat.checkpoint import PUBLISHED_CONFIG
 from sglang_longcat.config import LongcatConfig, QuantConfig
-from sglang_longcat.layers import step
+from sglang_longcat.layers import operations, step
 from sglang_longcat.layers.operations import enabled_operations
 
 BF16 = LongcatConfig.from_dict(json.loads(PUBLISHED_CONFIG.read_text()))
@@ -22,6 +22,7 @@ FP8 = dataclasses.replace(BF16, quant=QuantConfig(method="fp8", block=(128, 128)
 def flags(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     flags = SimpleNamespace(enable_deterministic_inference=False)
     monkeypatch.setattr(step, "get_exec", lambda: SimpleNamespace(deterministic=flags))
+    monkeypatch.setattr(operations, "get_platform", lambda: SimpleNamespace(is_sm90=True))
     monkeypatch.delenv("LONGCAT_SGLANG_OPS", raising=False)
     monkeypatch.delenv("LONGCAT_SPLIT_ATTENTION", raising=False)
     return flags
@@ -51,6 +52,18 @@ def test_switches_take_operations_out(
     every = set(enabled_operations(FP8))
     monkeypatch.setenv(variable, value)
     assert every - set(enabled_operations(FP8)) == missing
+
+
+def test_other_gpus_than_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red if the line claims kernels that only Hopper runs; N of the switch holds on any GPU."""
+    monkeypatch.setattr(operations, "get_platform", lambda: SimpleNamespace(is_sm90=False))
+    hopper_only = {"fp8_norm", "fp8_query", "fp8_swiglu", "mla_decode"}
+    assert enabled_operations(FP8) == [
+        "ngram",
+        *(name for name in env.OPTIONAL_OPS if name not in hopper_only),
+    ]
+    monkeypatch.setenv("LONGCAT_SPLIT_ATTENTION", "8")
+    assert "mla_decode" in enabled_operations(FP8)
 
 
 def test_deterministic_inference_keeps_one_order_of_sums(flags: SimpleNamespace) -> None:

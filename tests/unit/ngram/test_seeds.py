@@ -51,8 +51,8 @@ def test_windows_are_not_seeded(mode):
     """A window continues its slot; what SGLang's requests know is behind, or never was accepted."""
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-    one = request(1, range(9), output=[20, 21])
-    assert collect_seeds(batch(ForwardMode[mode], [one], [7]), order=4) is None
+    req = request(1, range(9), output=[20, 21])
+    assert collect_seeds(batch(ForwardMode[mode], [req], [7]), order=4) is None
 
 
 def test_chunks_and_cached_prefixes():
@@ -77,25 +77,25 @@ def test_prefill_after_retraction():
 
 def scheduled(slot, tokens, *, start, output=()):
     """SGLang's own request and batch, with what `mix_with_running` reads of them."""
-    one = Req(str(slot), None, array("q", tokens), SamplingParams(max_new_tokens=4))
-    one.kv.req_pool_idx = slot
-    one.output_ids.extend(output)
-    one.refresh_fill_ids()
+    req = Req(str(slot), None, array("q", tokens), SamplingParams(max_new_tokens=4))
+    req.kv.req_pool_idx = slot
+    req.output_ids.extend(output)
+    req.refresh_fill_ids()
     length = torch.tensor([start + 1])
-    found = ScheduleBatch(
-        reqs=[one],
+    prefill = ScheduleBatch(
+        reqs=[req],
         model_config=SimpleNamespace(is_encoder_decoder=False),
         sampling_info=SimpleNamespace(merge_batch=lambda other: None),
         device="cpu",
         spec_algorithm=SpeculativeAlgorithm.NONE,
     )
-    found.forward_mode = ForwardMode.EXTEND
-    found.req_pool_indices = found.req_pool_indices_cpu = torch.tensor([slot])
-    found.seq_lens = found.seq_lens_cpu = found.orig_seq_lens = length
-    found.out_cache_loc = torch.tensor([slot])
-    found.prefix_lens, found.extend_lens, found.extend_num_tokens = [start], [1], 1
-    found.extend_logprob_start_lens = [0]
-    return found
+    prefill.forward_mode = ForwardMode.EXTEND
+    prefill.req_pool_indices = prefill.req_pool_indices_cpu = torch.tensor([slot])
+    prefill.seq_lens = prefill.seq_lens_cpu = prefill.orig_seq_lens = length
+    prefill.out_cache_loc = torch.tensor([slot])
+    prefill.prefix_lens, prefill.extend_lens, prefill.extend_num_tokens = [start], [1], 1
+    prefill.extend_logprob_start_lens = [0]
+    return prefill
 
 
 @pytest.mark.parametrize("known", [0, 1], ids=["overlap", "no-overlap"])
@@ -177,6 +177,6 @@ def test_long_prompt_is_not_copied():
             assert isinstance(key, int)
             return super().__getitem__(key)
 
-    one = request(1, [], output=[9])
-    one.origin_input_ids = Prompt([5, 6, 7, 8])
-    assert arrived_cells(batch(None, [one]), order=4) == {1: [(1, 6), (2, 7), (3, 8)]}
+    req = request(1, [], output=[9])
+    req.origin_input_ids = Prompt([5, 6, 7, 8])
+    assert arrived_cells(batch(None, [req]), order=4) == {1: [(1, 6), (2, 7), (3, 8)]}

@@ -25,16 +25,16 @@ HALVES = [slice(0, 32), slice(32, 64)]
 
 def everyone(columns: list[slice], machines: str) -> list[Sharers]:
     """What each rank finds; `machines`: a letter for each rank."""
-    every = [(machine, one.start) for machine, one in zip(machines, columns, strict=True)]
+    every = [(machine, part.start) for machine, part in zip(machines, columns, strict=True)]
     return [
-        Sharers.find(lambda _: every, rank, one, where=every[rank][0])
-        for rank, one in enumerate(columns)
+        Sharers.find(lambda _: every, rank, part, where=every[rank][0])
+        for rank, part in enumerate(columns)
     ]
 
 
 def test_tensor_parallel_ranks_share_nothing() -> None:
     ranks = everyone(HALVES, "aa")
-    assert [(one.owns, one.count, one.copies, one.any_shared) for one in ranks] == [
+    assert [(rank.owns, rank.count, rank.copies, rank.any_shared) for rank in ranks] == [
         (True, 1, 2, False)
     ] * 2
 
@@ -42,15 +42,15 @@ def test_tensor_parallel_ranks_share_nothing() -> None:
 def test_replicas_share_with_those_of_the_same_columns() -> None:
     """Two replicas of two ranks: two memories, and not four."""
     ranks = everyone(HALVES * 2, "aaaa")
-    assert [one.owner for one in ranks] == [0, 1, 0, 1]
-    assert {(one.count, one.copies, one.any_shared) for one in ranks} == {(2, 2, True)}
+    assert [rank.owner for rank in ranks] == [0, 1, 0, 1]
+    assert {(rank.count, rank.copies, rank.any_shared) for rank in ranks} == {(2, 2, True)}
 
 
 def test_another_machine_has_its_own() -> None:
     ranks = everyone([slice(0, 64)] * 3, "aab")
-    assert [one.owner for one in ranks] == [0, 0, 2]
-    assert [one.count for one in ranks] == [2, 2, 1]
-    assert {(one.copies, one.any_shared) for one in ranks} == {(1, True)}
+    assert [rank.owner for rank in ranks] == [0, 0, 2]
+    assert [rank.count for rank in ranks] == [2, 2, 1]
+    assert {(rank.copies, rank.any_shared) for rank in ranks} == {(1, True)}
 
 
 class Ranks:
@@ -86,12 +86,12 @@ class Ranks:
         values: list[Any] | None = []
         while values is not None:
             try:
-                values = [one.recv() for one in hub]
+                values = [peer.recv() for peer in hub]
             except (EOFError, OSError):
                 values = None
-            for one in hub:
+            for peer in hub:
                 with contextlib.suppress(OSError):
-                    one.send(values)
+                    peer.send(values)
 
     def hear(self, rank: int) -> Any:
         assert self.reports[rank].poll(60), f"rank {rank} said nothing"
@@ -129,9 +129,9 @@ def test_two_processes_hold_one_copy() -> None:
         said = [ranks.hear(rank) for rank in range(2)]
         [inode] = said[0][0]
         assert said == [({inode}, 7, (SIZE,))] * 2
-        found = holders(inode)
-        assert set(found) == {process.pid for process in ranks.processes}
-        assert sum(found.values()) == pytest.approx(SIZE, rel=0.01)
+        held = holders(inode)
+        assert set(held) == {process.pid for process in ranks.processes}
+        assert sum(held.values()) == pytest.approx(SIZE, rel=0.01)
     assert not holders(inode)
 
 

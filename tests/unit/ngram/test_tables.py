@@ -75,7 +75,7 @@ def test_a_rank_that_does_not_own_its_memory_leaves_it_alone(weights: list[torch
 def test_only_device_storage_is_a_parameter_of_the_model() -> None:
     """SGLang counts, moves and fills parameters; host tables stay where they are."""
     assert not list(make("host").parameters())
-    assert [one.shape for one in make("device").parameters()] == [(sum(ROWS), WIDTH)]
+    assert [parameter.shape for parameter in make("device").parameters()] == [(sum(ROWS), WIDTH)]
 
 
 def test_fp8_ranks_share_a_scale(weights: list[torch.Tensor]) -> None:

@@ -1,7 +1,7 @@
 """Verification of draft chains, whatever is accepted: the cache's ids are those of the whole text.
 
 Owns: windows as SGLang's TARGET_VERIFY forwards bring them to `NgramCache`, at the model's own
-sizes. `test_ngram_cache` covers the op underneath in every other mode.
+sizes. `test_cache.py` covers the op underneath in every other mode.
 """
 
 from __future__ import annotations

@@ -42,10 +42,10 @@ def load(
     path: Path, weights: dict[str, torch.Tensor] | None = None
 ) -> tuple[DraftReader, dict[str, torch.Tensor]]:
     """A reader and what it handed on; the embedding under its own name."""
-    reader, found = DraftReader(SIZES, path), {}
+    reader, loaded = DraftReader(SIZES, path), {}
     given = (weights or {}).items()
-    found |= reader.feed(lambda rows: found.update({WORD: rows}), given)
-    return reader, found
+    loaded |= reader.feed(lambda rows: loaded.update({WORD: rows}), given)
+    return reader, loaded
 
 
 def test_there_are_seventeen() -> None:
@@ -62,13 +62,13 @@ def test_local_files_are_read_instead_of_the_stream(
         raise AssertionError("the stream was read")
         yield
 
-    reader, found = DraftReader(SIZES, write(tmp_path, tensors)), {}
-    found |= reader.feed(lambda rows: found.update({WORD: rows}), stream())
-    assert sorted(found) == NAMES
+    reader, loaded = DraftReader(SIZES, write(tmp_path, tensors)), {}
+    loaded |= reader.feed(lambda rows: loaded.update({WORD: rows}), stream())
+    assert sorted(loaded) == NAMES
     for name in NAMES:
         scale = SIZES.q_scale if "q_a_layernorm" in name else 1.0
         scale = SIZES.kv_scale if "kv_a_layernorm" in name else scale
-        assert torch.equal(found[name].float(), tensors[name].float() * scale), name
+        assert torch.equal(loaded[name].float(), tensors[name].float() * scale), name
 
 
 def test_an_update_comes_from_the_stream(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:

@@ -41,7 +41,9 @@ def test_a_window_is_penalised_as_single_steps_are() -> None:
     requested = [(1.5, 0.25, 1.0, 0), (0.0, 0.0, 1.5, 5)]
     stops = torch.zeros(2, VOCAB, dtype=torch.bool)
     stops[:, 9] = True
-    counts = torch.stack([torch.tensor(one).bincount(minlength=VOCAB).float() for one in said])
+    counts = torch.stack(
+        [torch.tensor(tokens).bincount(minlength=VOCAB).float() for tokens in said]
+    )
     got = logits.clone()
     told = torch.tensor([2, 2])
     penalize(got, counts, window, told, stops, Penalties(*torch.tensor(requested).split(1, dim=1)))
@@ -60,5 +62,5 @@ def test_a_window_is_penalised_as_single_steps_are() -> None:
 
 def test_min_p() -> None:
     probs = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.5, 0.3, 0.2, 0.0]])
-    found = is_unlikely(probs, torch.tensor([0.5, 0.0]))
-    assert found.tolist() == [[False, False, True, True], [False, False, False, True]]
+    unlikely = is_unlikely(probs, torch.tensor([0.5, 0.0]))
+    assert unlikely.tolist() == [[False, False, True, True], [False, False, False, True]]

@@ -69,10 +69,10 @@ class TransferEngine:
 
 
 def _exactly(peer: socket.socket, count: int) -> bytes:
-    found = bytearray()
-    while len(found) < count:
-        part = peer.recv(count - len(found))
+    received = bytearray()
+    while len(received) < count:
+        part = peer.recv(count - len(received))
         if not part:
             raise EOFError
-        found += part
-    return bytes(found)
+        received += part
+    return bytes(received)
