@@ -41,8 +41,8 @@ class NgramWeights(Protocol):
 class TensorReader:
     """Checks the tensors of one model against `shapes`, and scales its MLA norms.
 
-    The first load must bring every tensor, a later weight update some. Subclasses decide which part
-    of the model takes a tensor.
+    The first load must bring every tensor, a later weight update some. Subclasses decide which
+    tensors are the model's, and which part of it takes a tensor.
     """
 
     def __init__(self, lite: LongcatConfig, path: str | Path, shapes: Shapes) -> None:
@@ -53,7 +53,24 @@ class TensorReader:
         self.layout_known = lite.quant is None or lite.quant.is_block_fp8
         self.loaded_before = False
 
-    def check_tensor(self, name: str, tensor: torch.Tensor) -> None:
+    def owns(self, name: str) -> bool:
+        """Whether the tensor belongs to this model. Others of the checkpoint are skipped."""
+        raise NotImplementedError
+
+    def checked(
+        self, weights: Iterable[tuple[str, torch.Tensor]]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """The model's own tensors. Raises CheckpointError with names and shapes, at the end for
+        those that are missing."""
+        seen: set[str] = set()
+        for name, tensor in weights:
+            if self.owns(name):
+                self._check_tensor(name, tensor)
+                seen.add(name)
+                yield name, tensor
+        self._check_complete(seen)
+
+    def _check_tensor(self, name: str, tensor: torch.Tensor) -> None:
         """CheckpointError unless the model has a tensor of this name and shape."""
         expected, shape = self.shapes.get(name), tuple(tensor.shape)
         if self.layout_known and shape != expected:
@@ -71,7 +88,7 @@ class TensorReader:
             return tensor.float() * self.lite.kv_scale
         return tensor
 
-    def check_complete(self, seen: set[str]) -> None:
+    def _check_complete(self, seen: set[str]) -> None:
         """CheckpointError if the first load lacks a tensor; a later weight update may."""
         missing = [name for name in self.shapes if name not in seen]
         if missing and not self.loaded_before and self.layout_known:
@@ -89,6 +106,9 @@ class CheckpointReader(TensorReader):
     def __init__(self, lite: LongcatConfig, path: str | Path) -> None:
         super().__init__(lite, path, expected_tensors(lite, mtp=False))
 
+    def owns(self, name: str) -> bool:
+        return not name.startswith(MTP_PREFIX)
+
     def check_files(self, path: str | Path | None = None) -> None:
         """Check the safetensors headers of a local checkpoint before anything is allocated. With
         `path`, that of a weight update, before anything is overwritten."""
@@ -99,20 +119,14 @@ class CheckpointReader(TensorReader):
     def feed(
         self, embedding: NgramWeights, weights: Iterable[tuple[str, torch.Tensor]]
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the tensors for SGLang's loader. Raises CheckpointError with names and shapes."""
-        seen: set[str] = set()
-        for name, tensor in weights:
-            if name.startswith(MTP_PREFIX):
-                continue
-            self.check_tensor(name, tensor)
-            seen.add(name)
+        """Yield the tensors for SGLang's loader. Raises CheckpointError as `checked`."""
+        for name, tensor in self.checked(weights):
             if match := NGRAM.match(name):
                 _load_ngram(embedding, match[1], int(match[2]), tensor)
             elif name == _WORD:
                 yield "model.embed_tokens.word_embed.weight", tensor
             else:
                 yield name, self.scale_latent_norm(name, tensor)
-        self.check_complete(seen)
 
 
 def is_local(path: Path) -> bool:

@@ -28,6 +28,9 @@ class DraftReader(TensorReader):
     def __init__(self, lite: LongcatConfig, path: str | Path) -> None:
         super().__init__(lite, path, draft_tensors(lite))
 
+    def owns(self, name: str) -> bool:
+        return name.startswith(MTP_PREFIX)
+
     def check_files(self) -> None:
         """Check the safetensors headers of a local checkpoint before anything is allocated."""
         if is_local(self.path):
@@ -38,29 +41,23 @@ class DraftReader(TensorReader):
         load_embedding: Callable[[torch.Tensor], None],
         weights: Iterable[tuple[str, torch.Tensor]],
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the tensors for SGLang's loader. Raises CheckpointError with names and shapes.
+        """Yield the tensors for SGLang's loader. Raises CheckpointError as `checked`.
 
         The first load of a local checkpoint reads the draft's tensors alone: `weights` would read
         all 128 GiB for 1.1 GB.
         """
         if is_local(self.path) and not self.loaded_before:
             weights = self._draft_tensors()
-        seen: set[str] = set()
-        for name, tensor in weights:
-            if not name.startswith(MTP_PREFIX):
-                continue
-            self.check_tensor(name, tensor)
-            seen.add(name)
+        for name, tensor in self.checked(weights):
             if name == _WORD:
                 load_embedding(tensor)
             else:
                 yield name, self.scale_latent_norm(name, tensor)
-        self.check_complete(seen)
 
     def _draft_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         index = read_index(self.path)
-        files = {file for name, file in index.items() if name.startswith(MTP_PREFIX)}
+        files = {file for name, file in index.items() if self.owns(name)}
         for file in sorted(files or {f.name for f in self.path.glob("*.safetensors")}):
             with safe_open(self.path / file, framework="pt") as shard:
-                for name in filter(lambda name: name.startswith(MTP_PREFIX), shard.keys()):
+                for name in filter(self.owns, shard.keys()):
                     yield name, shard.get_tensor(name)
