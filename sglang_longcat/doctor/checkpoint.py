@@ -17,7 +17,6 @@ from sglang_longcat.doctor.finding import Finding
 from sglang_longcat.planning import sizing
 from sglang_longcat.tool_parser import scan
 
-GIB = 1 << 30
 _TAGS = (
     *("<longcat_system>", "<longcat_user>", "<longcat_assistant>", "</longcat_s>"),
     *(scan.CALL, scan.END_CALL, scan.KEY, scan.END_KEY, scan.VALUE, scan.END_VALUE),
@@ -49,7 +48,8 @@ def check(path: Path) -> tuple[LongcatConfig | None, list[Finding]]:
     except (OSError, ValueError, CheckpointError) as error:
         return None, [Finding.error("checkpoint", str(error))]
     dtype = "block FP8" if config.quant else "bf16"
-    text = f"{sizing.weight_bytes(config) / GIB:.1f} GiB, {dtype}: names and shapes as config.json"
+    gib = sizing.weight_bytes(config) / sizing.GIB
+    text = f"{gib:.1f} GiB, {dtype}: names and shapes as config.json"
     return config, [Finding.ok("checkpoint", text), *_tokenizer(path, config), _sampling(path)]
 
 

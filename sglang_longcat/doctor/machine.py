@@ -14,8 +14,8 @@ from typing import Any
 
 from sglang_longcat.doctor.finding import Finding
 from sglang_longcat.ngram.host_memory import available_bytes
+from sglang_longcat.planning.sizing import GIB
 
-GIB = 1 << 30
 UNLIMITED = resource.RLIM_INFINITY
 
 

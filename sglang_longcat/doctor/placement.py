@@ -12,15 +12,15 @@ from dataclasses import replace
 from sglang_longcat import env
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.doctor.finding import Finding
-from sglang_longcat.doctor.machine import GIB, UNLIMITED, Machine
+from sglang_longcat.doctor.machine import UNLIMITED, Machine
 from sglang_longcat.planning import placement, reserve
 from sglang_longcat.planning.plan import (
-    MIB,
     MachineMemory,
     MemoryFlags,
     MemoryPlan,
     plan_memory,
 )
+from sglang_longcat.planning.sizing import GIB, MIB
 
 # (part of the GPU's name, fewest of them, recipe in launch/recipes). The first that fits is
 # suggested.

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from sglang_longcat.planning.placement import HOST_MARGIN
+from sglang_longcat.planning.sizing import GIB
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,6 @@ _PIECE = 1 << 30  # touched and registered by one thread at a time
 _MAP_NORESERVE = 0x4000
 _REGISTER_MAPPED = 0x01 | 0x02  # cudaHostRegisterPortable | cudaHostRegisterMapped
 _UNLIMITED = 1 << 62
-_GIB = 1 << 30
 
 
 class NotEnoughHostMemory(RuntimeError):
@@ -58,7 +58,7 @@ class HostMemory:
             self._register(pieces)
             logger.info(
                 "pinned %.1f GiB of host memory: %.1f s to touch, %.1f s to register",
-                size / _GIB,
+                size / GIB,
                 touched - begin,
                 time.monotonic() - touched,
             )
@@ -84,7 +84,7 @@ class HostMemory:
                 self.close()
                 raise NotEnoughHostMemory(
                     f"CUDA could not pin host memory for the N-gram tables (cudaHostRegister error "
-                    f"{error}, after {start / _GIB:.1f} of {self.size / _GIB:.1f} GiB). Raise the "
+                    f"{error}, after {start / GIB:.1f} of {self.size / GIB:.1f} GiB). Raise the "
                     "limits of locked memory (ulimit -l; docker run --ulimit memlock=-1) and of "
                     "the container's memory, or set LONGCAT_NGRAM_TABLES=device."
                 )
@@ -149,8 +149,8 @@ def require_room(needed: int, available: int) -> None:
     """NotEnoughHostMemory unless `available` is HOST_MARGIN times the `needed` bytes of a node."""
     if needed * HOST_MARGIN > available:
         raise NotEnoughHostMemory(
-            f"the N-gram tables need {needed / _GIB:.1f} GiB of host memory on this node, and "
-            f"{math.floor(available / _GIB * 10) / 10:.1f} GiB are available to this process. Give "
+            f"the N-gram tables need {needed / GIB:.1f} GiB of host memory on this node, and "
+            f"{math.floor(available / GIB * 10) / 10:.1f} GiB are available to this process. Give "
             "the machine or container more memory, halve the tables with "
             "LONGCAT_NGRAM_TABLE_DTYPE=fp8, or keep them on the GPU: LONGCAT_NGRAM_TABLES=device."
         )

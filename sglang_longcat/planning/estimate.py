@@ -17,8 +17,9 @@ from sglang_longcat.checkpoint import PUBLISHED_CONFIG
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.planning import roofline, sizing
 from sglang_longcat.planning.placement import Where
-from sglang_longcat.planning.plan import GIB, MachineMemory, MemoryFlags, plan_memory
+from sglang_longcat.planning.plan import MachineMemory, MemoryFlags, plan_memory
 from sglang_longcat.planning.roofline import GPUS
+from sglang_longcat.planning.sizing import GIB
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, cast
 
+from sglang_longcat.planning.sizing import GIB
+
 Where = Literal["device", "host"]
 HOST_MARGIN = 1.05  # the host must have this many times the tables
-_GIB = 1 << 30
 
 
 class PlacementError(ValueError):
@@ -55,11 +56,11 @@ def choose(wish: str, room: Room) -> tuple[Where, str]:
     if room.host > room.tables_on_node * HOST_MARGIN:
         return "host", why
     if tokens:
-        return "device", f"{why}, but {room.host / _GIB:.1f} GiB of host memory free"
+        return "device", f"{why}, but {room.host / GIB:.1f} GiB of host memory free"
     raise PlacementError(
-        f"the N-gram tables need {room.tables / _GIB:.1f} GiB of GPU memory on each rank, where "
-        f"{room.device / _GIB:.1f} GiB are left, or {room.tables_on_node / _GIB:.1f} GiB of host "
-        f"memory, where {room.host / _GIB:.1f} GiB are. Use more GPUs (--tp-size), give the "
+        f"the N-gram tables need {room.tables / GIB:.1f} GiB of GPU memory on each rank, where "
+        f"{room.device / GIB:.1f} GiB are left, or {room.tables_on_node / GIB:.1f} GiB of host "
+        f"memory, where {room.host / GIB:.1f} GiB are. Use more GPUs (--tp-size), give the "
         "machine or container more memory, or halve the tables with LONGCAT_NGRAM_TABLE_DTYPE=fp8."
     )
 
@@ -70,7 +71,7 @@ def describe(where: Where, why: str, room: Room) -> str:
     shared = room.tables_on_node if pinned else 0
     gained = pinned // room.kv_bytes_per_token
     return (
-        f"N-gram tables: {where} ({why}): {in_hbm / _GIB:.2f} GiB in HBM, {pinned / _GIB:.2f} GiB "
-        f"pinned on the host per rank ({shared / _GIB:.2f} on this node), room for {gained:,} more "
+        f"N-gram tables: {where} ({why}): {in_hbm / GIB:.2f} GiB in HBM, {pinned / GIB:.2f} GiB "
+        f"pinned on the host per rank ({shared / GIB:.2f} on this node), room for {gained:,} more "
         "tokens of KV cache"
     )

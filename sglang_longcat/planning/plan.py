@@ -15,8 +15,7 @@ from dataclasses import dataclass
 
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.planning import placement, reserve, sizing
-
-GIB, MIB = 1 << 30, 1 << 20
+from sglang_longcat.planning.sizing import GIB, MIB
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,6 @@ class MemoryPlan:
     """Bytes of one rank."""
 
     weights: sizing.Parts
-    reserve: float
     room: placement.Room
     tables: placement.Where
     why: str  # the reason for that place
@@ -91,16 +89,15 @@ def plan_memory(config: LongcatConfig, memory: MachineMemory, flags: MemoryFlags
         tokens_wanted=flags.tokens_wanted,
     )
     tables, why = placement.choose(flags.tables, room)
-    reserved = reserve_bytes(memory, flags)
-    return MemoryPlan(weights=weights, reserve=reserved, room=room, tables=tables, why=why)
+    return MemoryPlan(weights=weights, room=room, tables=tables, why=why)
 
 
 def device_room(memory: MachineMemory, flags: MemoryFlags, *, weights: int) -> int:
     """Bytes for tables and KV cache. weights: what is still to be allocated, without the tables."""
-    return math.floor(memory.gpu_free - reserve_bytes(memory, flags) - weights)
+    return math.floor(memory.gpu_free - _reserve_bytes(memory, flags) - weights)
 
 
-def reserve_bytes(memory: MachineMemory, flags: MemoryFlags) -> float:
+def _reserve_bytes(memory: MachineMemory, flags: MemoryFlags) -> float:
     """Bytes that stay outside of weights and KV cache."""
     if flags.mem_fraction is not None:
         return memory.gpu_total * (1 - flags.mem_fraction)

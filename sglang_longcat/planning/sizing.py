@@ -16,6 +16,7 @@ from sglang_longcat.checkpoint.layout import add_scales, expected_tensors, tenso
 from sglang_longcat.config import LongcatConfig, QuantConfig
 
 Dtype = Literal["bf16", "fp8"]
+GIB, MIB = 1 << 30, 1 << 20
 WIDTH = {"F32": 4, "BF16": 2, "F8_E4M3": 1}  # bytes of a value, by safetensors' name of its dtype
 KV_WIDTH = {"bf16": 2, "fp8": 1}
 _BLOCK = (128, 128)
