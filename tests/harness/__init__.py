@@ -7,22 +7,25 @@
 
 Owns: start, time limits and logs of the processes, and that none of them outlives its test. `main`
 runs in these processes. The first CPU engine of a test run takes about 20 s more to preload SGLang,
-each later one takes about 5 s. `spawn=True` starts a fresh interpreter as users do (40 s; the only
-way for device="cuda"). Environment variables that SGLang reads while it is imported can only be
-changed with `spawn=True`.
+each later one takes about 2 s, or 5 s with an `env` of its own, in which it loads the plugins anew.
+`spawn=True` starts a fresh interpreter as users do (40 s; the only way for device="cuda").
+Environment variables that SGLang reads while it is imported can only be changed with `spawn=True`.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import urllib.error
@@ -136,8 +139,8 @@ def engine(
     **server_args: Any,
 ) -> Iterator[Engine]:
     """An offline engine with DEFAULTS overridden by `server_args` (ServerArgs field names)."""
-    kwargs = {**DEFAULTS, "model_path": str(model_path), **server_args}
-    job = {"kind": "engine", "kwargs": kwargs, "env": _environment(kwargs, env)}
+    kwargs = {**DEFAULTS, "model_path": str(model_path), "port": free_port(), **server_args}
+    job = {"kind": "engine", "kwargs": kwargs, **_environment(kwargs, env)}
     running = Engine(*_start(job, spawn=spawn, command=[sys.executable, _MAIN, "once"]))
     try:
         running._result(what="start", timeout=timeout)
@@ -160,7 +163,7 @@ def server(
     port = free_port()
     kwargs = {**DEFAULTS, "model_path": str(model_path), **server_args}
     argv = _argv({**kwargs, "host": "127.0.0.1", "port": port})
-    job = {"kind": "server", "argv": argv, "env": _environment(kwargs, env)}
+    job = {"kind": "server", "argv": argv, **_environment(kwargs, env)}
     command = [sys.executable, "-m", "sglang.launch_server", *argv]
     running = Server(*_start(job, spawn=spawn, command=command))
     running.base_url = f"http://127.0.0.1:{port}"
@@ -171,9 +174,21 @@ def server(
         running.close()
 
 
-def _environment(kwargs: Mapping[str, Any], extra: Mapping[str, str] | None) -> dict[str, str]:
+def run_python(source: str, *, timeout: float = 120) -> str:
+    """What the code prints in a process of its own, which has imported SGLang for a CPU, and loaded
+    no plugins. Raises HarnessError if the code raises."""
+    job = {"kind": "script", "source": textwrap.dedent(source), "env": {}, "own_env": True}
+    running = Engine(*_start(job, spawn=False, command=[]))
+    try:
+        running._result(what="script", timeout=timeout)
+        return running.log
+    finally:
+        running.close()
+
+
+def _environment(kwargs: Mapping[str, Any], extra: Mapping[str, str] | None) -> dict[str, Any]:
     on_cpu = {**CPU_ENV, **tp_env(kwargs.get("tp_size", 1))} if kwargs["device"] == "cpu" else {}
-    return {**on_cpu, **(extra or {})}
+    return {"env": {**on_cpu, **(extra or {})}, "own_env": bool(extra)}
 
 
 def _argv(kwargs: Mapping[str, Any]) -> list[str]:
@@ -190,9 +205,14 @@ def _argv(kwargs: Mapping[str, Any]) -> list[str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that stays free until somebody who is told of it binds it: the kernel gives away those
+    from 32768 on, and SGLang picks its own from 22000 on. Attention DP takes six others, from 233
+    above this one."""
+    while True:
+        port = random.randrange(10000, 21000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _start(
@@ -205,7 +225,8 @@ def _start(
             kill = _spawn(job, command, far.fileno(), log)
         else:
             with _ONE_AT_A_TIME:
-                kill = _fork_server().fork({**job, "log": str(log)}, far.fileno())
+                forks = _preloaded() if job["own_env"] else _fork_server()
+                kill = forks.fork({**job, "log": str(log)}, far.fileno())
     return Connection(near.detach()), log, kill
 
 
@@ -232,23 +253,18 @@ def _spawn(job: dict[str, Any], command: list[str], descriptor: int, log: Path) 
 
 
 class _ForkServer:
-    """`main.py forks`: the parent of every forked engine, and the only process that signals it."""
+    """A `main.py forks`: the parent of the engines that it forks, and the only process that signals
+    them."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, start: Callable[[int, Path], object]) -> None:
+        """start(descriptor, log) starts the process."""
         self._control, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._log = _log_directory() / "preload.log"
-        with far, self._log.open("wb") as out:
-            self._process = subprocess.Popen(
-                [sys.executable, _MAIN, "forks", str(far.fileno())],
-                env={**os.environ, **CPU_ENV},
-                pass_fds=[far.fileno()],
-                start_new_session=True,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-            )
+        self._log = _log_directory() / f"{name}.log"
+        self._log.touch()
+        with far:
+            start(far.fileno(), self._log)
         self._receive(timeout=180)
-        atexit.register(self._close)
+        atexit.register(self._control.close)  # at the end of file it kills its children and exits
 
     def fork(self, job: dict[str, Any], descriptor: int) -> Callable[[], None]:
         """Fork a process. Returns the function that ends it and all processes that it started."""
@@ -270,13 +286,35 @@ class _ForkServer:
             raise HarnessError(f"the preloading process died\n--- log ---\n{log}")
         return message
 
-    def _close(self) -> None:
-        """The end of file makes it kill its children and exit."""
-        self._control.close()
-        self._process.wait(timeout=30)
+
+@functools.cache
+def _preloaded() -> _ForkServer:
+    """It has imported SGLang, and forks the engines with an environment of their own."""
+    return _ForkServer("preload", _preload)
 
 
-_fork_server = functools.cache(_ForkServer)
+def _preload(descriptor: int, log: Path) -> None:
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, _MAIN, "forks", str(descriptor)],
+            env={**os.environ, **CPU_ENV},
+            pass_fds=[descriptor],
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+        )
+    atexit.register(process.wait, timeout=30)
+
+
+@functools.cache
+def _fork_server() -> _ForkServer:
+    """A fork of that one, which has also loaded the plugins in the environment of all others."""
+    job = {"kind": "forks", "env": CPU_ENV}
+    parent = _preloaded()
+    return _ForkServer(
+        "plugins", lambda descriptor, log: parent.fork({**job, "log": str(log)}, descriptor)
+    )
 
 
 @functools.cache

@@ -6,12 +6,14 @@ Owns: everything that must happen inside the SGLang process. No test imports thi
     main.py once FD JOB  be the engine that JOB (JSON) describes, driven through socket FD
 
 SGLang uses "spawn" for its own processes, which takes 40 s per engine on two cores. A fork of a
-preloaded process takes 5 s. Only this test harness replaces the start method.
+preloaded process takes 5 s, and of one that has also loaded the plugins 2 s: SGLang looks for each
+of our hooks' targets in all 9,000 modules. Only this test harness replaces the start method.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import multiprocessing
@@ -37,15 +39,16 @@ _PRELOADED = (
 def main() -> None:
     mode, descriptor = sys.argv[1], int(sys.argv[2])
     if mode == "forks":
+        _preload()
         _serve_forks(socket.socket(fileno=descriptor))
     else:
-        _be_engine(json.loads(sys.argv[3]), Connection(descriptor))
+        _be_engine(json.loads(sys.argv[3]), descriptor)
 
 
 def _serve_forks(control: socket.socket) -> None:
     """Serve requests: {"kill": pid}, or a job with its socket. Each is answered with {"pid":
     pid}."""
-    _preload()
+    _freeze()
     children: set[int] = set()
     control.send(b"ready")
     while True:
@@ -59,10 +62,13 @@ def _serve_forks(control: socket.socket) -> None:
             children.discard(pid)
         else:
             pid = _fork(request, descriptors[0], control)
-            children.add(pid)
+            if request["kind"] != "forks":  # that one ends its own children, and then itself
+                children.add(pid)
         control.send(json.dumps({"pid": pid}).encode())
     for pid in children:
         _kill_group(pid)
+    with contextlib.suppress(ChildProcessError):
+        os.wait()  # for the fork server that has loaded the plugins
     os._exit(0)  # a normal exit of a preloaded interpreter takes seconds
 
 
@@ -77,6 +83,13 @@ def _preload() -> None:
         module.set_start_method = lambda *args, **kwargs: None
 
 
+def _freeze() -> None:
+    """Let no garbage collection of a fork visit what it inherits: 1.4 s for each, of which SGLang
+    asks for one in every scheduler, and copies of all pages."""
+    gc.collect()
+    gc.freeze()
+
+
 def _fork(job: dict[str, Any], descriptor: int, control: socket.socket) -> int:
     pid = os.fork()
     if pid:
@@ -88,7 +101,7 @@ def _fork(job: dict[str, Any], descriptor: int, control: socket.socket) -> int:
         _detach(job["log"])
         os.environ.update(job["env"])
         sys.path[:0] = filter(None, job["env"].get("PYTHONPATH", "").split(os.pathsep))
-        (_be_server if job["kind"] == "server" else _be_engine)(job, Connection(descriptor))
+        _KINDS[job["kind"]](job, descriptor)
         status = 0
     except BaseException:  # noqa: BLE001 - the child must not return into the fork loop
         traceback.print_exc()
@@ -106,17 +119,25 @@ def _detach(log: str) -> None:
         os.dup2(source, target)
 
 
-def _be_server(job: dict[str, Any], alive: Connection) -> None:
-    """Nothing is sent on `alive`: its end of file tells the harness that this process has ended."""
+def _be_fork_server(job: dict[str, Any], descriptor: int) -> None:
+    """Load the plugins, as each process of SGLang does first, and fork from there."""
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+    _serve_forks(socket.socket(fileno=descriptor))
+
+
+def _be_server(job: dict[str, Any], descriptor: int) -> None:
+    """Nothing is sent on `descriptor`: its end of file says that this process has ended."""
     sys.argv = ["launch_server", *job["argv"]]
     runpy.run_module("sglang.launch_server", run_name="__main__", alter_sys=True)
 
 
-def _be_engine(job: dict[str, Any], conn: Connection) -> None:
+def _be_engine(job: dict[str, Any], descriptor: int) -> None:
     """Answer (method, args, kwargs) with (True, value) or (False, error) until EOF or shutdown."""
     import sglang
 
-    engine = None
+    conn, engine = Connection(descriptor), None
 
     def start() -> None:
         nonlocal engine
@@ -131,6 +152,26 @@ def _be_engine(job: dict[str, Any], conn: Connection) -> None:
                 return
     if engine is not None:
         engine.shutdown()
+
+
+def _be_script(job: dict[str, Any], descriptor: int) -> None:
+    """Answer once, as for a method of an engine, after running the Python code of the job."""
+
+    def run() -> None:
+        try:
+            exec(compile(job["source"], "<script>", "exec"), {"__name__": "__main__"})
+        finally:
+            sys.stdout.flush()
+
+    _answer(Connection(descriptor), run)
+
+
+_KINDS = {
+    "engine": _be_engine,
+    "server": _be_server,
+    "forks": _be_fork_server,
+    "script": _be_script,
+}
 
 
 def _answer(conn: Connection, call: Any, *args: Any, **kwargs: Any) -> None:

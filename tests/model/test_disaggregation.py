@@ -8,7 +8,6 @@ mooncake's TransferEngine, which moves the bytes, is replaced: see `transport`.
 from __future__ import annotations
 
 import itertools
-import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import Engine, engine
+from tests.harness import Engine, engine, free_port
 from tests.model.scoring import EOS, Answer, Oracle, answer, assert_same, text
 
 TRANSPORT = Path(__file__).with_name("transport")
@@ -65,9 +64,7 @@ def pair(
     **both: Any,
 ) -> Iterator[Pair]:
     """Engines with the flags in `both`, and each its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     common = {
         "env": ENV,
         "disaggregation_transfer_backend": "mooncake",
