@@ -1,17 +1,13 @@
 """Registration that cannot fail silently: SGLang only logs the exceptions of a plugin."""
 
-import os
-import subprocess
-import sys
-import textwrap
 from collections import defaultdict
 
 import pytest
 from torch import nn
 
 from sglang_longcat import hooks, plugin
-from sglang_longcat.cpu.environment import CPU_ENV
 from sglang_longcat.host import contract
+from tests.harness import HarnessError, run_python
 
 
 def test_failure_ends_a_process_that_loads_plugins():
@@ -23,18 +19,12 @@ def test_failure_ends_a_process_that_loads_plugins():
         load_plugins()
         print("still running")
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        env={**os.environ, **CPU_ENV},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "still running" not in done.stdout
-    assert "HookRegistry.gone: expected to exist" in done.stderr
-    assert "pip install 'sglang==0.5.23'" in done.stderr
+    with pytest.raises(HarnessError, match="script: SystemExit: ") as error:
+        run_python(script)
+    said = str(error.value)
+    assert "still running" not in said
+    assert "HookRegistry.gone: expected to exist" in said
+    assert "pip install 'sglang==0.5.23'" in said
 
 
 def test_any_exception_becomes_an_exit(monkeypatch):

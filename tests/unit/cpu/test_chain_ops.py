@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
 
 from sglang_longcat.cpu import chain_ops
-from sglang_longcat.cpu.environment import CPU_ENV
+from tests.harness import run_python
 
 N = 4
 
@@ -62,15 +57,7 @@ def test_operators_are_found_under_sgl_kernels_names() -> None:
             requests, table, lengths, drafts, 1, 2)
         assert drafts.tolist() == [70, 71, 73, 74]
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        env={**os.environ, **CPU_ENV},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_python(script)
 
 
 def test_no_tree_is_taken_for_a_chain() -> None:
@@ -93,7 +80,8 @@ def verify_sampled(
         predict, rows, counts, torch.cat((decided, drafts), 1), index, index, index, coins, last,
         probs, torch.zeros_like(probs),
     )  # fmt: skip
-    emitted = [[int(predict[i]) for i in row if i >= 0] for row in rows.tolist()]
+    tokens = predict.tolist()
+    emitted = [[tokens[i] for i in row if i >= 0] for row in rows.tolist()]
     return counts.tolist(), emitted
 
 

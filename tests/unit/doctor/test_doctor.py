@@ -1,10 +1,8 @@
 """The doctor finds nothing on a healthy set-up, and names cause and remedy on a broken one."""
 
 import json
+import re
 import shutil
-import subprocess
-import sys
-import textwrap
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +13,7 @@ from sglang_longcat.planning import estimate
 from sglang_longcat.planning.plan import MemoryFlags
 from sglang_longcat.testing.tiny import TinyOptions, write_tiny
 from tests import ROOT
+from tests.harness import run_python
 
 OPTIONS = TinyOptions(experts=4, zero_experts=2, topk=2, layers=1, mtp=False)
 GIB = 1 << 30
@@ -58,7 +57,7 @@ def test_command(intact, tmp_path):
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 code = main(["doctor", "--json", "--model-path", path])
             report = json.loads(out.getvalue())
-            print(json.dumps([code, report["healthy"], [
+            print("doctor:", json.dumps([code, report["healthy"], [
                 finding["name"] for finding in report["findings"] if finding["status"] == "error"
             ]]))
 
@@ -69,15 +68,8 @@ def test_command(intact, tmp_path):
         contract.ATTRIBUTES += (contract.Needs("environ:gone"),)
         doctor({str(intact)!r})
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert [json.loads(line) for line in done.stdout.splitlines()] == [
+    lines = re.findall(r"^doctor: (.*)$", run_python(script), flags=re.MULTILINE)
+    assert [json.loads(line) for line in lines] == [
         [0, True, []],
         [1, False, ["checkpoint"]],
         [1, False, ["entry point"]],
