@@ -2,6 +2,9 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 ARGS ?=
+# Each process (tests/conftest.py: how many) takes one module after the other, in the order of the
+# folders, so that the short ones of tests/unit fill the end.
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup serve kernels test test-gpu lint format clean distclean
@@ -18,8 +21,8 @@ serve: setup ## serve LongCat-nano, answer one chat request, keep serving (ARGS=
 kernels: setup ## compile our GPU kernels now: a server then finds them in Triton's cache
 	@$(RUN) -m longcat_kernels.warm_up $(ARGS)
 
-test: setup ## run the tests (ARGS goes to pytest: make test ARGS="-k wheel")
-	@$(RUN) -m pytest $(ARGS)
+test: setup ## run the tests (ARGS goes to pytest: make test ARGS="-n 0 -k wheel")
+	@$(RUN) -m pytest $(PARALLEL) $(ARGS)
 
 test-gpu: setup ## run the tests that need one or more GPUs
 	@$(RUN) -m pytest -m "gpu or multi_gpu" $(ARGS)

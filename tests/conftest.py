@@ -1,4 +1,4 @@
-"""What every test relies on: the CPU engine's environment, and the GPU markers.
+"""What every test relies on: the CPU engine's environment, the GPU markers, how many processes.
 
 Owns: setting the variables before anything imports torch or SGLang (both read them at import), and
 skipping GPU tests with the reason. The folders of the tests have the fixtures for checkpoints and
@@ -20,6 +20,13 @@ NEEDED = {"gpu": 1, "multi_gpu": 2}
 if GPUS == 0:
     for name, value in CPU_ENV.items():
         os.environ.setdefault(name, value)
+
+
+@pytest.hookimpl(optionalhook=True)  # also without xdist
+def pytest_xdist_auto_num_workers() -> int:
+    """An engine that starts keeps one core busy, and CI has two. Tests on GPUs run one by one: each
+    takes most of the memory."""
+    return 0 if GPUS else 2
 
 
 def pytest_report_header() -> str:
