@@ -7,7 +7,7 @@
 
 Owns: start, time limits and logs of the processes, and that none of them outlives its test. `main`
 runs in these processes. The first CPU engine of a test run takes about 20 s more to preload SGLang,
-each later one takes about 2 s, or 5 s with an `env` of its own, in which it loads the plugins anew.
+each later one takes about 2 s, or 5 s if it is the first with its `env`, where plugins are loaded.
 `spawn=True` starts a fresh interpreter as users do (40 s; the only way for device="cuda").
 Environment variables that SGLang reads while it is imported can only be changed with `spawn=True`.
 """
@@ -177,7 +177,7 @@ def server(
 def run_python(source: str, *, timeout: float = 120) -> str:
     """What the code prints in a process of its own, which has imported SGLang for a CPU, and loaded
     no plugins. Raises HarnessError if the code raises."""
-    job = {"kind": "script", "source": textwrap.dedent(source), "env": {}, "own_env": True}
+    job = {"kind": "script", "source": textwrap.dedent(source), "env": {}}
     running = Engine(*_start(job, spawn=False, command=[]))
     try:
         running._result(what="script", timeout=timeout)
@@ -188,7 +188,7 @@ def run_python(source: str, *, timeout: float = 120) -> str:
 
 def _environment(kwargs: Mapping[str, Any], extra: Mapping[str, str] | None) -> dict[str, Any]:
     on_cpu = {**CPU_ENV, **tp_env(kwargs.get("tp_size", 1))} if kwargs["device"] == "cpu" else {}
-    return {"env": {**on_cpu, **(extra or {})}, "own_env": bool(extra)}
+    return {"env": {**on_cpu, **(extra or {})}, "own": dict(extra or {})}
 
 
 def _argv(kwargs: Mapping[str, Any]) -> list[str]:
@@ -219,13 +219,15 @@ def _start(
     job: dict[str, Any], *, spawn: bool, command: list[str]
 ) -> tuple[Connection, Path, Callable[[], None]]:
     near, far = socket.socketpair()
-    log = Path(tempfile.mkstemp(dir=_log_directory(), suffix=f"-{job['kind']}.log")[1])
+    log = _log_file(job["kind"])
     with far:
         if spawn:
             kill = _spawn(job, command, far.fileno(), log)
         else:
             with _ONE_AT_A_TIME:
-                forks = _preloaded() if job["own_env"] else _fork_server()
+                forks = (
+                    _fork_server(frozenset(job["own"].items())) if "own" in job else _preloaded()
+                )
                 kill = forks.fork({**job, "log": str(log)}, far.fileno())
     return Connection(near.detach()), log, kill
 
@@ -256,14 +258,13 @@ class _ForkServer:
     """A `main.py forks`: the parent of the engines that it forks, and the only process that signals
     them."""
 
-    def __init__(self, name: str, start: Callable[[int, Path], object]) -> None:
+    def __init__(self, start: Callable[[int, Path], object]) -> None:
         """start(descriptor, log) starts the process."""
         self._control, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._log = _log_directory() / f"{name}.log"
-        self._log.touch()
+        self._log = _log_file("forks")
         with far:
             start(far.fileno(), self._log)
-        self._receive(timeout=180)
+        self._receive(timeout=400)  # 20 s on idle cores, 180 s seen beside a load of 19
         atexit.register(self._control.close)  # at the end of file it kills its children and exits
 
     def fork(self, job: dict[str, Any], descriptor: int) -> Callable[[], None]:
@@ -289,8 +290,8 @@ class _ForkServer:
 
 @functools.cache
 def _preloaded() -> _ForkServer:
-    """It has imported SGLang, and forks the engines with an environment of their own."""
-    return _ForkServer("preload", _preload)
+    """It has imported SGLang."""
+    return _ForkServer(_preload)
 
 
 def _preload(descriptor: int, log: Path) -> None:
@@ -308,13 +309,11 @@ def _preload(descriptor: int, log: Path) -> None:
 
 
 @functools.cache
-def _fork_server() -> _ForkServer:
-    """A fork of that one, which has also loaded the plugins in the environment of all others."""
-    job = {"kind": "forks", "env": CPU_ENV}
-    parent = _preloaded()
-    return _ForkServer(
-        "plugins", lambda descriptor, log: parent.fork({**job, "log": str(log)}, descriptor)
-    )
+def _fork_server(own: frozenset[tuple[str, str]] = frozenset()) -> _ForkServer:
+    """A fork of that one, which has also loaded the plugins, in the environment that the variables
+    in `own` make. It adds 0.2 GB."""
+    job, parent = {"kind": "forks", "env": {**CPU_ENV, **dict(own)}}, _preloaded()
+    return _ForkServer(lambda descriptor, log: parent.fork({**job, "log": str(log)}, descriptor))
 
 
 @functools.cache
@@ -322,3 +321,9 @@ def _log_directory() -> Path:
     directory = tempfile.TemporaryDirectory(prefix="longcat-tests-")
     atexit.register(directory.cleanup)
     return Path(directory.name)
+
+
+def _log_file(kind: str) -> Path:
+    descriptor, path = tempfile.mkstemp(dir=_log_directory(), suffix=f"-{kind}.log")
+    os.close(descriptor)
+    return Path(path)

@@ -68,7 +68,8 @@ def _serve_forks(control: socket.socket) -> None:
     for pid in children:
         _kill_group(pid)
     with contextlib.suppress(ChildProcessError):
-        os.wait()  # for the fork server that has loaded the plugins
+        while True:
+            os.wait()  # for fork servers that have loaded the plugins
     os._exit(0)  # a normal exit of a preloaded interpreter takes seconds
 
 

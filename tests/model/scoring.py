@@ -157,8 +157,9 @@ def chat_prompt(path: Path) -> list[int]:
     return tokens
 
 
+@functools.cache
 def mistaken(path: Path, rule: str) -> Oracle:
-    """The oracle with one rule of the model broken."""
+    """The oracle with one rule of the model broken. Tests ask it much the same."""
     return Oracle(path, semantics=Semantics(**{rule: False}))
 
 
