@@ -63,10 +63,11 @@ def test_extra_http_workers(checkpoint, answer):
     """SGLang loads no plugins in these processes: the published config must reach them parsed,
     inside the server arguments, and the parsers through the app that they import. `auto` is
     resolved before they start."""
-    # Uvicorn kills a worker that has not answered for 10 s, while importing SGLang takes 20-30 s.
-    patient = {"SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": "120"}
+    # Uvicorn kills a worker that has not answered for 10 s, while importing SGLang takes 20-30 s on
+    # an idle core, and more than 120 s were seen beside a load of 35.
+    patient = {"SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": "400"}
     workers = {"tokenizer_worker_num": 2, "tool_call_parser": "auto"}
-    with harness.server(checkpoint, env=patient, **workers) as running:
+    with harness.server(checkpoint, env=patient, timeout=400, **workers) as running:
         assert [generate(running.base_url) for _ in range(4)] == [answer] * 4
         assert [called_tools(running.base_url) for _ in range(8)] == [["now"]] * 8
         assert "Auto-detected --tool-call-parser as 'longcat'" in running.log
