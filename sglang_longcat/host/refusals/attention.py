@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_longcat.host.refusals.row import LEAVE_OUT, Refusal, on_cpu, on_gpu_only, switch
+from sglang_longcat.host.refusals.row import LEAVE_OUT, Refusal, on_cpu, on_gpu, on_gpu_only, switch
 
 _GPU = ("triton", "flashinfer", "fa3", "fa4", "flashmla", "trtllm_mla", "cutedsl_mla")
 _CPU = ("torch_native", "intel_amx")
@@ -36,7 +36,7 @@ def _backend(name: str) -> tuple[Refusal, ...]:
         ),
         Refusal(
             flag,
-            lambda args: not on_cpu(args) and getattr(args, name) in _CPU,
+            lambda args: on_gpu(args) and getattr(args, name) in _CPU,
             "it has no multi-head latent attention on a GPU",
             f"leave it out, or use one of {gpu}",
         ),

@@ -34,10 +34,14 @@ def only(flag: str, accepted: Collection[Any], reason: str, remedy: str = LEAVE_
 
 
 def on_cpu(args: Any) -> bool:
-    """Whether the model runs on the CPU: as typed, or because there is nothing else."""
+    return bool(args.device == "cpu")
+
+
+def on_gpu(args: Any) -> bool:
+    """Without --device SGLang takes the GPU, if there is one."""
     from sglang.srt.utils import is_cpu
 
-    return args.device == "cpu" or (args.device is None and bool(is_cpu()))
+    return not on_cpu(args) and (args.device is not None or not is_cpu())
 
 
 def on_gpu_only(flag: str) -> Refusal:
