@@ -39,14 +39,14 @@ def _register() -> None:
 
     from longcat_kernels import dispatch
     from sglang_longcat import hooks, tool_parser
-    from sglang_longcat.host import hf_config, memory_share, refuse_ray
+    from sglang_longcat.host import hf_config, memory_share, refuse_early
 
     dispatch.allow_pdl(env.pdl())
     hf_config.register()
     ModelRegistry.register("sglang_longcat.models", overwrite=True, strict=True)
     hooks.register_all()
     memory_share.register()
-    refuse_ray.register()
+    refuse_early.register()
     tool_parser.register()
     _cpu_parts[:] = cpu.install() if is_cpu() else []
 

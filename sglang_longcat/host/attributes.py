@@ -306,7 +306,6 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("parser.template_manager:REASONING_PARSER_RULES"),
     Needs("environ:envs.SGLANG_HTTP_SERVER_APP_PATH.name"),
     Needs("entrypoints.http_server:app"),
-    Needs("server_args:ServerArgs.use_ray"),
     # doctor
     Needs("plugins:load_plugins"),
     # LONGCAT_DUMMY_ROUTING

@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sglang_longcat.reference import ReferenceModel
+from sglang_longcat.speculation.window_limits import min_trie_capacity
 from sglang_longcat.testing.engine_flags import nextn as drafting
 from tests.harness import Engine, engine, server
 from tests.model.drafting import Drafter, predictable, small_llama
@@ -186,6 +187,22 @@ def test_proposals_from_the_text(checkpoint: Path, judge: Oracle) -> None:
     assert_same(answers, judge)
     lengths = set().union(*(accepted(answer) for answer in answers))
     assert {0, 5} < lengths, "no proposal was partly padding and partly right"
+
+
+def test_the_smallest_trie(checkpoint: Path, judge: Oracle) -> None:
+    """Red if `min_trie_capacity` is too small: then requests that come and go end the server. The
+    trie holds one path, so that each insertion evicts another request's."""
+    depth = 5
+    flags = {
+        "speculative_num_draft_tokens": 4,
+        "speculative_ngram_max_bfs_breadth": 1,
+        "speculative_ngram_max_trie_depth": depth,
+        "speculative_ngram_capacity": min_trie_capacity(depth),
+    }
+    prompts = [text(length, seed=length) for length in range(1, 60, 3)]
+    with engine(checkpoint, speculative_algorithm="NGRAM", **flags) as llm:
+        answers = [*ask(llm, prompts, max_new_tokens=24), *ask(llm, prompts, max_new_tokens=5)]
+    assert_same(answers, judge)
 
 
 @pytest.mark.parametrize("flags", [{}, {"tp_size": 2}], ids=["tp1", "tp2"])

@@ -1,7 +1,8 @@
 """What cannot be served is refused while starting, before weights are read, with the way out.
 
 Real engines show that the message reaches the user and how soon; every single flag and defect is
-tested on its own function (files: tests/unit/checkpoint, config.json: tests/unit/test_config.py).
+tested on its own function (flags: tests/unit/host/test_refused_flags.py, files:
+tests/unit/checkpoint, config.json: tests/unit/test_config.py).
 """
 
 import json
@@ -15,7 +16,6 @@ import pytest
 from sglang_longcat.checkpoint.headers import INDEX_NAME
 from sglang_longcat.config import ConfigError, LongcatConfig
 from sglang_longcat.cpu.environment import tp_env
-from sglang_longcat.host.refused_flags import UnsupportedFlag, refuse_unsupported
 from sglang_longcat.ngram import embedding
 from sglang_longcat.testing.tiny import TinyOptions, tiny_config, write_tiny
 from tests import harness
@@ -146,84 +146,25 @@ def test_pipeline_parallel_wins_over_upstreams_assertion(intact):
     assert "not compatible with this model" not in text
 
 
+def test_a_trie_that_a_request_would_overflow(intact):
+    """Without the refusal the server starts, and its first request ends it."""
+    flags = {"speculative_ngram_max_bfs_breadth": 1, "speculative_ngram_capacity": 18}
+    text = refused_start(intact, speculative_algorithm="NGRAM", **flags)
+    assert "--speculative-ngram-capacity 18: " in text
+    assert "set it to 19 at least" in text
+
+
+def test_another_implementation_of_the_model(intact):
+    """There our class and its checks do not exist, so the flag must be refused where it is read."""
+    text = refused_start(intact, model_impl="transformers")
+    assert "--model-impl transformers: another model class would serve" in text
+
+
 def test_ray_is_refused_where_the_flags_are_read(intact):
     """Its actors load no plugins: past this point SGLang's own class would serve."""
     text = refused_start(intact, use_ray=True)
-    assert "sglang-longcat: --use-ray starts schedulers that load no plugins" in text
+    assert "--use-ray: starts schedulers that load no plugins" in text
     assert "launch/ray/serve.py" in text
-
-
-def arguments(**changes):
-    """SGLang's own record, so that a renamed flag or a default that we refuse fails here."""
-    from sglang.srt.server_args import ServerArgs
-
-    return ServerArgs(model_path="none", **changes)
-
-
-def test_default_flags_are_supported():
-    refuse_unsupported(arguments())
-
-
-@pytest.mark.parametrize("algorithm", ["NEXTN", "EAGLE", "STANDALONE"])
-@pytest.mark.parametrize("window", [2, 4, 13])
-def test_supported_speculation(algorithm, window):
-    """13 tokens and the 3 before them fill the N-gram cache's ring."""
-    flags = {"speculative_eagle_topk": 1, "speculative_num_draft_tokens": window}
-    refuse_unsupported(arguments(speculative_algorithm=algorithm, **flags))
-
-
-NEXTN = {
-    "speculative_algorithm": "NEXTN",
-    "speculative_eagle_topk": 1,
-    "speculative_num_draft_tokens": 4,
-}
-
-
-@pytest.mark.parametrize(
-    ("flag", "changes"),
-    [
-        ("--pp-size 2", {"pp_size": 2}),
-        ("--enable-eplb", {"enable_eplb": True}),
-        ("--ep-num-redundant-experts", {"ep_num_redundant_experts": 2}),
-        ("--init-expert-location map.json", {"init_expert_location": "map.json"}),
-        ("--ep-dispatch-algorithm static", {"ep_dispatch_algorithm": "static"}),
-        ("embed_tokens", {"lora_target_modules": {"embed_tokens"}}),
-        ("--enable-lora", {"enable_lora": True}),
-        ("--lora-paths", {"lora_paths": ["adapter"]}),
-        ("--moe-a2a-backend deepep", {"moe_a2a_backend": "deepep"}),
-        ("--moe-runner-backend flashinfer_trtllm", {"moe_runner_backend": "flashinfer_trtllm"}),
-        ("--speculative-algorithm EAGLE3", {"speculative_algorithm": "EAGLE3"}),
-        ("--speculative-algorithm DFLASH", {"speculative_algorithm": "DFLASH"}),
-        ("--speculative-eagle-topk 2", {**NEXTN, "speculative_eagle_topk": 2}),
-        ("--speculative-num-draft-tokens 14", {**NEXTN, "speculative_num_draft_tokens": 14}),
-        ("--speculative-ngram-max-bfs-breadth 10", {"speculative_algorithm": "NGRAM"}),
-        ("--speculative-adaptive", {**NEXTN, "speculative_adaptive": True}),
-        ("--dwdp-size 2", {"dwdp_size": 2}),
-        ("--enable-two-batch-overlap", {"enable_two_batch_overlap": True}),
-        ("--enable-pd-role-switch", {"enable_pd_role_switch": True}),
-        ("--enable-pdmux", {"enable_pdmux": True}),
-        ("--is-embedding", {"is_embedding": True}),
-    ],
-)
-def test_unsupported_flag(flag, changes):
-    """The message names the flag as typed and, after the colon, why and what to do."""
-    with pytest.raises(UnsupportedFlag) as error:
-        refuse_unsupported(arguments(**changes))
-    (line,) = str(error.value).splitlines()[1:]
-    assert flag in line
-    assert ";" in line.partition(":")[2]
-
-
-@pytest.mark.parametrize("runner", ["auto", "triton", "deep_gemm"])
-def test_runners_that_skip_identity_slots(monkeypatch, runner):
-    monkeypatch.setattr("sglang.srt.layers.deep_gemm_wrapper.ENABLE_JIT_DEEPGEMM", True)
-    refuse_unsupported(arguments(moe_runner_backend=runner))
-
-
-def test_deep_gemm_where_it_does_not_run(monkeypatch):
-    monkeypatch.setattr("sglang.srt.layers.deep_gemm_wrapper.ENABLE_JIT_DEEPGEMM", False)
-    with pytest.raises(UnsupportedFlag, match=r"deep_gemm: .* wants a GPU from Hopper on; leave"):
-        refuse_unsupported(arguments(moe_runner_backend="deep_gemm"))
 
 
 def test_tables_that_do_not_divide_over_the_ranks(monkeypatch):

@@ -1,0 +1,41 @@
+"""Refuse flags where SGLang resolves them, before it starts a process.
+
+Why here too, when the model refuses the same: some flags lead past our class (`--use-ray`,
+`--model-impl transformers`, ModelOpt), and there its checks do not exist. For others SGLang's own
+check comes between, with a message that gives no way out. The process that resolves the flags loads
+plugins, so a step in SGLang's registry of resolution steps reads our tables, for this model only.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sglang_longcat.host import hf_config
+from sglang_longcat.host.refused_flags import refuse_unsupported, unsupported_flags
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
+
+STEP = "handle_missing_default_values"  # from here on the model's directory is known
+
+
+def refuse(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> None:
+    """Runs SGLang's step. Raises UnsupportedFlag if LongCat-Flash-Lite would be served with one."""
+    from sglang.srt.arg_groups.overrides import model_config_of
+
+    previous(server_args)
+    # In this order, so that SGLang reads the config.json of other models when it always does.
+    if unsupported_flags(server_args) and hf_config.is_served_by_us(
+        model_config_of(server_args).hf_config
+    ):
+        refuse_unsupported(server_args)
+
+
+@functools.cache
+def register() -> None:
+    """Once per process, since SGLang's registry would keep the same function twice."""
+    from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
+
+    register_resolution_hook(STEP)(refuse)
