@@ -165,6 +165,15 @@ _REFUSED_SPECULATION = (
         reason=f"the N-gram cache verifies at most {MAX_WINDOW} tokens a step",
         remedy="lower it (and --speculative-num-steps)",
     ),
+    # eagle_sample calls no processor: only an answer's first token meets it. SGLang's own processors
+    # read the output on the host, which under overlap lacks the window before.
+    Refusal(
+        flag="--enable-custom-logit-processor with --speculative-algorithm",
+        is_refused=lambda args: args.enable_custom_logit_processor,
+        reason="a processor reads the tokens before it, and a verify window has several tokens "
+        "that no processor has seen",
+        remedy="leave one of the two out",
+    ),
     Refusal(
         flag="--speculative-adaptive",
         is_refused=lambda args: args.speculative_adaptive,
