@@ -165,8 +165,8 @@ _REFUSED_SPECULATION = (
         reason=f"the N-gram cache verifies at most {MAX_WINDOW} tokens a step",
         remedy="lower it (and --speculative-num-steps)",
     ),
-    # eagle_sample calls no processor: only an answer's first token meets it. SGLang's own processors
-    # read the output on the host, which under overlap lacks the window before.
+    # eagle_sample calls no processor: only an answer's first token meets it. Under overlap the
+    # output that SGLang's own processors read on the host lacks the window before.
     Refusal(
         flag="--enable-custom-logit-processor with --speculative-algorithm",
         is_refused=lambda args: args.enable_custom_logit_processor,

@@ -39,6 +39,7 @@ class LongcatReasoningDetector(BaseReasoningFormatDetector):
             force_nonempty_content=force_nonempty_content,
         )
         self._answering = False  # in a stream: the answer began with other text
+        self._buffer: str = ""
 
     def _detect_and_parse_impl(self, text: str) -> StreamingParseResult:
         if self._in_reasoning:

@@ -164,6 +164,10 @@ def test_default_flags_are_supported():
     refuse_unsupported(arguments())
 
 
+def test_custom_logit_processors_without_speculation_are_supported():
+    refuse_unsupported(arguments(enable_custom_logit_processor=True))
+
+
 @pytest.mark.parametrize("algorithm", ["NEXTN", "EAGLE", "STANDALONE"])
 @pytest.mark.parametrize("window", [2, 4, 13])
 def test_supported_speculation(algorithm, window):
@@ -198,6 +202,10 @@ NEXTN = {
         ("--speculative-num-draft-tokens 14", {**NEXTN, "speculative_num_draft_tokens": 14}),
         ("--speculative-ngram-max-bfs-breadth 10", {"speculative_algorithm": "NGRAM"}),
         ("--speculative-adaptive", {**NEXTN, "speculative_adaptive": True}),
+        (
+            "--enable-custom-logit-processor",
+            {**NEXTN, "enable_custom_logit_processor": True},
+        ),
         ("--dwdp-size 2", {"dwdp_size": 2}),
         ("--enable-two-batch-overlap", {"enable_two_batch_overlap": True}),
         ("--enable-pd-role-switch", {"enable_pd_role_switch": True}),
