@@ -79,9 +79,11 @@ def test_tokens(tokenizer, text, reasoning, content, split_tags, window):
         assert counts[-1] == len(output)
     else:
         after = tokenizer.decode(output[counts[-1] :])
-        assert content.startswith(after)
-        assert len(content) - len(after) < 2 + split_tags
-        assert sorted(counts) == counts
+        less, more = sorted((content, after), key=len)  # a token may reach over a tag's edge
+        assert more.endswith(less)
+        assert len(more) - len(less) <= split_tags
+        # A call's tag looks like reasoning until it is whole.
+        assert CALL in text or sorted(counts) == counts
 
 
 def test_tokens_beyond_a_stop_do_not_count(tokenizer):
