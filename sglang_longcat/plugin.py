@@ -40,6 +40,7 @@ def _register() -> None:
     from longcat_kernels import dispatch
     from sglang_longcat import hooks, tool_parser
     from sglang_longcat.host import hf_config, memory_share, refuse_early
+    from sglang_longcat.tool_parser import reasoning_tokens
 
     dispatch.allow_pdl(env.pdl())
     hf_config.register()
@@ -48,6 +49,7 @@ def _register() -> None:
     memory_share.register()
     refuse_early.register()
     tool_parser.register()
+    reasoning_tokens.register()
     _cpu_parts[:] = cpu.install() if is_cpu() else []
 
 

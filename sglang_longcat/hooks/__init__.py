@@ -7,35 +7,60 @@ folder; `verify` proves that every hook took effect, those of `cpu/` too.
 On a CPU eight more hooks are registered, by the five files that need them: cpu/experts.py
 (moe_forward_native), cpu/fp8.py (block_quant_to_tensor_quant), cpu/rope.py (get_rope_cpu),
 cpu/reduce_scatter.py (reduce_scatterv) and cpu/speculative.py (draft backend, greedy check, overlap
-check, gather). testing/dummy_routing.py registers one where LONGCAT_DUMMY_ROUTING=1.
+check, gather). tool_parser/reasoning_tokens.py registers one (update_finish_state), and
+testing/dummy_routing.py one where LONGCAT_DUMMY_ROUTING=1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import ModuleType
+
 from sglang_longcat.hooks import (
+    anthropic_stop,
+    anthropic_stream_stop,
     arrived_requests,
     beam_search,
     expert_configs,
+    grammar_end,
     ngram_draft_chain,
+    no_token_logprobs,
     prompt_tokens,
     request_slots,
+    response_tokens,
     seed_predecessors,
     verify_sampling,
     weight_update,
 )
 
-AFTER = (arrived_requests, ngram_draft_chain, prompt_tokens, request_slots, seed_predecessors)
-AROUND = (beam_search, expert_configs, verify_sampling, weight_update)
+AFTER = (
+    arrived_requests,
+    ngram_draft_chain,
+    prompt_tokens,
+    request_slots,
+    response_tokens,
+    seed_predecessors,
+)
+AROUND = (
+    anthropic_stop,
+    anthropic_stream_stop,
+    beam_search,
+    expert_configs,
+    grammar_end,
+    no_token_logprobs,
+    verify_sampling,
+    weight_update,
+)
 ALL = (*AFTER, *AROUND)
+HTTP = (anthropic_stop, anthropic_stream_stop, response_tokens)  # act where HTTP is answered
 
 
-def register_all() -> None:
+def register_all(hooks: Sequence[ModuleType] = ALL) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    for hook in AFTER:
-        HookRegistry.register(hook.TARGET, hook.apply, HookType.AFTER)
-    for hook in AROUND:
-        HookRegistry.register(hook.TARGET, hook.apply, HookType.AROUND)
+    for hook in hooks:
+        kind = HookType.AFTER if hook in AFTER else HookType.AROUND
+        HookRegistry.register(hook.TARGET, hook.apply, kind)
 
 
 def verify() -> None:

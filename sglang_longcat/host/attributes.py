@@ -36,6 +36,7 @@ ATTRIBUTES: tuple[Needs, ...] = (
     # registration
     Needs("models.registry:ModelRegistry.register", ("package_name", "overwrite", "strict")),
     Needs("plugins.hook_registry:HookRegistry.register", ("target", "hook", "hook_type")),
+    Needs("plugins.hook_registry:HookRegistry.apply_hooks"),
     Needs("plugins.hook_registry:HookType.AFTER"),
     Needs("plugins.hook_registry:HookType.AROUND"),
     Needs("plugins.hook_registry:HookType.REPLACE"),
@@ -71,6 +72,28 @@ ATTRIBUTES: tuple[Needs, ...] = (
         "layers.moe.moe_runner.triton_utils.fused_moe_triton_config:get_moe_configs",
         ("E", "N", "dtype", "block_n", "block_k", "per_channel_quant", "down_moe"),
     ),
+    Needs("managers.schedule_batch:Req._check_token_based_finish", ("new_accepted_tokens",)),
+    Needs("managers.schedule_batch:Req.update_finish_state", ("new_accepted_len",)),
+    Needs("managers.schedule_batch:Req.output_ids_through_stop"),
+    Needs("managers.schedule_batch:FINISH_MATCHED_TOKEN", ("matched",)),
+    Needs("constrained.reasoner_grammar_backend:ReasonerGrammarObject._is_thinking"),
+    Needs(
+        "managers.scheduler_components.output_streamer:_GenerationStreamAccumulator.accept",
+        ("req",),
+    ),
+    Needs(
+        "entrypoints.openai.protocol:ResponsesRequest.to_sampling_params", ("default_max_tokens",)
+    ),
+    Needs("entrypoints.openai.serving_chat:OpenAIServingChat._generate_chat_stream"),
+    Needs("entrypoints.anthropic.serving:AnthropicServing._convert_response", ("response",)),
+    Needs(
+        "entrypoints.anthropic.serving:AnthropicServing._handle_non_streaming",
+        ("chat_request", "anthropic_request", "raw_request"),
+    ),
+    Needs(
+        "entrypoints.anthropic.serving:AnthropicServing._generate_anthropic_stream",
+        ("adapted_request", "processed_request", "anthropic_request", "raw_request"),
+    ),
     # what the hooks read
     Needs(
         "layers.moe.moe_runner.triton_utils.fused_moe_triton_config:get_config_file_name",
@@ -79,7 +102,7 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("runtime_context:get_exec"),
     Needs(
         "managers.schedule_batch:Req",
-        ("origin_input_ids", "input_embeds", "positional_embed_overrides"),
+        ("origin_input_ids", "input_embeds", "positional_embed_overrides", "eos_token_ids"),
     ),
     Needs("runtime_context:process_model_config"),
     Needs("server_args:ServerArgs.speculative_num_draft_tokens"),
@@ -298,6 +321,13 @@ ATTRIBUTES: tuple[Needs, ...] = (
         "parser.reasoning_parser:BaseReasoningFormatDetector",
         ("think_start_token", "think_end_token", "tool_start_token", "reasoning_default"),
     ),
+    Needs("parser.reasoning_parser:BaseReasoningFormatDetector._detect_and_parse_impl", ("text",)),
+    Needs(
+        "parser.reasoning_parser:BaseReasoningFormatDetector._parse_streaming_increment_impl",
+        ("new_text",),
+    ),
+    Needs("parser.reasoning_parser:StreamingParseResult", ("normal_text", "reasoning_text")),
+    Needs("runtime_context:get_serving"),
     Needs("parser.template_detection:DetectionRule", ("name", "value", "predicate")),
     Needs("parser.template_detection:TemplateDetectionContext.has_text", ("needle",)),
     Needs("parser.template_detection:TOOL_CALL_PARSER_RULES"),

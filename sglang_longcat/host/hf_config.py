@@ -62,6 +62,13 @@ def is_served_by_us(config: object) -> bool:
     return isinstance(config, LongcatConfigForSGLang) and config.is_longcat_lite
 
 
+def is_serving_us() -> bool:
+    """Whether this process, a scheduler or an HTTP server, serves such a model."""
+    from sglang.srt.runtime_context import process_model_config
+
+    return is_served_by_us(process_model_config().hf_config)
+
+
 def register() -> None:
     from sglang.srt.utils.hf_transformers.common import _CONFIG_REGISTRY
     from transformers import AutoConfig

@@ -1,9 +1,9 @@
 """LongCat's tool calls in text, with and without SGLang.
 
 `parser` reads calls, by means of `head`, `pairs`, `values` and `scan`, and reports `events`.
-`message` makes a chat message of an answer. `detector`, `reasoning`, `structure` and `http_workers`
-connect all this to SGLang. Owns: the registration with SGLang. The files of the first two sentences
-work without it.
+`message` makes a chat message of an answer. `detector`, `reasoning`, `structure` and
+`reasoning_tokens` connect all this to SGLang. Owns: the registration with SGLang. The files of the
+first two sentences work without it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sglang.srt.parser.template_detection import TemplateDetectionContext
 
 NAME = "longcat"  # of --tool-call-parser and --reasoning-parser
-APP = "sglang_longcat.tool_parser.http_workers:app"
+APP = "sglang_longcat.http_workers:app"
 _RULES = {"TOOL_CALL_PARSER_RULES": CALL, "REASONING_PARSER_RULES": THINK}
 
 

@@ -50,6 +50,12 @@ def called_tools(base_url):
     return [call["function"]["name"] for call in choice["message"]["tool_calls"] or []]
 
 
+def counted_tokens(base_url):
+    """Where only the hook on SGLang's HTTP handler lets one token be one token."""
+    body = {"model": "longcat", "input": "What time is it?", "max_output_tokens": 1}
+    return post(f"{base_url}/v1/responses", body)["usage"]["output_tokens"]
+
+
 def test_data_parallel(checkpoint, answer):
     """The controller and both schedulers register; requests go to the two in turn."""
     cores = {"SGLANG_CPU_OMP_THREADS_BIND": tp_env(2)["SGLANG_CPU_OMP_THREADS_BIND"]}
@@ -61,7 +67,7 @@ def test_data_parallel(checkpoint, answer):
 
 def test_extra_http_workers(checkpoint, answer):
     """SGLang loads no plugins in these processes: the published config must reach them parsed,
-    inside the server arguments, and the parsers through the app that they import. `auto` is
+    inside the server arguments, and parsers and hooks through the app that they import. `auto` is
     resolved before they start."""
     # Uvicorn kills a worker that has not answered for 10 s, while importing SGLang takes 20-30 s on
     # an idle core, and more than 120 s were seen beside a load of 35.
@@ -70,6 +76,7 @@ def test_extra_http_workers(checkpoint, answer):
     with harness.server(checkpoint, env=patient, timeout=400, **workers) as running:
         assert [generate(running.base_url) for _ in range(4)] == [answer] * 4
         assert [called_tools(running.base_url) for _ in range(8)] == [["now"]] * 8
+        assert [counted_tokens(running.base_url) for _ in range(4)] == [1] * 4
         assert "Auto-detected --tool-call-parser as 'longcat'" in running.log
         assert running.log.count("Start multi-tokenizer worker process") == 2
 

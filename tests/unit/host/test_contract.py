@@ -10,6 +10,7 @@ from sglang_longcat import hooks
 from sglang_longcat.cpu import experts, fp8, rope, speculative
 from sglang_longcat.host import contract
 from sglang_longcat.testing import dummy_routing
+from sglang_longcat.tool_parser import reasoning_tokens
 from tests import ROOT
 
 PREFIX = "sglang.srt."
@@ -122,6 +123,7 @@ def test_imports_are_found_at_all():
         rope.TARGET,
         *speculative.TARGETS,
         dummy_routing.TARGET,
+        reasoning_tokens.TARGET,
     ],
 )
 def test_every_hook_target_is_in_the_table(target):

@@ -115,6 +115,10 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("--speculative-ngram-max-trie-depth -3", {**NGRAM, "speculative_ngram_max_trie_depth": -3}),
     ("--speculative-ngram-capacity 18", {**NGRAM, "speculative_ngram_capacity": 18}),
     ("--speculative-ngram-capacity 0", {**NGRAM, "speculative_ngram_capacity": 0}),
+    (
+        "--enable-custom-logit-processor",
+        {**NEXTN, "enable_custom_logit_processor": True},
+    ),
     ("--speculative-adaptive", {**NEXTN, "speculative_adaptive": True}),
     ("--enable-multi-layer-eagle", {**NEXTN, "enable_multi_layer_eagle": True}),
     ("--decoupled-spec-role verifier", {**NEXTN, "decoupled_spec_role": "verifier"}),

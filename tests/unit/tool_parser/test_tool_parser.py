@@ -283,18 +283,6 @@ def test_extra_http_workers_import_our_app_unless_told_otherwise(monkeypatch):
         assert os.environ[name] == wanted
 
 
-def test_reasoning():
-    from sglang.srt.parser.reasoning_parser import ReasoningParser
-
-    tool_parser.register()
-    text = "<longcat_think>a b</longcat_think>c"
-    assert ReasoningParser(tool_parser.NAME).parse_non_stream(text) == ("a b", "c")
-    assert ReasoningParser(tool_parser.NAME).parse_non_stream("c") == ("", "c")
-    streaming = ReasoningParser(tool_parser.NAME)
-    pieces = [streaming.parse_stream_chunk(character) for character in text]
-    assert ["".join(part) for part in zip(*pieces)] == ["a b", "c"]
-
-
 def accepts(tag, text):
     import xgrammar
 
