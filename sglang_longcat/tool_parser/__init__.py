@@ -1,9 +1,9 @@
 """LongCat's tool calls in text, with and without SGLang.
 
 `parser` reads calls, by means of `head`, `pairs`, `values` and `scan`, and reports `events`.
-`message` makes a chat message of an answer. `detector`, `reasoning`, `structure` and `http_workers`
-connect all this to SGLang. Owns: the registration with SGLang. The files of the first two sentences
-work without it.
+`message` makes a chat message of an answer. `detector`, `reasoning`, `structure`, `http_workers` and
+`refusal_hook` connect all this to SGLang; `structure` forces calls, by means of `pairs_grammar` and
+`schema`. Owns: the registration with SGLang. The files of the first two sentences work without it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ def register() -> None:
     from sglang.srt.function_call.function_call_parser import FunctionCallParser
     from sglang.srt.parser.reasoning_parser import ReasoningParser
 
+    from sglang_longcat.tool_parser import refusal_hook
     from sglang_longcat.tool_parser.detector import LongcatDetector
     from sglang_longcat.tool_parser.reasoning import LongcatReasoningDetector
 
     FunctionCallParser.ToolCallParserEnum[NAME] = LongcatDetector
     ReasoningParser.DetectorMap[NAME] = LongcatReasoningDetector
     _add_detection_rules()
+    refusal_hook.register()
     os.environ.setdefault(envs.SGLANG_HTTP_SERVER_APP_PATH.name, APP)
 
 
