@@ -7,7 +7,8 @@ folder; `verify` proves that every hook took effect, those of `cpu/` too.
 On a CPU eight more hooks are registered, by the five files that need them: cpu/experts.py
 (moe_forward_native), cpu/fp8.py (block_quant_to_tensor_quant), cpu/rope.py (get_rope_cpu),
 cpu/reduce_scatter.py (reduce_scatterv) and cpu/speculative.py (draft backend, greedy check, overlap
-check, gather). testing/dummy_routing.py registers one where LONGCAT_DUMMY_ROUTING=1.
+check, gather). testing/dummy_routing.py registers one where LONGCAT_DUMMY_ROUTING=1, and tool_parser/ two: refusal_hook.py
+and endless_hook.py.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from sglang_longcat.hooks import (
     arrived_requests,
     beam_search,
+    dead_grammar,
     expert_configs,
     ngram_draft_chain,
     prompt_tokens,
@@ -24,7 +26,14 @@ from sglang_longcat.hooks import (
     weight_update,
 )
 
-AFTER = (arrived_requests, ngram_draft_chain, prompt_tokens, request_slots, seed_predecessors)
+AFTER = (
+    arrived_requests,
+    dead_grammar,
+    ngram_draft_chain,
+    prompt_tokens,
+    request_slots,
+    seed_predecessors,
+)
 AROUND = (beam_search, expert_configs, verify_sampling, weight_update)
 ALL = (*AFTER, *AROUND)
 

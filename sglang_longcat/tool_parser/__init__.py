@@ -1,8 +1,8 @@
 """LongCat's tool calls in text, with and without SGLang.
 
 `parser` reads calls, by means of `head`, `pairs`, `values` and `scan`, and reports `events`.
-`message` makes a chat message of an answer. `detector`, `reasoning`, `structure`, `http_workers` and
-`refusal_hook` connect all this to SGLang; `structure` forces calls, by means of `pairs_grammar` and
+`message` makes a chat message of an answer. `detector`, `reasoning`, `structure`, `http_workers`,
+`refusal_hook` and `endless_hook` connect all this to SGLang; `structure` forces calls, by means of `pairs_grammar` and
 `schema`. Owns: the registration with SGLang. The files of the first two sentences work without it.
 """
 
@@ -29,15 +29,24 @@ def register() -> None:
     from sglang.srt.function_call.function_call_parser import FunctionCallParser
     from sglang.srt.parser.reasoning_parser import ReasoningParser
 
-    from sglang_longcat.tool_parser import refusal_hook
     from sglang_longcat.tool_parser.detector import LongcatDetector
     from sglang_longcat.tool_parser.reasoning import LongcatReasoningDetector
 
     FunctionCallParser.ToolCallParserEnum[NAME] = LongcatDetector
     ReasoningParser.DetectorMap[NAME] = LongcatReasoningDetector
     _add_detection_rules()
-    refusal_hook.register()
+    _add_hooks()
     os.environ.setdefault(envs.SGLANG_HTTP_SERVER_APP_PATH.name, APP)
+
+
+def _add_hooks() -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from sglang_longcat.tool_parser import endless_hook, refusal_hook
+
+    for hook in (endless_hook, refusal_hook):
+        if all(function is not hook.apply for _, function, _ in HookRegistry._hooks[hook.TARGET]):
+            HookRegistry.register(hook.TARGET, hook.apply, HookType.AFTER)
 
 
 def _add_detection_rules() -> None:

@@ -13,7 +13,7 @@ from sglang.srt.environ import envs
 from sglang.srt.function_call.base_format_detector import BaseFormatDetector
 from sglang.srt.function_call.core_types import StreamingParseResult, StructureInfo, ToolCallItem
 
-from sglang_longcat.tool_parser import structure, values
+from sglang_longcat.tool_parser import scan, structure, values
 from sglang_longcat.tool_parser.events import Arguments, Call, Event, Text
 from sglang_longcat.tool_parser.parser import CallParser
 from sglang_longcat.tool_parser.scan import CALL, END_CALL
@@ -29,7 +29,8 @@ class LongcatDetector(BaseFormatDetector):
         self.refused: ValueError | None = None  # why the tools have no structural tag
 
     def has_tool_call(self, text: str) -> bool:
-        return CALL in text
+        """Also for a tag that was cut off, because SGLang asks before it parses."""
+        return CALL in text or scan.partial_tag(text, CALL) >= len(scan.MARK)
 
     def detect_and_parse(self, text: str, tools: list[Tool]) -> StreamingParseResult:
         parser = _parser(tools)

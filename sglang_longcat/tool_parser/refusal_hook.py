@@ -22,11 +22,3 @@ def apply(result: Any, parser: FunctionCallParser, *_args: object, **_kwargs: ob
     if refused is not None:
         raise refused
     return result
-
-
-def register() -> None:
-    """Idempotent. Also called where no plugin is loaded, in extra HTTP workers."""
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-    if all(hook is not apply for _, hook, _ in HookRegistry._hooks[TARGET]):
-        HookRegistry.register(TARGET, apply, HookType.AFTER)

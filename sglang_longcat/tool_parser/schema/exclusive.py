@@ -2,7 +2,7 @@
 
 Owns: this narrowing. xgrammar reads `oneOf` as `anyOf`. Two branches are apart if their types,
 values or required properties say so; if not, a property that tells them apart is made required, or
-one that only one branch requires is forbidden in the other.
+each branch forbids one that only the other requires.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def separate(branches: list[list[Facts]], pointer: str, reader: _Reader) -> list
 
 
 def _apart(one: Facts, two: Facts, reader: _Reader) -> tuple[Facts, Facts] | None:
-    """Both, narrowed until no value satisfies both; None if that cannot be told."""
+    """Both, each narrowed until the other one as it was accepts none of its values; None if that
+    cannot be done."""
     if disjoint(one, two, reader):
         return one, two
     if one.types != {"object"} or two.types != {"object"}:
@@ -50,13 +51,16 @@ def _apart(one: Facts, two: Facts, reader: _Reader) -> tuple[Facts, Facts] | Non
         required = [_requiring(facts, name) for facts in (one, two)]
         if disjoint(required[0], required[1], reader):
             return required[0], required[1]
-    for name in two.required:
-        if name not in one.required:
-            return replace(one, forbidden=one.forbidden | {name}), two
-    for name in one.required:
-        if name not in two.required:
-            return one, replace(two, forbidden=two.forbidden | {name})
-    return None
+    hidden = [
+        next((name for name in there.required if name not in here.required), None)
+        for here, there in ((one, two), (two, one))
+    ]
+    if None in hidden:
+        return None
+    return tuple(
+        replace(facts, forbidden=facts.forbidden | {name})
+        for facts, name in zip((one, two), hidden, strict=True)
+    )
 
 
 def disjoint(one: Facts, two: Facts, reader: _Reader, depth: int = _DEEPEST) -> bool:
