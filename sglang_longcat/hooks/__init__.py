@@ -7,8 +7,8 @@ folder; `verify` proves that every hook took effect, those of `cpu/` too.
 On a CPU eight more hooks are registered, by the five files that need them: cpu/experts.py
 (moe_forward_native), cpu/fp8.py (block_quant_to_tensor_quant), cpu/rope.py (get_rope_cpu),
 cpu/reduce_scatter.py (reduce_scatterv) and cpu/speculative.py (draft backend, greedy check, overlap
-check, gather). testing/dummy_routing.py registers one where LONGCAT_DUMMY_ROUTING=1, and tool_parser/ two: refusal_hook.py
-and endless_hook.py.
+check, gather). testing/dummy_routing.py registers one where LONGCAT_DUMMY_ROUTING=1, and
+tool_parser/ registers two, refusal_hook.py and endless_hook.py.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 `parser` reads calls, by means of `head`, `pairs`, `values` and `scan`, and reports `events`.
 `message` makes a chat message of an answer. `detector`, `reasoning`, `structure`, `http_workers`,
-`refusal_hook` and `endless_hook` connect all this to SGLang; `structure` forces calls, by means of `pairs_grammar` and
-`schema`. Owns: the registration with SGLang. The files of the first two sentences work without it.
+`refusal_hook` and `endless_hook` connect all this to SGLang; `structure` forces calls, by means of
+`pairs_grammar` and `schema`. Owns: the registration with SGLang. The files of the first two
+sentences work without it.
 """
 
 from __future__ import annotations

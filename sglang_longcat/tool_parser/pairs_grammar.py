@@ -1,9 +1,9 @@
 """The arguments of a call as pairs of tagged keys and values.
 
 Owns: which values a pair can carry. The reader (`pairs`, `values`) takes the text of an argument
-that can only be a string as that string; of any other argument it reads JSON. So a string is written
-bare where the reader expects one, and JSON everywhere else. What fits neither (say, a string whose
-pattern may write a tag) makes the whole call a JSON object.
+that can only be a string as that string; of any other argument it reads JSON. So a string is
+written bare where the reader expects one, and JSON everywhere else. What fits neither (say, a
+string whose pattern may write a tag) makes the whole call a JSON object.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ The parser emits a call when it cannot be anything else, together with its first
 whatever does not fit the grammar is text. The emitted arguments become complete JSON only if the
 model completed them: a call that was cut off, or that went wrong after it was emitted, stays
 incomplete, so that nobody runs half a command. A call that was cut off before it was emitted is
-dropped, and so is an opening tag that was cut off behind `<longcat_`. The same text gives the same calls however it is
-split. `head` reads the start of a call, `pairs` writes arguments, `values` knows their types.
+dropped, and so is an opening tag that was cut off behind `<longcat_`. The same text gives the same
+calls however it is split. `head` reads the start of a call, `pairs` writes arguments, and `values`
+knows their types.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The grammar that forces the model to write a valid call.
 
 Owns: the structural tag (xgrammar's format) for tool_choice "required", for a named tool, and for
-strict tools. Where `pairs_grammar` can, a call has the model's own form: one pair per argument in the
-order of the schema. Otherwise its arguments are one JSON object behind the name, which `parser` reads
-too. SGLang compiles and applies the tag.
+strict tools. Where `pairs_grammar` can, a call has the model's own form: one pair per argument, in
+the order of the schema. Otherwise its arguments are one JSON object behind the name, which `parser`
+reads too. SGLang compiles and applies the tag.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The alternatives of a schema: all of its unions, references and intersections worked out.
 
-Owns: which keywords there are, and what `$ref`, `allOf`, `anyOf` and `oneOf` mean. A keyword that is
-not named here is an annotation, as JSON Schema says.
+Owns: which keywords there are, and what `$ref`, `allOf`, `anyOf` and `oneOf` mean. A keyword that
+is not named here is an annotation, as JSON Schema says.
 """
 
 from __future__ import annotations

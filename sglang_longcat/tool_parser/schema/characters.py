@@ -58,7 +58,7 @@ NOT_DOT = _of("\n\r\u2028\u2029")
 def members(items: list[Any]) -> Ranges:
     """The characters of a set, as Python's parser lists its items."""
     negated = items[0][0] is codes.NEGATE
-    ranges = [each for item in items[negated:] for each in _member(*item, negated)]
+    ranges = [each for item in items[negated:] for each in _member(item[0], item[1], negated)]
     return complement(ranges) if negated else ranges
 
 

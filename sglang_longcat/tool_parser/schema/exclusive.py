@@ -51,16 +51,14 @@ def _apart(one: Facts, two: Facts, reader: _Reader) -> tuple[Facts, Facts] | Non
         required = [_requiring(facts, name) for facts in (one, two)]
         if disjoint(required[0], required[1], reader):
             return required[0], required[1]
-    hidden = [
-        next((name for name in there.required if name not in here.required), None)
-        for here, there in ((one, two), (two, one))
-    ]
-    if None in hidden:
-        return None
-    return tuple(
-        replace(facts, forbidden=facts.forbidden | {name})
-        for facts, name in zip((one, two), hidden, strict=True)
-    )
+    narrow_one, narrow_two = _forbidding(one, two), _forbidding(two, one)
+    return (narrow_one, narrow_two) if narrow_one and narrow_two else None
+
+
+def _forbidding(facts: Facts, other: Facts) -> Facts | None:
+    """`facts` without a name that only `other` requires; None if there is no such name."""
+    names = [name for name in other.required if name not in facts.required]
+    return replace(facts, forbidden=facts.forbidden | {names[0]}) if names else None
 
 
 def disjoint(one: Facts, two: Facts, reader: _Reader, depth: int = _DEEPEST) -> bool:

@@ -57,17 +57,20 @@ class Facts:
 
 def merge(one: Facts, other: Facts) -> Facts:
     """What a value demands that must satisfy both."""
-    joined: dict[str, Any] = {
+    joined: dict[str, tuple[Any, ...]] = {
         each.name: getattr(one, each.name) + getattr(other, each.name)
         for each in fields(Facts)
         if isinstance(each.default, tuple)
+    }
+    together: dict[str, Any] = {
+        name: conjunction(both) if _hashable(name) else both for name, both in joined.items()
     }
     return Facts(
         types=one.types & other.types,
         values=one.values if one.values is not None else other.values,
         limits=_limits(one.limits, other.limits),
         forbidden=one.forbidden | other.forbidden,
-        **{name: conjunction(both) if _hashable(name) else both for name, both in joined.items()},
+        **together,
     )
 
 

@@ -1,9 +1,10 @@
 """A `pattern` as a regular expression that xgrammar reads as ECMA-262 and Python do.
 
-Owns: what of a pattern can be written. xgrammar ignores lookaheads, takes named groups and anchors
-inside for literals or drops them, lets `.` write a line break, and matches whole strings only. Python's own parser
+Owns: what of a pattern can be written. xgrammar ignores lookaheads, misreads named groups and
+anchors inside, lets `.` write a line break, and matches whole strings only. Python's own parser
 reads the pattern here, and what it found is written again without these differences. The strings of
-the result all match the pattern; some matching strings may be left out.
+the result all match the pattern; some matching strings may be left out. Python has no public parser
+of regular expressions, so this uses the private one, on which `re` itself rests.
 """
 
 from __future__ import annotations

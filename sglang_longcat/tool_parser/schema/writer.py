@@ -26,7 +26,7 @@ class Writer:
         self._written: dict[str, Any] = {}
 
     def refer(self, schemas: Conjunction) -> Any:
-        """A reference to what satisfies all of `schemas`; `resolved` needs it written by `drain`."""
+        """A reference to what satisfies all of `schemas`."""
         if not schemas:
             return {}
         name = self._names.setdefault(schemas, f"d{len(self._names)}")

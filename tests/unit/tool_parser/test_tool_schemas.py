@@ -78,7 +78,7 @@ def arguments(text, schema):
 
 @pytest.mark.parametrize("name", tool_schemas.OBEYED)
 def test_random_calls_obey(name):
-    """Turns red if xgrammar reads a keyword otherwise, or the parser reads what it wrote otherwise."""
+    """Turns red if xgrammar or the parser reads something otherwise."""
     schema = tool_schemas.OBEYED[name]
     validator = Draft202012Validator(schema, format_checker=FORMATS)
     texts = samples(schema, 25)

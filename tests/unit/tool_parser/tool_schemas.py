@@ -1,7 +1,7 @@
 """Parameters of tools as clients write them: what a forced call must obey, or why it is refused.
 
-Owns: the data of test_tool_schemas and of tests/serving/test_tool_schemas. The groups are named after
-the programs that write such schemas.
+Owns: the data of test_tool_schemas and of tests/serving/test_tool_schemas. The groups are named
+after the programs that write such schemas.
 """
 
 from __future__ import annotations
