@@ -46,9 +46,9 @@ def write(pattern: str, least: int = 0, most: int | None = None, *, quoted: bool
 def _bounds(most: int | None) -> Iterator[int | None]:
     """The longest repetition to try: as it is, then shorter and shorter."""
     yield None
-    while most:
+    while most is not None:
         yield most
-        most = most * 3 // 4
+        most = most * 3 // 4 if most else None
 
 
 class _Writer:

@@ -328,6 +328,18 @@ MCP: dict[str, Schema] = {
         }
     ),
     "tree": TREE,
+    "only the empty string": args(a=text(maxLength=0), b={"type": "array", "maxItems": 0}),
+    "parts that close each other": {
+        "allOf": [closed(args("a", a=INT)), {"properties": {"b": INT}}, {"minProperties": 1}]
+    },
+    "one of three": {**args("a", "b", a=INT, b=INT), "oneOf": [{"required": [n]} for n in "ab"]},
+    "patterns of names that overlap": {
+        "type": "object",
+        "patternProperties": {"^a[a-z]?$": INT, "z$": {"maximum": 5}},
+        "minProperties": 1,
+        "maxProperties": 2,
+    },
+    "properties named like keywords": args(**{"$ref": INT, "type": BOOL, "enum": INT}),
     "filters": args(
         where={
             "type": "array",
