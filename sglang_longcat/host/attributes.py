@@ -61,6 +61,20 @@ ATTRIBUTES: tuple[Needs, ...] = (
         ("model", "model_config", "req_to_token_pool", "device"),
     ),
     Needs("managers.utils:validate_input_length", ("req",)),
+    Needs(
+        "constrained.xgrammar_backend:XGrammarGrammarBackend._from_context",
+        ("ctx", "key_string", "grammar_stats"),
+    ),
+    Needs("constrained.xgrammar_backend:validate_xgrammar_json_schema", ("schema",)),
+    Needs("constrained.xgrammar_backend:XGrammarGrammar.allocate_vocab_mask"),
+    Needs("constrained.xgrammar_backend:XGrammarGrammar.fill_vocab_mask", ("vocab_mask", "idx")),
+    Needs("constrained.base_grammar_backend:InvalidGrammarObject"),
+    Needs("constrained.json_schema_validation:UnsupportedJSONSchemaFeature"),
+    Needs(
+        "function_call.function_call_parser:FunctionCallParser.get_structure_constraint",
+        ("tool_choice",),
+    ),
+    Needs("plugins.hook_registry:HookRegistry.apply_hooks"),
     Needs("disaggregation.decode:SchedulerDisaggregationDecodeMixin.get_new_prebuilt_batch"),
     Needs("beam_search.coordinator:BeamCoordinator.validate_and_init", ("self", "req", "recv_req")),
     Needs(

@@ -1,9 +1,10 @@
 """LongCat's tool calls in text, with and without SGLang.
 
 `parser` reads calls, by means of `head`, `pairs`, `values` and `scan`, and reports `events`.
-`message` makes a chat message of an answer. `detector`, `reasoning`, `structure` and
-`reasoning_tokens` connect all this to SGLang. Owns: the registration with SGLang. The files of the
-first two sentences work without it.
+`message` makes a chat message of an answer. `detector`, `reasoning`, `structure`,
+`reasoning_tokens`, `refusal_hook` and `endless_hook` connect all this to SGLang; `structure` forces
+calls, by means of `pairs_grammar` and `schema`. Owns: the registration with SGLang. The files of
+the first two sentences work without it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,18 @@ def register() -> None:
     FunctionCallParser.ToolCallParserEnum[NAME] = LongcatDetector
     ReasoningParser.DetectorMap[NAME] = LongcatReasoningDetector
     _add_detection_rules()
+    _add_hooks()
     os.environ.setdefault(envs.SGLANG_HTTP_SERVER_APP_PATH.name, APP)
+
+
+def _add_hooks() -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from sglang_longcat.tool_parser import endless_hook, refusal_hook
+
+    for hook in (endless_hook, refusal_hook):
+        if all(function is not hook.apply for _, function, _ in HookRegistry._hooks[hook.TARGET]):
+            HookRegistry.register(hook.TARGET, hook.apply, HookType.AFTER)
 
 
 def _add_detection_rules() -> None:

@@ -13,7 +13,7 @@ from sglang.srt.environ import envs
 from sglang.srt.function_call.base_format_detector import BaseFormatDetector
 from sglang.srt.function_call.core_types import StreamingParseResult, StructureInfo, ToolCallItem
 
-from sglang_longcat.tool_parser import structure, values
+from sglang_longcat.tool_parser import scan, structure, values
 from sglang_longcat.tool_parser.events import Arguments, Call, Event, Text
 from sglang_longcat.tool_parser.parser import CallParser
 from sglang_longcat.tool_parser.scan import CALL, END_CALL
@@ -26,9 +26,11 @@ class LongcatDetector(BaseFormatDetector):
         super().__init__()
         self.bot_token, self.eot_token = CALL, END_CALL
         self._parser: CallParser | None = None
+        self.refused: ValueError | None = None  # why the tools have no structural tag
 
     def has_tool_call(self, text: str) -> bool:
-        return CALL in text
+        """Also for a tag that was cut off, because SGLang asks before it parses."""
+        return CALL in text or scan.partial_tag(text, CALL) >= len(scan.MARK)
 
     def detect_and_parse(self, text: str, tools: list[Tool]) -> StreamingParseResult:
         parser = _parser(tools)
@@ -82,15 +84,22 @@ class LongcatDetector(BaseFormatDetector):
         thinking_mode: bool = False,
         parallel_tool_calls: bool = True,
     ) -> Any:
-        """`thinking_mode` changes nothing, because the model's template opens no reasoning."""
-        schemas = _schemas(tools or [])
+        """`thinking_mode` changes nothing, because the model's template opens no reasoning.
+        `refusal_hook` hands a refusal to the client, because SGLang only logs what this raises."""
         if isinstance(tool_choice, ToolChoice):
             named = tool_choice.function.name
-            schemas = {name: schema for name, schema in schemas.items() if name == named}
-        required = tool_choice != "auto"
-        return structure.structural_tag(
-            schemas, at_least_one=required, parallel=parallel_tool_calls
-        )
+            tools = [tool for tool in tools or [] if tool.function.name == named]
+        try:
+            structure.check_names([tool.function.name for tool in tools or []])
+            return structure.structural_tag(
+                _schemas(tools or []),
+                at_least_one=tool_choice != "auto",
+                parallel=parallel_tool_calls,
+                lenient=_lenient(tools or []) if tool_choice == "auto" else (),
+            )
+        except ValueError as error:
+            self.refused = error
+            raise
 
 
 def _parser(tools: list[Tool]) -> CallParser:
@@ -98,7 +107,17 @@ def _parser(tools: list[Tool]) -> CallParser:
 
 
 def _schemas(tools: list[Tool]) -> dict[str, values.Schema]:
-    return {tool.function.name: tool.function.parameters or {} for tool in tools}
+    return {tool.function.name: _parameters(tool) for tool in tools}
+
+
+def _parameters(tool: Tool) -> Any:
+    given = tool.function.parameters
+    return {} if given is None or given is True else given
+
+
+def _lenient(tools: list[Tool]) -> list[str]:
+    """Beside a strict tool, the others are called freely: only `strict` promises the schema."""
+    return [tool.function.name for tool in tools if not tool.function.strict]
 
 
 def _result(events: list[Event]) -> StreamingParseResult:

@@ -14,7 +14,8 @@ from enum import Enum, auto
 from sglang_longcat.tool_parser import scan, values
 from sglang_longcat.tool_parser.scan import END_CALL, KEY, NotRead
 
-_NAME = re.compile(r"\s*([^\s<>(){}]*)\s*")
+NAME = r"[^\s<>(){}]+"
+_NAME = re.compile(rf"\s*((?:{NAME})?)\s*")
 _BODY = re.compile(
     r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{\s*["}])'
 )

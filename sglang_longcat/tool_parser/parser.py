@@ -10,8 +10,10 @@ Owns: what is text, what is a call, and when either may be emitted. A call has o
 The parser emits a call when it cannot be anything else, together with its first value. Until then,
 whatever does not fit the grammar is text. The emitted arguments become complete JSON only if the
 model completed them: a call that was cut off, or that went wrong after it was emitted, stays
-incomplete, so that nobody runs half a command. The same text gives the same calls however it is
-split. `head` reads the start of a call, `pairs` writes arguments, `values` knows their types.
+incomplete, so that nobody runs half a command. A call that was cut off before it was emitted is
+dropped, and so is an opening tag that was cut off behind `<longcat_`. The same text gives the same
+calls however it is split. `head` reads the start of a call, `pairs` writes arguments, and `values`
+knows their types.
 """
 
 from __future__ import annotations
@@ -72,8 +74,11 @@ class CallParser:
     def _text(self) -> bool:
         start = self._buffer.find(CALL)
         if start < 0:
-            keep = 0 if self._final else scan.partial_tag(self._buffer, CALL)
+            keep = scan.partial_tag(self._buffer, CALL)
+            if self._final and keep < len(scan.MARK):
+                keep = 0
             self._emit_text(self._take(len(self._buffer) - keep))
+            self._buffer = "" if self._final else self._buffer
             return False
         self._emit_text(self._take(start))
         self._take(len(CALL))
@@ -85,8 +90,10 @@ class CallParser:
         """Consume the head of a call once it is complete, nothing before."""
         head = self._head_reader.read(self._buffer)
         if isinstance(head, NotRead):
-            waits = head is NotRead.INCOMPLETE and not self._final
-            return False if waits else self._as_text()
+            if head is NotRead.MALFORMED:
+                return self._as_text()
+            self._buffer = "" if self._final else self._buffer  # cut off: no part of it is text
+            return False
         self._take(head.size)
         self._index += 1
         self._events.append(Call(self._index, head.name))

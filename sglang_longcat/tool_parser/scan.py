@@ -14,6 +14,7 @@ CALL, END_CALL = "<longcat_tool_call>", "</longcat_tool_call>"
 KEY, END_KEY = "<longcat_arg_key>", "</longcat_arg_key>"
 VALUE, END_VALUE = "<longcat_arg_value>", "</longcat_arg_value>"
 THINK, END_THINK = "<longcat_think>", "</longcat_think>"
+MARK = "<longcat_"  # only a tag begins like this
 _TAG = re.compile("|".join((CALL, END_CALL, KEY, END_KEY, VALUE, END_VALUE)))
 
 

@@ -1,31 +1,49 @@
 """The grammar that forces the model to write a valid call.
 
 Owns: the structural tag (xgrammar's format) for tool_choice "required", for a named tool, and for
-strict tools. Calls have the model's own form, one pair per argument in the order of the schema.
-Strings are written without quotes and may contain anything except the tags; other values are JSON
-of their own schema. SGLang compiles and applies the tag.
+strict tools. Where `pairs_grammar` can, a call has the model's own form: one pair per argument, in
+the order of the schema. Otherwise its arguments are one JSON object behind the name, which `parser`
+reads too. SGLang compiles and applies the tag.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from xgrammar import StructuralTag
+from xgrammar import Grammar, StructuralTag
 
 from sglang_longcat.tool_parser import values
-from sglang_longcat.tool_parser.scan import CALL, END_CALL, END_KEY, END_VALUE, KEY, VALUE
+from sglang_longcat.tool_parser.head import NAME
+from sglang_longcat.tool_parser.pairs_grammar import PairsGrammar
+from sglang_longcat.tool_parser.scan import CALL, END_CALL
+from sglang_longcat.tool_parser.schema.document import NOTHING
+from sglang_longcat.tool_parser.schema.facts import Facts, ObjectPart, merge
+from sglang_longcat.tool_parser.schema.refusal import SchemaRefused
+from sglang_longcat.tool_parser.schema.writer import Writer
 
 _Format = dict[str, Any]
-_FREE = {"type": "any_text", "excludes": [CALL, END_CALL, KEY, END_KEY, VALUE, END_VALUE]}
+_OBJECT = Facts(types=frozenset(["object"]))
+_NO_ARGUMENT = Facts(objects=(ObjectPart({}, {}, NOTHING),))
+_ADVICE = 'Leave it out, or set tool_choice to "auto" and strict to false.'
+
+
+class ToolRefused(ValueError):
+    """A tool that cannot be forced. The client gets it as HTTP 400."""
 
 
 def structural_tag(
-    tools: Mapping[str, values.Schema], *, at_least_one: bool, parallel: bool
+    tools: Mapping[str, values.Schema],
+    *,
+    at_least_one: bool,
+    parallel: bool,
+    lenient: Collection[str] = (),
 ) -> StructuralTag:
     """One or more calls of `tools` and nothing else. Without `at_least_one`: text that may contain
-    calls."""
-    tags = [_call(name, schema) for name, schema in tools.items()]
+    calls. A `lenient` tool gets any JSON object where its schema is refused. Raises ToolRefused."""
+    tags = [_tool(name, schema, lenient=name in lenient) for name, schema in tools.items()]
     limits = {"tags": tags, "at_least_one": at_least_one, "stop_after_first": not parallel}
     if at_least_one:
         layout = {"type": "tags_with_separator", "separator": "\n", **limits}
@@ -34,35 +52,65 @@ def structural_tag(
     return StructuralTag.model_validate({"type": "structural_tag", "format": layout})
 
 
-def _call(name: str, schema: values.Schema) -> _Format:
-    properties = schema.get("properties")
-    required = schema.get("required") or []
-    pairs = [
-        pair if key in required else {"type": "optional", "content": pair}
-        for key in (properties if isinstance(properties, Mapping) else {})
-        for pair in [_pair(key, schema)]
-    ]
-    content = {"type": "sequence", "elements": [{"type": "const_string", "value": "\n"}, *pairs]}
-    return {"type": "tag", "begin": CALL + name, "content": content, "end": END_CALL}
+def check_names(names: Collection[str]) -> None:
+    """Raise ToolRefused for a name that a call cannot carry, or that two tools have."""
+    for name, count in Counter(names).items():
+        if not re.fullmatch(NAME, name):
+            raise ToolRefused(
+                f"The tool name {name!r} cannot be called: expected one or more characters, none "
+                "of them a space, a line break, or one of <>(){}. Rename the tool."
+            )
+        if count > 1:
+            raise ToolRefused(f"{count} tools have the name {name!r}; give each its own name.")
 
 
-def _pair(key: str, schema: values.Schema) -> _Format:
-    begin = f"{KEY}{key}{END_KEY}\n{VALUE}"
-    return {
-        "type": "tag",
-        "begin": begin,
-        "content": _value(key, schema),
-        "end": f"{END_VALUE}\n",
-    }
+def _tool(name: str, schema: Any, *, lenient: bool) -> _Format:
+    check_names([name])
+    try:
+        content = _arguments(schema)
+    except SchemaRefused as error:
+        if not lenient:
+            raise ToolRefused(f"Tool {name!r}: {error}. {_ADVICE}") from error
+        content = _json({"type": "object"})
+    return {"type": "tag", "begin": f"{CALL}{name}\n", "content": content, "end": END_CALL}
 
 
-def _value(key: str, schema: values.Schema) -> _Format:
-    own = schema["properties"][key]
-    if values.property_types(schema, key) == values.STRING:
-        names = own.get("enum") if isinstance(own, Mapping) else None
-        if not names:
-            return _FREE
-        return {"type": "or", "elements": [{"type": "const_string", "value": n} for n in names]}
-    definitions = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
-    wanted = {**own, **definitions} if isinstance(own, Mapping) else own
-    return {"type": "json_schema", "json_schema": wanted}
+def _arguments(schema: Any) -> _Format:
+    """Every alternative of the arguments, each in the form that can write it."""
+    writer = Writer(schema)
+    found = [merge(_OBJECT, facts) for facts in writer.reader.of(("",))]
+    found = [facts for facts in found if facts.types]
+    pairs = PairsGrammar(schema, writer)
+    contents = []
+    for facts in found:
+        written = writer.one(_object(facts))
+        resolved = writer.resolved(written)
+        if resolved is not False:
+            contents.append(pairs.write(resolved, facts) or _json(resolved))
+    if not contents:
+        reason = "no object satisfies it, or it refers to itself without end"
+        raise SchemaRefused("", "parameters", reason)
+    return contents[0] if len(contents) == 1 else {"type": "or", "elements": contents}
+
+
+def _object(facts: Facts) -> Facts:
+    """The objects among the values. A tool whose schema names no property takes no argument."""
+    if facts.values is None:
+        says = facts.objects or facts.required or facts.names or "minProperties" in facts.limits
+        return facts if says else merge(facts, _NO_ARGUMENT)
+    return Facts(values=tuple(value for value in facts.values if isinstance(value, dict)))
+
+
+def _json(schema: Any) -> _Format:
+    content = {"type": "json_schema", "json_schema": schema}
+    _compile(content)
+    return {"type": "sequence", "elements": [content, {"type": "const_string", "value": "\n"}]}
+
+
+def _compile(content: _Format) -> None:
+    """Refuse now what xgrammar would refuse in the scheduler."""
+    tag = StructuralTag.model_validate({"type": "structural_tag", "format": content})
+    try:
+        Grammar.from_structural_tag(tag)
+    except RuntimeError as error:
+        raise SchemaRefused("", "parameters", str(error).rpartition(": ")[2].strip()) from None

@@ -199,9 +199,15 @@ TYPES: list[Transcript] = [
     )
 ]
 CUT: list[Transcript] = [
-    ("cut in the tag", "a <longcat_tool_c", "a <longcat_tool_c", []),
-    ("cut in the name", f"{CALL}func", f"{CALL}func", []),
-    ("cut in the first key", f"{WRITE}<longcat_arg_key>pa", f"{WRITE}<longcat_arg_key>pa", []),
+    ("cut in the tag", "a <longcat_tool_c", "a ", []),
+    ("cut before it is surely a tag", "a <long", "a <long", []),
+    ("cut behind the tag", f"a {CALL}", "a ", []),
+    ("cut in a second tag", f"{ADD}<longcat_t", "", [ADDED]),
+    ("cut in the name of a json body", f'{CALL}{{"name": "wri', "", []),
+    ("cut in a json body with its arguments first", f'{CALL}{{"arguments": {{"x1": 1', "", []),
+    ("cut behind the first key", f"{WRITE}<longcat_arg_key>path</longcat_arg_key>\n", "", []),
+    ("cut in the name", f"{CALL}func", "", []),
+    ("cut in the first key", f"{WRITE}<longcat_arg_key>pa", "", []),
     ("cut in a string", WRITE + pair("path", "/tmp/a")[:-23], "", [("write", '{"path": "/tmp')]),
     (
         "cut in a value's closing tag",
@@ -226,7 +232,6 @@ CUT: list[Transcript] = [
 MALFORMED: list[Transcript] = [
     (label, text, text, [])
     for label, text in (
-        ("only the tag", CALL),
         ("prose about the tag", f"The tag {CALL} opens a call, {END} closes it."),
         ("unknown tool", call("rm_rf", ("path", "/")).rstrip()),
         ("unknown tool in json", f'{CALL}{{"name": "rm", "arguments": {{"a": 1}}}}{END}'),
