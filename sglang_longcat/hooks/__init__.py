@@ -15,17 +15,46 @@ from __future__ import annotations
 from sglang_longcat.hooks import (
     arrived_requests,
     beam_search,
+    control_requests,
+    detokenize_tokens,
+    embedding_requests,
     expert_configs,
+    logit_processors,
     ngram_draft_chain,
     prompt_tokens,
+    release_memory,
+    request_fields,
     request_slots,
+    resume_memory,
+    route_errors,
+    scheduler_errors,
     seed_predecessors,
     verify_sampling,
     weight_update,
 )
 
-AFTER = (arrived_requests, ngram_draft_chain, prompt_tokens, request_slots, seed_predecessors)
-AROUND = (beam_search, expert_configs, verify_sampling, weight_update)
+AFTER = (
+    arrived_requests,
+    ngram_draft_chain,
+    prompt_tokens,
+    request_slots,
+    route_errors,
+    scheduler_errors,
+    seed_predecessors,
+)
+AROUND = (
+    beam_search,
+    control_requests,
+    detokenize_tokens,
+    embedding_requests,
+    expert_configs,
+    logit_processors,
+    release_memory,
+    request_fields,
+    resume_memory,
+    verify_sampling,
+    weight_update,
+)
 ALL = (*AFTER, *AROUND)
 
 
