@@ -14,9 +14,11 @@ from sglang.srt.entrypoints.http_server import app
 from sglang.srt.plugins.hook_registry import HookRegistry
 
 from sglang_longcat import hooks, tool_parser
+from sglang_longcat.hooks import route_errors
 
 __all__ = ["app"]
 
 tool_parser.register()
 hooks.register_all(hooks.HTTP)
 HookRegistry.apply_hooks()
+route_errors.add_handlers(app)

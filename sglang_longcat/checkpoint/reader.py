@@ -17,7 +17,13 @@ from typing import Protocol
 import torch
 
 from sglang_longcat.checkpoint.check import CheckpointError, check_checkpoint
-from sglang_longcat.checkpoint.layout import MTP_PREFIX, Shapes, add_scales, expected_tensors
+from sglang_longcat.checkpoint.layout import (
+    MTP_PREFIX,
+    Shapes,
+    add_scales,
+    draft_tensors,
+    expected_tensors,
+)
 from sglang_longcat.config import LongcatConfig
 
 NGRAM = re.compile(r"model\.ngram_embeddings\.(embedders|post_projs)\.(\d+)\.weight$")
@@ -61,8 +67,11 @@ class TensorReader:
         self, weights: Iterable[tuple[str, torch.Tensor]]
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """The model's own tensors. Raises CheckpointError with names and shapes, at the end for
-        those that are missing."""
+        those that are missing. A list, which a weight update from memory brings, is checked as a
+        whole before its first tensor is loaded."""
         seen: set[str] = set()
+        if isinstance(weights, list):
+            self.check_update(weights)
         for name, tensor in weights:
             if self.owns(name):
                 self._check_tensor(name, tensor)
@@ -70,9 +79,18 @@ class TensorReader:
                 yield name, tensor
         self._check_complete(seen)
 
+    def check_update(self, weights: list[tuple[str, torch.Tensor]]) -> None:
+        """CheckpointError unless every tensor fits."""
+        for name, tensor in weights:
+            if self.owns(name):
+                self._check_tensor(name, tensor)
+
     def _check_tensor(self, name: str, tensor: torch.Tensor) -> None:
         """CheckpointError unless the model has a tensor of this name and shape."""
-        expected, shape = self.shapes.get(name), tuple(tensor.shape)
+        self._check_shape(name, tensor, self.shapes)
+
+    def _check_shape(self, name: str, tensor: torch.Tensor, shapes: Shapes) -> None:
+        expected, shape = shapes.get(name), tuple(tensor.shape)
         if self.layout_known and shape != expected:
             raise CheckpointError(
                 f"{name} has shape {shape}, expected {expected or 'no tensor of that name'} from "
@@ -105,6 +123,14 @@ class CheckpointReader(TensorReader):
 
     def __init__(self, lite: LongcatConfig, path: str | Path) -> None:
         super().__init__(lite, path, expected_tensors(lite, mtp=False))
+        self.draft_shapes = add_scales(draft_tensors(lite), lite.quant)
+
+    def check_update(self, weights: list[tuple[str, torch.Tensor]]) -> None:
+        """Checks the draft's tensors too: SGLang loads the target first, then the draft."""
+        super().check_update(weights)
+        for name, tensor in weights:
+            if not self.owns(name):
+                self._check_shape(name, tensor, self.draft_shapes)
 
     def owns(self, name: str) -> bool:
         return not name.startswith(MTP_PREFIX)

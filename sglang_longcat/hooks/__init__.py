@@ -21,14 +21,23 @@ from sglang_longcat.hooks import (
     anthropic_stream_stop,
     arrived_requests,
     beam_search,
+    control_requests,
     dead_grammar,
+    detokenize_tokens,
+    embedding_requests,
     expert_configs,
     grammar_end,
+    logit_processors,
     ngram_draft_chain,
     no_token_logprobs,
     prompt_tokens,
+    release_memory,
+    request_fields,
     request_slots,
     response_tokens,
+    resume_memory,
+    route_errors,
+    scheduler_errors,
     seed_predecessors,
     verify_sampling,
     weight_update,
@@ -41,20 +50,38 @@ AFTER = (
     prompt_tokens,
     request_slots,
     response_tokens,
+    route_errors,
+    scheduler_errors,
     seed_predecessors,
 )
 AROUND = (
     anthropic_stop,
     anthropic_stream_stop,
     beam_search,
+    control_requests,
+    detokenize_tokens,
+    embedding_requests,
     expert_configs,
     grammar_end,
+    logit_processors,
     no_token_logprobs,
+    release_memory,
+    request_fields,
+    resume_memory,
     verify_sampling,
     weight_update,
 )
 ALL = (*AFTER, *AROUND)
-HTTP = (anthropic_stop, anthropic_stream_stop, response_tokens)  # act where HTTP is answered
+# Those that act where HTTP is answered, and not in the scheduler.
+HTTP = (
+    anthropic_stop,
+    anthropic_stream_stop,
+    control_requests,
+    detokenize_tokens,
+    embedding_requests,
+    request_fields,
+    response_tokens,
+)
 
 
 def register_all(hooks: Sequence[ModuleType] = ALL) -> None:

@@ -75,6 +75,27 @@ ATTRIBUTES: tuple[Needs, ...] = (
         ("tool_choice",),
     ),
     Needs("plugins.hook_registry:HookRegistry.apply_hooks"),
+    Needs("managers.io_struct:GenerateReqInput.normalize_batch_and_arguments", ("self",)),
+    Needs("entrypoints.http_server:set_global_state"),
+    Needs("entrypoints.http_server:app.add_exception_handler"),
+    Needs("managers.io_struct:EmbeddingReqInput.normalize_batch_and_arguments", ("self",)),
+    Needs(
+        "entrypoints.openai.serving_tokenize:OpenAIServingDetokenize._convert_to_internal_request",
+        ("request",),
+    ),
+    Needs("sampling.custom_logit_processor:CustomLogitProcessor.from_str", ("json_str",)),
+    Needs("managers.communicator:FanOutCommunicator.__call__", ("obj",)),
+    Needs("managers.scheduler:Scheduler.init_request_dispatcher", ("self",)),
+    Needs(
+        "managers.scheduler_components.weight_updater"
+        ":SchedulerWeightUpdaterManager.release_memory_occupation",
+        ("recv_req",),
+    ),
+    Needs(
+        "managers.scheduler_components.weight_updater"
+        ":SchedulerWeightUpdaterManager.resume_memory_occupation",
+        ("recv_req",),
+    ),
     Needs("disaggregation.decode:SchedulerDisaggregationDecodeMixin.get_new_prebuilt_batch"),
     Needs("beam_search.coordinator:BeamCoordinator.validate_and_init", ("self", "req", "recv_req")),
     Needs(
@@ -109,6 +130,14 @@ ATTRIBUTES: tuple[Needs, ...] = (
         ("adapted_request", "processed_request", "anthropic_request", "raw_request"),
     ),
     # what the hooks read
+    Needs(
+        "managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager",
+        ("is_fully_idle", "scheduler", "offload_tags"),
+    ),
+    Needs("managers.scheduler:Scheduler.send_abort_output", ("abort_req", "req")),
+    Needs("managers.io_struct:AbortReq", ("rid", "finished_reason")),
+    Needs("constants:GPU_MEMORY_ALL_TYPES"),
+    Needs("managers.schedule_batch:FINISH_ABORT", ("message", "status_code", "err_type")),
     Needs(
         "layers.moe.moe_runner.triton_utils.fused_moe_triton_config:get_config_file_name",
         ("E", "N", "dtype", "block_shape", "per_channel_quant", "down_moe"),

@@ -68,3 +68,44 @@ def test_broken_update_is_refused(
         done, message, _ = llm.call("update_weights_from_disk", str(whole))
         assert done, message
         assert_same(ask(llm, PROMPTS, logprobs_from=0), Oracle(whole))
+
+
+class Zeros:
+    """Becomes a tensor in the process that reads it. Tensors of the test's process cannot be sent:
+    they are shared memory, for which the engine lacks the key."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __reduce__(self) -> tuple[Callable[..., torch.Tensor], tuple[int]]:
+        return torch.zeros, (self.size,)
+
+
+NORM = ("model.norm.weight", Zeros(768))
+WRONG_TENSORS = [
+    ("lm_head.weight", Zeros(5)),
+    ("model.unheard_of", Zeros(768)),
+    ("model.mtp.norm.weight", Zeros(5)),
+]
+
+
+def test_wrong_tensors_are_refused(tiny: Path, oracle: Oracle) -> None:
+    """Red if an update from memory with one wrong tensor ends the scheduler, or leaves the right
+    tensor before it in the model, or if a right update is refused after it."""
+    with engine(tiny) as llm:
+
+        def update(*tensors: tuple[str, Zeros]) -> tuple[bool, str]:
+            llm.call("begin_weight_update")
+            answer = llm.call("update_weights_from_tensor", list(tensors))
+            llm.call("end_weight_update")
+            return answer
+
+        for wrong in WRONG_TENSORS:
+            done, message = update(NORM, wrong)
+            assert not done
+            assert wrong[0] in message
+        assert_same(ask(llm, PROMPTS, logprobs_from=0), oracle)
+        done, message = update(NORM)
+        assert done, message
+        with pytest.raises(AssertionError):
+            assert_same(ask(llm, PROMPTS, logprobs_from=0), oracle)
