@@ -7,8 +7,8 @@ folder; `verify` proves that every hook took effect, those of `cpu/` too.
 On a CPU eight more hooks are registered, by the five files that need them: cpu/experts.py
 (moe_forward_native), cpu/fp8.py (block_quant_to_tensor_quant), cpu/rope.py (get_rope_cpu),
 cpu/reduce_scatter.py (reduce_scatterv) and cpu/speculative.py (draft backend, greedy check, overlap
-check, gather). tool_parser/ registers three (reasoning_tokens.py, refusal_hook.py, endless_hook.py),
-and testing/dummy_routing.py one where LONGCAT_DUMMY_ROUTING=1.
+check, gather). Three files of tool_parser/ register one each (reasoning_tokens.py, refusal_hook.py,
+endless_hook.py), and testing/dummy_routing.py one where LONGCAT_DUMMY_ROUTING=1.
 """
 
 from __future__ import annotations

@@ -86,11 +86,6 @@ def _openai() -> Iterator[Edge]:
         ("/v1/embeddings", openai.EmbeddingRequest, {"input": "hi"}),
         ("/v1/classify", openai.ClassifyRequest, {"input": "hi"}),
         ("/v1/rerank", openai.V1RerankReqInput, {"query": "hi", "documents": ["x"]}),
-        (
-            "/v1/score",
-            openai.ScoringRequest,
-            {"query": [5], "items": [[6]], "label_token_ids": [5]},
-        ),
         ("/v1/score", openai.ScoringRequest, score),
     ]
     for path, request, body in routes:
