@@ -1,6 +1,6 @@
 """No request ends the server: absurd values in every field, beside streams that must not notice.
 
-Nano on the CPU, without and with speculation. `edges.py` has the fields and the values. What each
+Nano, without and with speculation. `edges.py` has the fields and the values. What each
 wrong value should be told is in tests/unit/requests.
 """
 
@@ -27,15 +27,28 @@ EXAMPLES = 150  # requests per server: 10 s on two idle cores
 EDGES = edges()
 
 
-@pytest.fixture(scope="module", params=["plain", "speculative"])
+PLAIN = {"enable_custom_logit_processor": True}
+GPU = {"device": "cuda", "dtype": "bfloat16", "disable_cuda_graph": False}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(PLAIN, id="plain"),
+        pytest.param(nextn(), id="speculative"),
+        pytest.param({**PLAIN, **GPU}, id="plain-gpu", marks=pytest.mark.gpu),
+        pytest.param({**nextn(), **GPU}, id="speculative-gpu", marks=pytest.mark.gpu),
+    ],
+)
 def server(request):
-    flags = nextn() if request.param == "speculative" else {"enable_custom_logit_processor": True}
     with harness.server(
         nano(),
+        spawn="device" in request.param,
+        timeout=400,
         context_length=CONTEXT,
         tool_call_parser="longcat",
         reasoning_parser="longcat",
-        **flags,
+        **request.param,
     ) as running:
         opened = {"capacity_of_str_len": 1000, "session_id": SESSION}
         assert post(running, "/open_session", opened)[0] == 200
