@@ -1,7 +1,7 @@
 """Refuse to release memory that is in use or already released.
 
 Why: SGLang asserts that no request runs, which ends the scheduler for those that do. Released
-twice, weights are saved from memory that is gone.
+twice, weights are saved from memory that is gone. And a release that fails counts as done.
 Upstream: managers/scheduler_components/weight_updater.py,
 SchedulerWeightUpdaterManager.release_memory_occupation. `scheduler_errors` answers what is raised.
 Remove when: SGLang answers such a release with an error.
@@ -27,11 +27,17 @@ def apply(original: Callable[..., Any], updater: Any, request: Any) -> Any:
     tags = set(request.tags or GPU_MEMORY_ALL_TYPES)
     if tags - set(GPU_MEMORY_ALL_TYPES):
         raise BadRequest(f"tags are {sorted(tags)}; expected some of {GPU_MEMORY_ALL_TYPES}.")
-    if released := tags & updater.offload_tags:
-        raise BadRequest(f"{sorted(released)} are already released; resume them first.")
+    if again := tags & updater.offload_tags:
+        raise BadRequest(f"{sorted(again)} are already released; resume them first.")
     if not updater.is_fully_idle(ignore_waiting=updater.scheduler._engine_paused):
         raise BadRequest(
             f"{BUSY}; wait until they have ended, or end them with POST /abort_request or "
             "/pause_generation."
         )
-    return original(updater, request)
+    released = set(updater.offload_tags)
+    try:
+        return original(updater, request)
+    except Exception:
+        # SGLang notes the tags first. The set is shared with the scheduler's parts.
+        updater.offload_tags &= released
+        raise

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 
 import pytest
@@ -56,6 +57,14 @@ def counted_tokens(base_url):
     return post(f"{base_url}/v1/responses", body)["usage"]["output_tokens"]
 
 
+def refused(base_url):
+    """The status for a value that would end the scheduler."""
+    body = {"text": PROMPT, "sampling_params": {"top_k": 2**31, "temperature": 0.5}}
+    with pytest.raises(urllib.error.HTTPError) as error:
+        post(f"{base_url}/generate", body)
+    return error.value.code
+
+
 def test_data_parallel(checkpoint, answer):
     """The controller and both schedulers register; requests go to the two in turn."""
     cores = {"SGLANG_CPU_OMP_THREADS_BIND": tp_env(2)["SGLANG_CPU_OMP_THREADS_BIND"]}
@@ -72,11 +81,16 @@ def test_extra_http_workers(checkpoint, answer):
     # Uvicorn kills a worker that has not answered for 10 s, while importing SGLang takes 20-30 s on
     # an idle core, and more than 120 s were seen beside a load of 35.
     patient = {"SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": "400"}
-    workers = {"tokenizer_worker_num": 2, "tool_call_parser": "auto"}
+    workers = {
+        "tokenizer_worker_num": 2,
+        "tool_call_parser": "auto",
+        "served_model_name": "longcat",
+    }
     with harness.server(checkpoint, env=patient, timeout=400, **workers) as running:
         assert [generate(running.base_url) for _ in range(4)] == [answer] * 4
         assert [called_tools(running.base_url) for _ in range(8)] == [["now"]] * 8
         assert [counted_tokens(running.base_url) for _ in range(4)] == [1] * 4
+        assert [refused(running.base_url) for _ in range(4)] == [400] * 4
         assert "Auto-detected --tool-call-parser as 'longcat'" in running.log
         assert running.log.count("Start multi-tokenizer worker process") == 2
 
