@@ -15,7 +15,8 @@ from typing import Any
 TARGET = (
     "sglang.srt.managers.scheduler_components.output_streamer._GenerationStreamAccumulator.accept"
 )
-_LISTS = ("output_token_logprobs", "output_top_logprobs", "output_token_ids_logprobs")
+# Not output_token_ids_logprobs: /v1/score asks for no token and reads those of the next one there.
+_LISTS = ("output_token_logprobs", "output_top_logprobs")
 
 
 def apply(original: Callable[..., None], accumulator: Any, *, req: Any) -> None:

@@ -81,6 +81,14 @@ def assert_answered(server, edge, value):
     assert 200 <= status < 500, f"{edge.path} {edge.field}={value!r:.80} got {status}: {text:.400}"
 
 
+def test_an_ordinary_score(server):
+    """Red if a check or a hook takes from /v1/score what it reads of an answer without tokens."""
+    body = {"model": "m", "query": [5], "items": [[6], [7]], "label_token_ids": [8, 9]}
+    status, text = post(server, "/v1/score", body)
+    assert status == 200, text
+    assert [len(scores) for scores in json.loads(text)["scores"]] == [2, 2]
+
+
 @settings(
     max_examples=EXAMPLES,
     derandomize=True,
