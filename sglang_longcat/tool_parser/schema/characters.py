@@ -8,12 +8,15 @@ beyond ASCII, so every set is written as what it contains.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from re import _constants as codes  # type: ignore[attr-defined]
 from typing import Any
 
 Ranges = list[tuple[int, int]]
 _LAST = 0x10FFFF
 _SURROGATES = (0xD800, 0xDFFF)
+# Where UTF-8 takes one byte more, and where its last first byte of three and of four bytes begins.
+_BORDERS = (0x80, 0x800, 0xD000, 0x10000, 0x100000)
 _ESCAPED = frozenset(r"\^$.|?*+()[]{}/-")
 
 
@@ -73,8 +76,22 @@ def _member(code: Any, value: Any, negated: bool) -> Ranges:
 def written(ranges: Ranges) -> str:
     if len(ranges) == 1 and ranges[0][0] == ranges[0][1]:
         return _escape(ranges[0][0])
-    pieces = (_escape(low) + ("" if low == high else f"-{_escape(high)}") for low, high in ranges)
+    pieces = (
+        _escape(low) + ("" if low == high else f"-{_escape(high)}")
+        for low, high in _within_borders(ranges)
+    )
     return f"[{''.join(pieces)}]"
+
+
+def _within_borders(ranges: Ranges) -> Ranges:
+    """The same characters, in ranges that cross no border. Of a range across one, xgrammar takes
+    bytes that are no UTF-8, and a string of one character is read as up to four."""
+    return [
+        (max(low, first), min(high, last - 1))
+        for low, high in ranges
+        for first, last in pairwise((0, *_BORDERS, _LAST + 1))
+        if low < last and high >= first
+    ]
 
 
 def contains(ranges: Ranges, character: str) -> bool:

@@ -9,6 +9,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 
 from sglang_longcat.tool_parser import structure
 from sglang_longcat.tool_parser.parser import CallParser
+from sglang_longcat.tool_parser.schema import characters
 from tests.unit.tool_parser import tool_schemas
 from tests.unit.tool_parser.test_tool_parser import joined
 
@@ -117,3 +118,15 @@ def test_every_value_of_an_enum_comes_back(name):
     """Bare or quoted: no value is lost, changed, or read as another type."""
     wanted = tool_schemas.OBEYED[name]["properties"]["v"]["enum"]
     assert written(name) == {json.dumps(value) for value in wanted}
+
+
+@pytest.mark.parametrize("text", ["c080", "e08080", "f0808080", "eda080", "f4908080"])
+@pytest.mark.parametrize("without", [[], [(0, 0x3000)], [(0, 0x20000)]])
+def test_a_set_writes_utf8_only(text, without):
+    """Red if a character of a limited string may be bytes that decode to several characters:
+    overlong, a surrogate, or beyond the last code point."""
+    written = characters.written(characters.complement(without))
+    vocabulary = [bytes([byte]) for byte in range(256)]
+    compiler = xgrammar.GrammarCompiler(xgrammar.TokenizerInfo(vocabulary))
+    matcher = xgrammar.GrammarMatcher(compiler.compile_regex(written))
+    assert not all(matcher.accept_token(byte) for byte in bytes.fromhex(text))
