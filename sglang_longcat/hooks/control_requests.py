@@ -27,11 +27,9 @@ async def apply(
     original: Callable[..., Awaitable[list[Any]]], communicator: Any, request: Any
 ) -> list[Any]:
     """The schedulers' answers. Raises BadRequest, a ValueError."""
-    from sglang.srt.runtime_context import process_model_config
+    from sglang_longcat.host.hf_config import is_serving_us
 
-    from sglang_longcat.host.hf_config import is_served_by_us
-
-    if request is None or not is_served_by_us(process_model_config().hf_config):
+    if request is None or not is_serving_us():
         return await original(communicator, request)
     check_control(request)
     answers = await original(communicator, request)

@@ -18,11 +18,9 @@ TARGET = "sglang.srt.managers.io_struct.EmbeddingReqInput.normalize_batch_and_ar
 
 
 def apply(original: Callable[[Any], None], request: Any) -> None:
-    from sglang.srt.runtime_context import process_model_config
+    from sglang_longcat.host.hf_config import is_serving_us
 
-    from sglang_longcat.host.hf_config import is_served_by_us
-
-    if is_served_by_us(process_model_config().hf_config):
+    if is_serving_us():
         raise BadRequest(
             "LongCat-Flash-Lite generates text; it gives no embeddings, classes or rankings. "
             "Send /v1/chat/completions, /v1/completions or /generate."

@@ -41,12 +41,10 @@ def apply(
 
 def _is_ours() -> bool:
     """Our model, and no deterministic inference, which needs one tile size for all batches."""
-    from sglang.srt.runtime_context import process_model_config
-
-    from sglang_longcat.host.hf_config import is_served_by_us
+    from sglang_longcat.host.hf_config import is_serving_us
     from sglang_longcat.layers.step import is_deterministic
 
-    return not is_deterministic() and is_served_by_us(process_model_config().hf_config)
+    return not is_deterministic() and is_serving_us()
 
 
 def _name(

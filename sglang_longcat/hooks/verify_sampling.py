@@ -61,12 +61,10 @@ def apply(
 
 
 def _is_concerned(info: Any) -> bool:
-    from sglang.srt.runtime_context import process_model_config
-
-    from sglang_longcat.host.hf_config import is_served_by_us
+    from sglang_longcat.host.hf_config import is_serving_us
 
     wanted = info.acc_additive_penalties is not None or info.need_min_p_sampling
-    return wanted and is_served_by_us(process_model_config().hf_config)
+    return wanted and is_serving_us()
 
 
 def _penalize(batch: Any, window: torch.Tensor, logits: torch.Tensor) -> None:

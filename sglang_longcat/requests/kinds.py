@@ -38,6 +38,10 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence | set | frozenset) and not isinstance(value, str | bytes)
+
+
 @dataclass(frozen=True)
 class Integer:
     low: int
@@ -99,7 +103,7 @@ class ListOf:
     or_one: bool = False
 
     def wrong(self, where: str, value: Any, vocab: int) -> Iterator[Wrong]:
-        if not isinstance(value, Sequence | set | frozenset) or isinstance(value, str | bytes):
+        if not _is_list(value):
             if self.or_one:
                 yield from self.item.wrong(where, value, vocab)
             else:
@@ -116,7 +120,7 @@ class TokenIds:
     """A flat list of token ids of the vocabulary."""
 
     def wrong(self, where: str, value: Any, vocab: int) -> Iterator[Wrong]:
-        if not isinstance(value, Sequence | set | frozenset) or isinstance(value, str | bytes):
+        if not _is_list(value):
             yield Wrong(where, value, "a flat list of token ids")
         elif not _all_within(value, vocab):
             for index, item in enumerate(value):

@@ -6,11 +6,12 @@ Owns: the cases of `test_counts`, and one short form for the answers of every AP
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from tests.harness import Server
+from tests.serving import http
 
 Body = dict[str, Any]
 PROMPT = "def add(a, b):\n    return"  # nano goes on with drafts of every accepted length
@@ -129,17 +130,11 @@ REGEX: dict[str, Case] = {  # a stream cannot take back what a later token makes
 }
 
 
-def post(url: str, path: str, body: Body) -> Any:
+def post(server: Server, path: str, body: Body) -> Any:
     """The answer, or the list of events of a stream."""
-    headers = {"content-type": "application/json"}
-    request = urllib.request.Request(
-        url + path, json.dumps({"model": "longcat", **body}).encode(), headers
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=120) as response:
-            text = response.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
+    status, text = http.post(server, path, {"model": "longcat", **body}, timeout=120)
+    if status != 200:
+        return status, text
     if not body.get("stream"):
         return json.loads(text)
     lines = [line.removeprefix("data: ") for line in text.splitlines()]

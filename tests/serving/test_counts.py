@@ -48,10 +48,10 @@ def asked() -> Asked:
     answers: dict[str, Any] = {}
     free: Free | None = None
     for name, flags in SERVERS.items():
-        with harness.server(nano(), **FLAGS, **flags) as http:
-            first, again = (post(http.base_url, *generate()) for _ in range(2))
+        with harness.server(nano(), **FLAGS, **flags) as running:
+            first, again = (post(running, *generate()) for _ in range(2))
             free = free or _free(first)
-            answers[name] = _ask_all(http.base_url, free) | {("again", False): again}
+            answers[name] = _ask_all(running, free) | {("again", False): again}
     assert free is not None
     return Asked(free, answers)
 
@@ -61,13 +61,15 @@ def _free(answer: Any) -> Free:
     return Free(ids, answer["text"], [len(tokenizer.decode(ids[:i])) for i in range(len(ids))])
 
 
-def _ask_all(url: str, free: Free) -> dict[tuple[str, bool], Any]:
+def _ask_all(server: harness.Server, free: Free) -> dict[tuple[str, bool], Any]:
     requests = {(name, False): case(free) for name, case in (CASES | REGEX).items()}
     for name in STREAMED:
         path, body = CASES[name](free)
         requests[name, True] = (path, streamed(path, body))
     with ThreadPoolExecutor(8) as pool:
-        return dict(zip(requests, pool.map(lambda request: post(url, *request), requests.values())))
+        return dict(
+            zip(requests, pool.map(lambda request: post(server, *request), requests.values()))
+        )
 
 
 @pytest.mark.parametrize("name", [*CASES, *REGEX])

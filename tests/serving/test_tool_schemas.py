@@ -5,14 +5,13 @@ and the sampling of their grammars, many times each, are in tests/unit/tool_pars
 """
 
 import json
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from jsonschema import Draft202012Validator
 
 from tests import harness
+from tests.serving import http
 from tests.unit.tool_parser import tool_schemas
 
 CHAT, GENERATE = "/v1/chat/completions", "/generate"
@@ -37,14 +36,8 @@ def closers(tokenizer):
 
 def post(server, path, body):
     """Status and decoded body of the answer."""
-    headers = {"Content-Type": "application/json"}
-    data = json.dumps({"model": "any", **body}).encode()
-    request = urllib.request.Request(server.base_url + path, data=data, headers=headers)
-    try:
-        with urllib.request.urlopen(request, timeout=120) as response:
-            return response.status, json.loads(response.read())
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
+    status, text = http.post(server, path, {"model": "any", **body}, timeout=120)
+    return status, json.loads(text)
 
 
 def tool(schema, name="tool", **more):
@@ -191,10 +184,8 @@ def content_of(server, schema, asked):
         assert answer["choices"][0]["finish_reason"] == "length"
         return answer["choices"][0]["message"]["content"] or ""
     body = {"messages": USER, "tools": [tool(schema)], "tool_choice": REQUIRED, "model": "any"}
-    headers = {"Content-Type": "application/json"}
-    data = json.dumps({**body, **asked}).encode()
-    request = urllib.request.Request(server.base_url + CHAT, data=data, headers=headers)
-    with urllib.request.urlopen(request, timeout=60) as response:
-        lines = [line[6:] for line in response.read().decode().splitlines() if line[:6] == "data: "]
+    status, text = http.post(server, CHAT, {**body, **asked})
+    assert status == 200, text
+    lines = [line[6:] for line in text.splitlines() if line[:6] == "data: "]
     deltas = [c["delta"] for line in lines[:-1] for c in json.loads(line)["choices"]]
     return "".join(delta.get("content") or "" for delta in deltas)

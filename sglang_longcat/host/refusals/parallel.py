@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sglang_longcat.host.refusals.row import LEAVE_OUT, Refusal, switch
+from sglang_longcat.host.refusals.row import LEAVE_OUT, Refusal, above, switch
 
 
-def _above_one(flag: str, name: str, reason: str, remedy: str = "leave it at 1") -> Refusal:
-    return Refusal(f"{flag} {{args.{name}}}", lambda args: getattr(args, name) > 1, reason, remedy)
+def _above_one(flag: str, reason: str, remedy: str = "leave it at 1") -> Refusal:
+    return above(flag, 1, reason, remedy)
 
 
 _PARTS = "a rank would have a part of each sequence, and the N-gram cache needs every token"
@@ -21,13 +21,11 @@ ROWS = (
         "wrongly",
         "start one server per node instead (--nnodes), on a Ray cluster with launch/ray/serve.py",
     ),
-    _above_one("--pp-size", "pp_size", "pipeline parallelism is not implemented", "use --tp-size"),
-    _above_one(
-        "--dwdp-size", "dwdp_size", "not tested, it gives a layer other experts after loading"
-    ),
-    _above_one("--attn-cp-size", "attn_cp_size", _PARTS),
-    _above_one("--dcp-size", "dcp_size", "not tested, it splits the KV rows of a sequence"),
-    _above_one("--moe-dp-size", "moe_dp_size", "not tested"),
+    _above_one("--pp-size", "pipeline parallelism is not implemented", "use --tp-size"),
+    _above_one("--dwdp-size", "not tested, it gives a layer other experts after loading"),
+    _above_one("--attn-cp-size", _PARTS),
+    _above_one("--dcp-size", "not tested, it splits the KV rows of a sequence"),
+    _above_one("--moe-dp-size", "not tested"),
     # SGLang's stages then skip the sum over ranks, but the class of the dense MLPs still shards:
     # with two ranks logprobs are off by up to 2.6 nats (tiny checkpoint, CPU).
     Refusal(

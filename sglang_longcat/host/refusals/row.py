@@ -1,4 +1,4 @@
-"""The form of a refused flag, and the two shapes that most of them have."""
+"""The form of a refused flag, and the shapes that most of them have."""
 
 from __future__ import annotations
 
@@ -31,6 +31,14 @@ def only(flag: str, accepted: Collection[Any], reason: str, remedy: str = LEAVE_
     name = field(flag)
     typed = f"{flag} {{args.{name}}}"
     return Refusal(typed, lambda args: getattr(args, name) not in accepted, reason, remedy)
+
+
+def above(flag: str, most: int, reason: str, remedy: str) -> Refusal:
+    """Refuses numbers above `most`."""
+    name = field(flag)
+    return Refusal(
+        f"{flag} {{args.{name}}}", lambda args: getattr(args, name) > most, reason, remedy
+    )
 
 
 def on_cpu(args: Any) -> bool:

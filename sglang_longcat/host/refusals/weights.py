@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sglang_longcat.host.refusals.row import Refusal, only, switch
+from sglang_longcat.host.refusals.row import Refusal, above, only, switch
 
 # They stream every tensor through the model's load_weights, or load none.
 _STREAMED = ("auto", "safetensors", "fastsafetensors", "runai_streamer", "instanttensor", "dummy")
@@ -12,6 +12,8 @@ _UNREAD = (
 )
 _METHODS = (None, "fp8", "unquant")
 _UNKNOWN_METHOD = "of quantised checkpoints only block FP8 is read, and only it is tested"
+_NOT_OFFLOADED = "no layer of this model would be offloaded"
+_TABLES_CAN_BE = "leave it out; LONGCAT_NGRAM_TABLES=host keeps the N-gram tables in host memory"
 
 ROWS = (
     # With another implementation our class does not exist. Seen only by `refuse_early`.
@@ -32,19 +34,9 @@ ROWS = (
     ),
     only("--modelopt-quant", (None,), f"loads the model with Transformers. And {_UNKNOWN_METHOD}"),
     switch("--quantize-and-serve", f"loads the model with Transformers. And {_UNKNOWN_METHOD}"),
-    # SGLang wraps layers for it in make_layers, which this model does not call.
-    Refusal(
-        flag="--cpu-offload-gb {args.cpu_offload_gb}",
-        is_refused=lambda args: args.cpu_offload_gb > 0,
-        reason="no layer of this model would be offloaded",
-        remedy="leave it out; LONGCAT_NGRAM_TABLES=host keeps the N-gram tables in host memory",
-    ),
-    Refusal(
-        flag="--offload-group-size {args.offload_group_size}",
-        is_refused=lambda args: args.offload_group_size > 0,
-        reason="no layer of this model would be offloaded",
-        remedy="leave it out; LONGCAT_NGRAM_TABLES=host keeps the N-gram tables in host memory",
-    ),
+    # SGLang wraps layers for both in make_layers, which this model does not call.
+    above("--cpu-offload-gb", 0, _NOT_OFFLOADED, _TABLES_CAN_BE),
+    above("--offload-group-size", 0, _NOT_OFFLOADED, _TABLES_CAN_BE),
     # SGLang keeps one adapter per layer and module name. Here a layer has two attentions and two
     # MLPs, which would share it, and the N-gram embedding has no adapter at all.
     Refusal(
