@@ -56,6 +56,19 @@ def quantise(x: torch.Tensor) -> Pair:
     return q.to(torch.float8_e4m3fn), scales_of(rows, tokens)
 
 
+def quantise_blocks(weight: torch.Tensor) -> Pair:
+    """A weight [N, K] as block FP8: [N, K] float8_e4m3fn and scales [ceil(N / 128), ceil(K / 128)]
+    fp32, with weight = q * scale of its block of 128 x 128, and the largest value of a block 448.
+    Blocks at the ends may be smaller."""
+    rows, columns = weight.shape
+    pad = -columns % GROUP, -rows % GROUP
+    padded = torch.nn.functional.pad(weight.float(), (0, pad[0], 0, pad[1]))
+    blocks = padded.unflatten(0, (-1, GROUP)).unflatten(2, (-1, GROUP))
+    scales = blocks.abs().amax(dim=(1, 3)).clamp(min=FLOOR) / LARGEST
+    q = (blocks / scales[:, None, :, None]).to(torch.float8_e4m3fn)
+    return q.flatten(2, 3).flatten(0, 1)[:rows, :columns].contiguous(), scales
+
+
 def widen(pair: Pair) -> torch.Tensor:
     """The values that a pair stands for, [T, C] fp32."""
     q, scales = pair

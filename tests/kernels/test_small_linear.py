@@ -55,7 +55,7 @@ def check(got: torch.Tensor, op: Op, x: torch.Tensor, weight: torch.Tensor) -> N
 def force(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shapes that are not in the table take `config`."""
     monkeypatch.setattr(
-        "longcat_kernels.small_linear._triton.fallback", lambda columns, tokens: config
+        "longcat_kernels.small_linear.launch.fallback", lambda columns, tokens, fp8: config
     )
 
 

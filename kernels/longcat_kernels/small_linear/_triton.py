@@ -12,12 +12,8 @@ chosen for that (`configs.py`).
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
-
-from longcat_kernels.dispatch import pdl_options
-from longcat_kernels.small_linear.configs import Config, Op, fallback, find
 
 
 @triton.jit
@@ -159,42 +155,3 @@ def _mma_kernel(
     live = (t < tokens)[:, None] & (rows < n)[None, :]
     cells = out_ptr + t[:, None] * n + rows[None, :]
     tl.store(cells, total.to(out_ptr.dtype.element_ty), mask=live)
-
-
-def launch(
-    op: Op, x: torch.Tensor, weight: torch.Tensor, config: Config | None = None
-) -> torch.Tensor:
-    """The public function called `op`. config: by default the table's, or the fallback's."""
-    tokens, columns = x.shape
-    swiglu = op == "swiglu_linear"
-    n = weight.shape[0] // 2 if swiglu else weight.shape[0]
-    out = torch.empty((tokens, n), dtype=x.dtype, device=x.device)
-    if not tokens or not n:
-        return out
-    config = config or find(op, weight.shape[0], columns, tokens) or fallback(columns, tokens)
-    x = _aligned(x)
-    constants = {
-        "K": columns,
-        "SWIGLU": swiglu,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
-        "AHEAD": config.ahead,
-        "num_warps": config.warps,
-        **pdl_options(x),
-    }
-    grid = (triton.cdiv(n, config.block_n),)
-    if config.program == "gemv":
-        _gemv_kernel[grid](x, weight, out, n, **constants)
-    else:
-        constants |= {"STAGES": config.stages, "TOKENS": 16 if tokens <= 16 else 32}
-        _mma_kernel[grid](x, weight, out, tokens, x.stride(0), n, **constants)
-    return out
-
-
-def _aligned(x: torch.Tensor) -> torch.Tensor:
-    """x with rows that 16-byte loads can read: another alignment would be a variant of its own."""
-    if x.shape[0] == 1:  # torch may give a single row any stride
-        x = x.as_strided(x.shape, (x.shape[1], x.stride(1)))
-    if x.stride(1) == 1 and x.stride(0) % 16 == 0 and x.data_ptr() % 16 == 0:
-        return x
-    return x.clone(memory_format=torch.contiguous_format)

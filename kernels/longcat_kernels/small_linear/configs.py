@@ -16,12 +16,15 @@ TABLE = Path(__file__).with_name("configs.json")
 TOKENS = (1, 2, 4, 8, 16, 32)  # a batch takes the entry of the next one up
 MOST_TOKENS = TOKENS[-1]  # for more tokens cuBLAS has good tiles to choose from
 
+BLOCK = 128  # rows and columns of a block-FP8 weight that share a scale
+
 Op = Literal["linear", "swiglu_linear"]
 
 
 class Config(NamedTuple):
     """program: "gemv" (one token only) or "mma". Tiles have block_n rows and block_k columns, and
-    `ahead` of them are read before the wait. stages: of the pipeline (mma only)."""
+    `ahead` of them are read before the wait (block FP8 and mma: so many tiles of 128 columns).
+    stages: of the pipeline (mma only). Block FP8: block_n divides 128, which divides block_k."""
 
     program: str
     block_n: int
@@ -31,15 +34,19 @@ class Config(NamedTuple):
     warps: int
 
 
-def find(op: Op, rows: int, columns: int, tokens: int) -> Config | None:
-    """The tuned configuration for a weight [rows, columns]; None: call the library."""
+def find(op: Op, rows: int, columns: int, tokens: int, fp8: bool = False) -> Config | None:
+    """The tuned configuration for a weight [rows, columns], bf16 or block FP8; None: call the
+    library."""
     if not 0 < tokens <= MOST_TOKENS:
         return None
-    return _table().get((op, rows, columns, bucket(tokens)))
+    return _table().get((shape_key(op, rows, columns, fp8), bucket(tokens)))
 
 
-def fallback(columns: int, tokens: int) -> Config:
+def fallback(columns: int, tokens: int, fp8: bool = False) -> Config:
     """For shapes that nobody tuned."""
+    if fp8:
+        program, rows = ("gemv", 4) if tokens == 1 else ("mma", 16)
+        return Config(program, block_n=rows, block_k=128, ahead=1, stages=4, warps=2)
     power = max(1 << (columns - 1).bit_length(), 16)
     if tokens == 1:
         return Config("gemv", block_n=4, block_k=min(power, 1024), ahead=2, stages=1, warps=4)
@@ -50,17 +57,15 @@ def bucket(tokens: int) -> int:
     return next(most for most in TOKENS if tokens <= most)
 
 
-def shape_key(op: Op, rows: int, columns: int) -> str:
-    return f"{op} {rows}x{columns}"
+def shape_key(op: Op, rows: int, columns: int, fp8: bool = False) -> str:
+    return f"{'fp8 ' if fp8 else ''}{op} {rows}x{columns}"
 
 
 @functools.cache
-def _table() -> dict[tuple[str, int, int, int], Config]:
-    table = {}
-    for key, entries in json.loads(TABLE.read_text()).items():
-        op, _, shape = key.partition(" ")
-        rows, columns = map(int, shape.split("x"))
-        for tokens, values in entries.items():
-            if values is not None:
-                table[op, rows, columns, int(tokens)] = Config(*values)
-    return table
+def _table() -> dict[tuple[str, int], Config]:
+    return {
+        (key, int(tokens)): Config(*values)
+        for key, entries in json.loads(TABLE.read_text()).items()
+        for tokens, values in entries.items()
+        if values is not None
+    }

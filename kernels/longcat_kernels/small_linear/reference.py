@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import torch
 
-
-def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return (x.float() @ weight.float().t()).to(x.dtype)
+from longcat_kernels.small_linear.configs import BLOCK
 
 
-def swiglu_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    gate, up = (x.float() @ weight.float().t()).chunk(2, dim=-1)
+def widen(weight: torch.Tensor, scales: torch.Tensor | None = None) -> torch.Tensor:
+    """The values of a weight [N, K], fp32. scales: [ceil(N / 128), K / 128] of block FP8."""
+    if scales is None:
+        return weight.float()
+    wide = scales.repeat_interleave(BLOCK, 0)[: weight.shape[0]].repeat_interleave(BLOCK, 1)
+    return weight.float() * wide
+
+
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor | None = None
+) -> torch.Tensor:
+    return (x.float() @ widen(weight, scales).t()).to(x.dtype)
+
+
+def swiglu_linear(
+    x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor | None = None
+) -> torch.Tensor:
+    gate, up = (x.float() @ widen(weight, scales).t()).chunk(2, dim=-1)
     return (torch.nn.functional.silu(gate) * up).to(x.dtype)
+
+
+OPS = {"linear": linear, "swiglu_linear": swiglu_linear}

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from longcat_kernels import lite
+from longcat_kernels.fp8_layout import quantise_blocks
 from longcat_kernels.small_linear.configs import TOKENS, Op
 
 BATCHES = TOKENS
@@ -47,6 +48,12 @@ def model_shapes(
 
 LITE = model_shapes()
 LITE_TP2 = model_shapes(mlp_ranks=2, attention_ranks=2)
+LITE_TP4 = model_shapes(mlp_ranks=4, attention_ranks=4)
+LITE_TP8 = model_shapes(mlp_ranks=8, attention_ranks=8)
+DRAFT = (  # of the draft: its first projection, and an FP8 copy of the output head
+    Shape("eh", "linear", lite.HIDDEN, 2 * lite.HIDDEN),
+    Shape("head", "linear", lite.VOCAB, lite.HIDDEN),
+)
 
 
 def make_inputs(
@@ -59,10 +66,19 @@ def make_inputs(
     return x.bfloat16(), weight.bfloat16()
 
 
-def bytes_moved(tokens: int, shape: Shape) -> int:
+def make_fp8_inputs(
+    tokens: int, rows: int, columns: int, *, seed: int, device: torch.device | str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, and the weight of `make_inputs` as block FP8 with its scales."""
+    x, weight = make_inputs(tokens, rows, columns, seed=seed, device=device)
+    return x, *quantise_blocks(weight)
+
+
+def bytes_moved(tokens: int, shape: Shape, fp8: bool = False) -> int:
     """Weights and x in, the result out."""
     out = shape.rows // 2 if shape.op == "swiglu_linear" else shape.rows
-    return 2 * (shape.rows * shape.columns + tokens * (shape.columns + out))
+    weights = (1 if fp8 else 2) * shape.rows * shape.columns
+    return weights + 2 * tokens * (shape.columns + out)
 
 
 def flops(tokens: int, shape: Shape) -> int:
