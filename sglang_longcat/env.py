@@ -89,6 +89,7 @@ OPTIONAL_OPS = (
     "mla_decode",
     "mla_prologue",
     "moe_router",
+    "small_experts",
     "small_linear",
 )
 

@@ -75,6 +75,30 @@ def deep_gemm(device: str) -> Implementation:
     return Implementation("deep_gemm", prepare)
 
 
+def library_call(
+    shape: workloads.Shape, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor
+) -> Call:
+    """What SGLang launches behind the kernel that made x, which also quantised it: DeepGEMM, and
+    for SwiGLU the activation, which quantises the next layer's input."""
+    import deep_gemm as library
+
+    q, scales = quantise(x)
+    rows = scale_rows(len(q), shape.columns, x.device)
+    scales_of(rows, len(q)).copy_(scales)
+    out = torch.empty(len(q), len(weight), dtype=torch.bfloat16, device=x.device)
+    pair = q, scales_of(rows, len(q))
+    if shape.op == "linear":
+        return lambda: library.fp8_gemm_nt(pair, (weight, scale), out)
+
+    def both() -> object:
+        from sglang_longcat.layers.fp8_inputs import swiglu_quantise
+
+        library.fp8_gemm_nt(pair, (weight, scale), out)
+        return swiglu_quantise(out)
+
+    return both
+
+
 def swap_ab(device: str) -> Implementation:
     def prepare(case: Case, copy: int) -> Call:
         from flashinfer.gemm import fp8_blockscale_gemm_sm90

@@ -61,7 +61,9 @@ def library(device: str) -> Implementation:
     return Implementation("library", prepare)
 
 
-def library_call(shape: workloads.Shape, x: torch.Tensor, weight: torch.Tensor) -> Call:
+def library_call(
+    shape: workloads.Shape, x: torch.Tensor, weight: torch.Tensor, _scales: None = None
+) -> Call:
     if shape.name == "qkv_a" and x.shape[0] <= workloads.FUSED_A_TOKENS:
         from sglang.kernels.ops.gemm.fused_a_gemm import dsv3_fused_a_gemm
 

@@ -25,7 +25,15 @@ from longcat_kernels import lite
 from longcat_kernels.compile_only import compile_only
 from longcat_kernels.small_linear import workloads as small_linear
 
-OPS = ("ngram", "moe_router", "expert_sum", "mla_prologue", "mla_decode", "small_linear")
+OPS = (
+    "ngram",
+    "moe_router",
+    "small_experts",
+    "expert_sum",
+    "mla_prologue",
+    "mla_decode",
+    "small_linear",
+)
 HOPPER_SM = 90
 
 
@@ -51,9 +59,10 @@ class Sizes:
     ring: int = lite.RING
     columns: int = lite.NGRAM_COLUMNS  # of an n-gram row, on one rank
     fp8_rows: bool = False  # of the n-gram tables
-    fp8_inputs: bool = False  # of projections, whose weights are block FP8
+    fp8_inputs: bool = False  # of projections and experts, whose weights are block FP8
+    expert_columns: int = lite.EXPERT_FFN  # of an expert, on one rank
     windows: tuple[int, ...] = (1,)  # tokens a request feeds in decode, and in verification
-    projections: tuple[small_linear.Shape, ...] = small_linear.LITE  # bf16 weights, on one rank
+    projections: tuple[small_linear.Shape, ...] = small_linear.LITE  # on one rank
 
 
 def warm_up(device: torch.device | str, sizes: Sizes | None = None) -> int:

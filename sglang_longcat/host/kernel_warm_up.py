@@ -29,10 +29,12 @@ def kernel_sizes(
     mlp_ranks: int = 1,
     attention_ranks: int = 1,
     context: int = 0,
+    expert_ranks: int = 1,
 ) -> Sizes:
     """rows: the n-gram rows of this rank. draft_tokens: width of a verify window
     (--speculative-num-draft-tokens), None without speculation. mlp_ranks, attention_ranks: how many
-    ranks share the dense MLP and the heads. context: the server's longest, in tokens."""
+    ranks share the dense MLP and the heads; expert_ranks: how many share an expert's columns.
+    context: the server's longest, in tokens."""
     assert config.ngram is not None
     return Sizes(
         dtype=dtype,
@@ -54,6 +56,7 @@ def kernel_sizes(
         columns=rows.columns,
         fp8_rows=rows.scaled,
         fp8_inputs=config.quant is not None and config.quant.is_block_fp8,
+        expert_columns=config.expert_ffn_hidden_size // expert_ranks,
         windows=tuple(sorted({1, draft_tokens or 1})),
         projections=_projections(config, mlp_ranks, attention_ranks, draft_tokens is not None),
     )
@@ -89,7 +92,8 @@ def warm_up_kernels(config: LongcatConfig, dtype: torch.dtype, rows: RowTable, d
     parallel = get_parallel()
     ranks = parallel.tp_size, parallel.attn_tp_size
     context = process_model_config().context_len
-    count = warm_up(device, kernel_sizes(config, dtype, rows, draft_tokens, *ranks, context))
+    sizes = kernel_sizes(config, dtype, rows, draft_tokens, *ranks, context, parallel.moe_tp_size)
+    count = warm_up(device, sizes)
     if parallel.tp_rank == 0:
         seconds = time.perf_counter() - begin
         logger.info("Triton kernels: %d variants ready in %.2f s", count, seconds)

@@ -27,8 +27,7 @@ from longcat_kernels.mla_decode import is_faster, mla_decode, project_values, su
 from longcat_kernels.mla_prologue import absorb_query, norm_and_store, norm_quantise_and_store
 from longcat_kernels.small_linear import linear
 from sglang_longcat import env
-from sglang_longcat.layers.fp8_inputs import accepts_pair
-from sglang_longcat.layers.linear import use_small_linear
+from sglang_longcat.layers.linear import reads_pair, use_small_linear, weight_of
 from sglang_longcat.layers.operations import is_enabled
 from sglang_longcat.layers.step import is_decode_or_verify
 
@@ -64,10 +63,8 @@ class LongcatAttention(DeepseekV2AttentionMLA):
         """The first projection. SGLang has a kernel of its own for up to 16 tokens. It fills each
         SM's shared memory, so beside the experts it waits for room."""
         projection = self.fused_qkv_a_proj_with_mqa
-        if isinstance(hidden_states, torch.Tensor) and use_small_linear(
-            "linear", projection, hidden_states
-        ):
-            return linear(hidden_states, projection.weight)
+        if isinstance(hidden_states, torch.Tensor) and use_small_linear(projection, hidden_states):
+            return linear(hidden_states, *weight_of(projection))
         return cast(torch.Tensor, super().prepare_qkv_latent(hidden_states, forward_batch))
 
     def forward_absorb_prepare(
@@ -96,12 +93,13 @@ class LongcatAttention(DeepseekV2AttentionMLA):
         """Store the KV rows and return the queries."""
         rope = self.rotary_emb
         angles = {"positions": positions, "cos_sin": rope.cos_sin_cache, "neox": rope.is_neox_style}
-        fused = accepts_pair(self.q_b_proj) and is_enabled("fp8_query")
+        latent = get_attn_tp_context().fetch_qkv_latent()
+        fused = reads_pair(self.q_b_proj, latent) and is_enabled("fp8_query")
         store: Callable[..., torch.Tensor | Pair] = (
             norm_quantise_and_store if fused else norm_and_store
         )
         q_lora = store(
-            get_attn_tp_context().fetch_qkv_latent(),
+            latent,
             self.q_a_layernorm.weight,
             self.kv_a_layernorm.weight,
             eps=self.q_a_layernorm.variance_epsilon,

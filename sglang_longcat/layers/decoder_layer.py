@@ -11,6 +11,7 @@ time.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -28,8 +29,7 @@ from sglang_longcat.layers.deferred_sum import (
     defer,
     use_deferred_sum,
 )
-from sglang_longcat.layers.fp8_inputs import install_pair_method
-from sglang_longcat.layers.linear import LongcatMLP, install_small_linear
+from sglang_longcat.layers.linear import LongcatMLP, install_small_linear, reads_pair
 from sglang_longcat.layers.moe import LongcatMoE, Mixture, kv_slots
 from sglang_longcat.layers.norm import StageNorm
 from sglang_longcat.layers.sum_groups import is_adding_rank, share_one_sum
@@ -73,7 +73,6 @@ def mla_attention(
     )
     latents = attention.fused_qkv_a_proj_with_mqa
     install_small_linear(latents, attention.q_b_proj, attention.o_proj)
-    install_pair_method(latents, attention.q_b_proj)
     return attention
 
 
@@ -138,14 +137,16 @@ class LongcatDecoderLayer(nn.Module):
 
     def _feed_norms(self) -> None:
         """Tell each norm which layers read its result. The router is left out: it reads bf16."""
-        consumers: tuple[tuple[Any, ...], ...] = (
-            *((attention.fused_qkv_a_proj_with_mqa,) for attention in self.self_attn),
-            (self.mlps[0].gate_up_proj, self.mlp.experts),
-            (self.mlps[1].gate_up_proj,),
+        latents: list[Any] = [attention.fused_qkv_a_proj_with_mqa for attention in self.self_attn]
+        first, second = (partial(reads_pair, cast(Any, mlp).gate_up_proj) for mlp in self.mlps)
+        readers = (
+            *((partial(reads_pair, projection),) for projection in latents),
+            (first, self.mlp.reads_pair),
+            (second,),
         )
         norms = (*self.input_layernorm, *self.post_attention_layernorm)
-        for norm, layers in zip(norms, consumers, strict=True):
-            cast(StageNorm, norm).feed(*layers)
+        for norm, feeds in zip(norms, readers, strict=True):
+            cast(StageNorm, norm).feed(*feeds)
 
     def _declare_stages(self) -> None:
         """The order in which SGLang's layer boundaries move rows, add residuals and reduce."""

@@ -39,7 +39,7 @@ class DeferredSumNorm(RMSNorm):
         if mixture is None:
             return super().forward(x, residual, *rest, **options)
         plain = all(value is None for value in (*rest, *options.values()))
-        if residual is None or not plain or not self.can_add_deferred():
+        if residual is None or not plain or not self.can_add_deferred(x):
             return super().forward(mixture.sum(x), residual, *rest, **options)
         normed = finalize_norm(
             mixture.experts,
@@ -53,8 +53,8 @@ class DeferredSumNorm(RMSNorm):
         )
         return normed, residual
 
-    def can_add_deferred(self) -> bool:
-        """Whether one kernel may add the mixture and norm. It returns y and nothing else."""
+    def can_add_deferred(self, x: torch.Tensor) -> bool:
+        """Whether one kernel may add the mixture and norm x. It returns y and nothing else."""
         return True
 
 

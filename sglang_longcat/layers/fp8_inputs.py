@@ -13,6 +13,7 @@ SGLang's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -44,13 +45,16 @@ class Fp8PairMethod(Fp8LinearMethod):
 class Fp8Norm(RMSNorm):
     """norm(x + residual), with a pair where a layer that reads the result takes one."""
 
-    feeds_fp8 = False
+    _readers: tuple[Callable[[torch.Tensor], bool], ...] = ()
 
-    def feed(self, *consumers: torch.nn.Module) -> None:
-        """Name the layers that read the result; any other reader reads bf16. Call it when the
-        layers' methods are final."""
-        width_fits = self.hidden_size % NORM_COLUMNS == 0
-        self.feeds_fp8 = width_fits and any(map(accepts_pair, consumers))
+    def feed(self, *readers: Callable[[torch.Tensor], bool]) -> None:
+        """Name the readers of the result that may take a pair: each says whether it does so for an
+        activation of this size. Any other reader reads bf16."""
+        self._readers = readers if self.hidden_size % NORM_COLUMNS == 0 else ()
+
+    def feeds_fp8(self, x: torch.Tensor) -> bool:
+        """Whether a reader takes a pair in this step."""
+        return any(reads(x) for reads in self._readers)
 
     def forward(
         self, x: torch.Tensor, residual: torch.Tensor | None = None, *rest: Any, **options: Any
@@ -59,7 +63,7 @@ class Fp8Norm(RMSNorm):
         if (
             residual is None
             or not plain
-            or not self.feeds_fp8
+            or not self.feeds_fp8(x)
             or not use_fused_quantisation("fp8_norm", x)
         ):
             return super().forward(x, residual, *rest, **options)

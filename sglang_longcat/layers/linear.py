@@ -1,9 +1,10 @@
 """Dense MLP and projections: our kernels for few tokens, SGLang's path otherwise.
 
-The kernels (`longcat_kernels.small_linear`) are for bf16 on a GPU, and for the shapes and numbers
-of tokens at which they beat cuBLAS. `use_small_linear` decides. Weights, their loading, tensor
-parallelism and everything quantised are SGLang's. `--bf16-gemm-backend torch` switches the kernels
-off.
+The kernels (`longcat_kernels.small_linear`) read bf16 or block-FP8 weights on a GPU, for the shapes
+and numbers of tokens at which they beat cuBLAS or DeepGEMM. They take bf16 activations, so nothing
+quantises these beforehand. `use_small_linear` decides. Weights, their loading, tensor parallelism
+and other quantisations are SGLang's. `--bf16-gemm-backend torch` switches the kernels for bf16
+weights off.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from sglang.srt.models import longcat_flash as upstream
 
 from longcat_kernels.small_linear import is_faster, linear, swiglu_linear
 from sglang_longcat.layers.fp8_inputs import (
+    Fp8PairMethod,
     accepts_pair,
     install_pair_method,
     swiglu_quantise,
@@ -35,52 +37,93 @@ if TYPE_CHECKING:
 class SmallLinearMethod(UnquantizedLinearMethod):
     """SGLang's method for unquantised weights, with our kernel where it is faster."""
 
+    def __init__(self, op: Op) -> None:
+        super().__init__()
+        self.op: Op = op
+
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        if bias is None and use_small_linear("linear", layer, x):
+        if bias is None and self.op == "linear" and use_small_linear(layer, x):
             return linear(x, layer.weight)
+        return super().apply(layer, x, bias)
+
+
+class SmallFp8Method(Fp8PairMethod):
+    """SGLang's method for block-FP8 weights, with our kernel where it is faster. DeepGEMM takes the
+    pair that the activation may carry."""
+
+    def __init__(self, config: Any, op: Op) -> None:
+        super().__init__(config)
+        self.op: Op = op
+
+    def apply(self, layer: Any, x: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if bias is None and self.op == "linear" and use_small_linear(layer, x):
+            return linear(x, layer.weight, layer.weight_scale_inv)
         return super().apply(layer, x, bias)
 
 
 class LongcatMLP(upstream.LongcatFlashMLP):
     """down(silu(gate x) * up x). For few tokens the first half is one kernel of ours. In block FP8
-    the SwiGLU kernel also quantises the input of `down`."""
+    the SwiGLU kernel also quantises the input of `down`, for more tokens."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        install_small_linear(self.gate_up_proj, self.down_proj)
-        install_pair_method(self.gate_up_proj, self.down_proj)
+        install_small_linear(self.gate_up_proj, op="swiglu_linear")
+        install_small_linear(self.down_proj)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if use_small_linear("swiglu_linear", self.gate_up_proj, x):
-            return self.down_proj(swiglu_linear(x, self.gate_up_proj.weight))[0]
+        if use_small_linear(self.gate_up_proj, x):
+            return self.down_proj(swiglu_linear(x, *weight_of(self.gate_up_proj)))[0]
         if accepts_pair(self.down_proj) and use_fused_quantisation("fp8_swiglu", x):
             return self.down_proj(swiglu_quantise(self.gate_up_proj(x)[0]))[0]
         return super().forward(x)
 
 
-def install_small_linear(*layers: torch.nn.Module) -> None:
-    """Let unquantised layers use our kernels. Call it after the weights were created: SGLang
-    chooses how to load them by the name of the layer's method."""
+def install_small_linear(*layers: Any, op: Op = "linear") -> None:
+    """Let unquantised and block-FP8 layers use our kernels. op: "swiglu_linear" if `LongcatMLP`
+    calls the kernel instead of the layer. Call it after the weights were created: SGLang chooses
+    how to load them by the name of the layer's method."""
     if is_deterministic():
         return
+    install_pair_method(*layers)
     for layer in layers:
-        if type(layer.quant_method) is UnquantizedLinearMethod:
-            layer.quant_method = SmallLinearMethod()
+        method = layer.quant_method
+        if type(method) is UnquantizedLinearMethod:
+            layer.quant_method = SmallLinearMethod(op)
+        elif type(method) is Fp8PairMethod:
+            layer.quant_method = SmallFp8Method(method.quant_config, op)
 
 
-def use_small_linear(op: Op, layer: torch.nn.Module, x: torch.Tensor) -> bool:
-    """Whether this call runs our kernel. It does not for layers that LoRA has wrapped, quantised
-    layers, other types, a GEMM backend that the user chose, and shapes at which cuBLAS is as
-    fast."""
+def use_small_linear(layer: torch.nn.Module, x: torch.Tensor) -> bool:
+    """Whether this call runs our kernel. It does not for layers that LoRA has wrapped, other
+    quantisations and types, a GEMM backend that the user chose, and shapes at which the library is
+    as fast."""
     return (
         x.is_cuda
         and isinstance(layer, LinearBase)
-        and isinstance(layer.quant_method, SmallLinearMethod)
         and x.ndim == 2
-        and x.dtype == layer.weight.dtype == torch.bfloat16
-        and is_faster(op, layer.weight, x.shape[0])
+        and x.dtype == torch.bfloat16
+        and (_is_small_bf16(layer) or isinstance(layer.quant_method, SmallFp8Method))
+        and is_faster(layer.quant_method.op, layer.weight, x.shape[0])
         and layer.weight.is_contiguous()
-        and get_bf16_gemm_backend().is_auto()
         and not torch.compiler.is_compiling()
         and is_enabled("small_linear")
     )
+
+
+def _is_small_bf16(layer: LinearBase) -> bool:
+    return (
+        isinstance(layer.quant_method, SmallLinearMethod)
+        and layer.weight.dtype == torch.bfloat16
+        and get_bf16_gemm_backend().is_auto()
+    )
+
+
+def weight_of(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The arguments of our kernel: weight, and scales in block FP8."""
+    fp8 = isinstance(layer.quant_method, SmallFp8Method)
+    return layer.weight, layer.weight_scale_inv if fp8 else None
+
+
+def reads_pair(layer: torch.nn.Module, x: torch.Tensor) -> bool:
+    """Whether this call of a layer reads a quantised activation."""
+    return accepts_pair(layer) and not use_small_linear(layer, x)

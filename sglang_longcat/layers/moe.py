@@ -17,13 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.layers.dp_attention import is_dp_attention_enabled
+from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.moe.topk import StandardTopKOutput
+from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 from sglang.srt.models.longcat_flash import LongcatFlashMoE
 
 from longcat_kernels.expert_sum import add_identity_, finalize
 from longcat_kernels.moe_router import Options, Routing, route, route_tokens, supports
+from longcat_kernels.small_experts import Weights, is_faster
+from longcat_kernels.small_experts import experts as small_experts
+from longcat_kernels.small_experts import supports as supports_small
 from sglang_longcat.layers.fp8_inputs import accepts_pair, pair_of
 from sglang_longcat.layers.operations import is_enabled
+from sglang_longcat.layers.step import is_deterministic
 
 if TYPE_CHECKING:
     from sglang.srt.configs import LongcatFlashConfig
@@ -76,7 +82,9 @@ class LongcatMoE(LongcatFlashMoE):
         runner.inplace = False
         # For `use_expert_finalize`: the second GEMM multiplies by the router's weights either way.
         runner.no_combine_keep_router_weight = True
+        self.ids_are_local = False
         self.held = self._take_over_ids()
+        self.only_slot = torch.zeros(MAX_FINALIZE_TOKENS, 1, dtype=torch.int32)
 
     def _take_over_ids(self) -> tuple[int, int]:
         """(first, count) of the experts that `route` names: this rank's own, so that the grouped
@@ -87,7 +95,7 @@ class LongcatMoE(LongcatFlashMoE):
         dispatcher = self.experts.dispatcher
         if dispatcher.skip_local_expert_mapping or is_dp_attention_enabled():
             return 0, self.num_experts
-        dispatcher.skip_local_expert_mapping = True
+        dispatcher.skip_local_expert_mapping = self.ids_are_local = True
         count = dispatcher.num_local_routed_experts
         return dispatcher.moe_ep_rank * count, count
 
@@ -104,6 +112,8 @@ class LongcatMoE(LongcatFlashMoE):
     def forward(
         self, hidden_states: torch.Tensor, routing: Routing, adds_identity: bool
     ) -> Mixture:
+        if self.use_small_experts(hidden_states):
+            return self._mix_few_tokens(hidden_states, routing, adds_identity)
         # The third argument stands in for logits, which no runner reads here; SGLang's graph op
         # wants a tensor.
         chosen = StandardTopKOutput(routing.weights, routing.expert_ids, routing.weights)
@@ -115,6 +125,52 @@ class LongcatMoE(LongcatFlashMoE):
         output = self.experts(hidden_states, chosen, **prepared)
         identity = (hidden_states, routing.identity_weight) if adds_identity else (None, None)
         return Mixture(output, routing.expert_ids, *identity)
+
+    def _mix_few_tokens(self, x: torch.Tensor, routing: Routing, adds_identity: bool) -> Mixture:
+        """Two launches of ours, which also add up the slots and the identity part. The mixture has
+        one slot, which every token has, so that the next norm can add it."""
+        identity = routing.identity_weight if adds_identity else None
+        weights = expert_weights(self.experts)
+        total = small_experts(x, routing.expert_ids, routing.weights, weights, identity)
+        return Mixture(total[:, None], self.only_slot[: len(x)], None, None)
+
+    def use_small_experts(self, x: torch.Tensor) -> bool:
+        """Whether this step's mixture runs our kernels: few tokens, whole activations, ids of this
+        rank's own experts, and weights that the Triton runner would read."""
+        return (
+            x.is_cuda
+            and x.ndim == 2
+            and x.dtype == torch.bfloat16
+            and self.ids_are_local
+            and has_plain_weights(self.experts)
+            and is_faster(expert_weights(self.experts), len(x))
+            and not torch.compiler.is_compiling()
+            and is_enabled("small_experts")
+        )
+
+    def reads_pair(self, x: torch.Tensor) -> bool:
+        """Whether the experts of this step read a quantised activation."""
+        return accepts_pair(self.experts) and not self.use_small_experts(x)
+
+
+def expert_weights(experts: Any) -> Weights:
+    """SGLang's parameters as our kernels take them."""
+    scales = (getattr(experts, f"{name}_weight_scale_inv", None) for name in ("w13", "w2"))
+    return Weights(experts.w13_weight, experts.w2_weight, *scales)
+
+
+def has_plain_weights(experts: Any) -> bool:
+    """Bf16 or block FP8 as SGLang's Triton runner reads them, on experts without LoRA."""
+    method, backend = experts.quant_method, experts.runner_backend
+    plain = type(method) is UnquantizedFusedMoEMethod or accepts_pair(experts)
+    return (
+        plain
+        and type(experts) is FusedMoE
+        and backend is not None
+        and backend.is_triton()
+        and not is_deterministic()
+        and supports_small(expert_weights(experts))
+    )
 
 
 def use_moe_router(x: torch.Tensor, classifier: Any) -> bool:

@@ -8,6 +8,8 @@ deferred mixture in a launch of its own. Owns the combination only.
 
 from __future__ import annotations
 
+import torch
+
 from sglang_longcat.layers.allreduce_norm import AllReduceNorm
 from sglang_longcat.layers.deferred_sum import DeferredSumNorm
 from sglang_longcat.layers.fp8_inputs import Fp8Norm
@@ -16,8 +18,8 @@ from sglang_longcat.layers.fp8_inputs import Fp8Norm
 class StageNorm(DeferredSumNorm, AllReduceNorm, Fp8Norm):
     """y = norm(x + residual) as SGLang's RMSNorm; `feed` names the FP8 layers that read y."""
 
-    def can_add_deferred(self) -> bool:
-        return not self.feeds_fp8
+    def can_add_deferred(self, x: torch.Tensor) -> bool:
+        return not self.feeds_fp8(x)
 
 
 class FinalNorm(DeferredSumNorm, AllReduceNorm):

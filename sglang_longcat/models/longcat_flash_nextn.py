@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -35,7 +36,7 @@ from torch import nn
 from sglang_longcat import env
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.layers.decoder_layer import mla_attention
-from sglang_longcat.layers.linear import LongcatMLP, install_small_linear
+from sglang_longcat.layers.linear import LongcatMLP, install_small_linear, reads_pair
 from sglang_longcat.layers.norm import StageNorm
 from sglang_longcat.speculation.draft_reader import DraftReader
 
@@ -63,9 +64,9 @@ class LongcatDraftLayer(upstream_nextn.LongcatFlashDenseDecoderLayer):
             prefix=f"{_LAYER}.transformer_layer.mlp",
         )
         self.input_layernorm = StageNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.input_layernorm.feed(self.self_attn.fused_qkv_a_proj_with_mqa)
+        self.input_layernorm.feed(partial(reads_pair, self.self_attn.fused_qkv_a_proj_with_mqa))
         self.post_attention_layernorm = StageNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm.feed(self.mlp.gate_up_proj)
+        self.post_attention_layernorm.feed(partial(reads_pair, self.mlp.gate_up_proj))
         latent = {"qkv_latent_func": self.self_attn.prepare_qkv_latent}
         self.attn_boundary, self.ffn_boundary = append_stages(
             (declare_attn(), self.input_layernorm, latent),

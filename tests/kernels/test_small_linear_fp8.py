@@ -50,9 +50,7 @@ def test_quantised_blocks_have_the_largest_value_and_keep_the_rest() -> None:
 @pytest.mark.parametrize(("rows", "columns"), [(256, 128), (512, 384), (256, 640)])
 def test_values(device: str, op: Op, tokens: int, rows: int, columns: int) -> None:
     """Red if a block is multiplied by another block's scale."""
-    x, weight, scales = workloads.make_fp8_inputs(
-        tokens, rows, columns, seed=rows, device=device
-    )
+    x, weight, scales = workloads.make_fp8_inputs(tokens, rows, columns, seed=rows, device=device)
     scales *= torch.arange(1, scales.numel() + 1, device=device).view_as(scales)
     check_fp8(op, x, weight, scales)
 
@@ -101,7 +99,7 @@ def test_what_is_not_served_says_so(device: str) -> None:
         linear(x, weight, scales.bfloat16())
     with pytest.raises(ValueError, match="multiple of 256"):
         swiglu_linear(x, weight[:128], scales[:1])
-    with pytest.raises(ValueError, match="contiguous torch.bfloat16 weight"):
+    with pytest.raises(ValueError, match=r"contiguous torch\.bfloat16 weight"):
         linear(x, weight)
 
 

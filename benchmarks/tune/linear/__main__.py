@@ -2,6 +2,7 @@
 
     python -m benchmarks.tune.linear            # a minute on 16 cores and one GPU
     python -m benchmarks.tune.linear --shapes gate_up q_b --candidates 100 --out FILE
+    python -m benchmarks.tune.linear --fp8      # block-FP8 weights, against DeepGEMM
 
 Candidates compile in parallel into Triton's cache. Then they run in CUDA graphs, back to back with
 programmatic dependent launch, over weights that are twice the L2 cache. The three fastest run
@@ -13,6 +14,7 @@ stay.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import multiprocessing
@@ -25,8 +27,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.kernels import fp8_linear
 from benchmarks.kernels.small_linear import library_call
-from benchmarks.kernels.timing import PEAK_BYTES_PER_SECOND, gpu_name, graph_us, l2_bytes
+from benchmarks.kernels.timing import PEAK_BYTES_PER_SECOND, Call, gpu_name, graph_us, l2_bytes
 from longcat_kernels.small_linear import configs, reference, workloads
 from longcat_kernels.small_linear.configs import Config, Op
 
@@ -34,12 +37,15 @@ WORTH = 0.98  # of the library's time
 MOST_SHARED = 110 << 10  # bytes of one program: two of them fit an SM (227 KiB)
 
 Group = tuple[Op, int]  # shapes of one operation and number of columns share their kernels
+BF16_SHAPES = (*workloads.LITE, *workloads.LITE_TP2)
+FP8_SHAPES = (*workloads.DRAFT, *BF16_SHAPES, *workloads.LITE_TP4, *workloads.LITE_TP8)
 
 
-def candidates(op: Op, columns: int, most: int) -> list[Config]:
+def candidates(op: Op, columns: int, most: int, fp8: bool) -> list[Config]:
     """Half of them are mma, which serves 1 to 32 tokens. Random, but the same ones each time."""
     draw = random.Random(0)
-    gemv, mma = list(_gemv(op, columns)), list(_mma(op, columns))
+    makers = (_fp8_gemv, _fp8_mma) if fp8 else (_gemv, _mma)
+    gemv, mma = (list(make(op, columns)) for make in makers)
     half = most // 2
     return [c for all_ in (gemv, mma) for c in draw.sample(all_, min(len(all_), half))]
 
@@ -71,33 +77,61 @@ def _mma(op: Op, columns: int) -> Iterator[Config]:
             yield Config("mma", rows, block, ahead, stages, warps)
 
 
-def precompile(jobs: Sequence[tuple[Op, int, Config]], arch: int) -> None:
+def _fp8_gemv(op: Op, columns: int) -> Iterator[Config]:
+    weights = 2 if op == "swiglu_linear" else 1
+    for rows, block, ahead, warps in itertools.product(
+        (1, 2, 4, 8, 16), (512, 1024, 2048), (1, 2, 3, 4, 6), (1, 2, 4, 8)
+    ):
+        tile, threads = weights * rows * block, 32 * warps
+        fits = 16 <= tile // threads <= 64 and (columns % block == 0 or block <= 1024)
+        if not fits or (ahead - 1) * block >= columns or block >= 2 * columns:
+            continue
+        if ahead * tile // 4 // threads <= 64 and 2 << 10 <= ahead * tile <= 32 << 10:
+            yield Config("gemv", rows, block, ahead, 1, warps)
+
+
+def _fp8_mma(op: Op, columns: int) -> Iterator[Config]:
+    weights = 2 if op == "swiglu_linear" else 1
+    for rows, block, ahead, stages, warps in itertools.product(
+        (8, 16, 32, 64), (128, 256, 512), (0, 1, 2, 4), (2, 3, 4, 6), (1, 2, 4)
+    ):
+        shared = block * (2 * 16 + weights * rows) * stages
+        held = ahead * weights * rows * 128 // 4 // (32 * warps)  # registers a thread
+        enough = block * weights * rows * (stages - 1) >= 6 << 10
+        fits = rows >= 8 * warps and (columns - ahead * 128) >= block
+        if fits and shared <= MOST_SHARED and held <= 64 and enough:
+            yield Config("mma", rows, block, ahead, stages, warps)
+
+
+def precompile(jobs: Sequence[tuple[Op, int, Config]], arch: int, fp8: bool) -> None:
     """Compiles into Triton's cache on disk, on every core. What does not compile fails again when
     it is timed."""
     workers = min(len(jobs), os.cpu_count() or 1)
-    parts = [(list(jobs[i::workers]), arch) for i in range(workers)]
+    parts = [(list(jobs[i::workers]), arch, fp8) for i in range(workers)]
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(_compile, parts))
 
 
-def _compile(part: tuple[list[tuple[Op, int, Config]], int]) -> None:
+def _compile(part: tuple[list[tuple[Op, int, Config]], int, bool]) -> None:
     from longcat_kernels.compile_only import compile_only
-    from longcat_kernels.small_linear import _triton
+    from longcat_kernels.small_linear.launch import launch
 
-    jobs, arch = part
+    jobs, arch, fp8 = part
     torch.set_num_threads(1)
     with compile_only(arch):
         for op, columns, config in jobs:
-            weight = torch.zeros(32, columns, dtype=torch.bfloat16)
+            x = torch.zeros(configs.MOST_TOKENS, columns, dtype=torch.bfloat16)
+            weight = torch.zeros(256, columns, dtype=torch.float8_e4m3fn if fp8 else x.dtype)
+            scales = torch.zeros(2, columns // configs.BLOCK) if fp8 else None
             for tokens in (1,) if config.program == "gemv" else (2, configs.MOST_TOKENS):
-                _triton.launch(op, weight[:tokens], weight, config)
+                launch(op, x[:tokens], weight, scales, config)
 
 
 class Timer:
     """Microseconds a call for one weight shape and number of tokens."""
 
     def __init__(
-        self, shape: workloads.Shape, tokens: int, weights: Sequence[torch.Tensor]
+        self, shape: workloads.Shape, tokens: int, weights: Sequence[workloads.Weight]
     ) -> None:
         self.shape, self.weights = shape, weights
         self.x = workloads.make_inputs(tokens, 1, shape.columns, seed=0, device="cuda")[0]
@@ -105,33 +139,35 @@ class Timer:
     def of(self, config: Config, quick: bool) -> float:
         from triton.runtime.errors import OutOfResources
 
-        from longcat_kernels.small_linear import _triton
+        from longcat_kernels.small_linear.launch import launch
 
-        launch, op, x = _triton.launch, self.shape.op, self.x
-        calls = [lambda weight=w: launch(op, x, weight, config) for w in self.weights]
+        op, x = self.shape.op, self.x
+        calls = [functools.partial(launch, op, x, *w, config=config) for w in self.weights]
         try:
             return graph_us(calls, quick)
         except OutOfResources:
             return float("inf")
 
     def of_library(self) -> float:
-        return graph_us([library_call(self.shape, self.x, w) for w in self.weights], quick=False)
+        fp8 = self.weights[0][1] is not None
+        call: Callable[..., Call] = fp8_linear.library_call if fp8 else library_call
+        return graph_us([call(self.shape, self.x, *w) for w in self.weights], quick=False)
 
     def check(self, config: Config) -> None:
         """The winner also has to be right: within 2 ulp, or 2^-8 where sums cancel."""
-        from longcat_kernels.small_linear import _triton
+        from longcat_kernels.small_linear.launch import launch
 
-        plain = reference.linear if self.shape.op == "linear" else reference.swiglu_linear
-        got = _triton.launch(self.shape.op, self.x, self.weights[0], config)
-        torch.testing.assert_close(got, plain(self.x, self.weights[0]), rtol=2**-6, atol=2**-8)
+        got = launch(self.shape.op, self.x, *self.weights[0], config=config)
+        wanted = reference.OPS[self.shape.op](self.x, *self.weights[0])
+        torch.testing.assert_close(got, wanted, rtol=2**-6, atol=2**-8)
 
 
-def tune(shape: workloads.Shape, choice: Sequence[Config]) -> dict[str, Config | None]:
+def tune(shape: workloads.Shape, choice: Sequence[Config], fp8: bool) -> dict[str, Config | None]:
     """The entries of one shape. Each is printed when it is known."""
-    size = 2 * shape.rows * shape.columns
-    copies = max(4, 1 + 2 * l2_bytes() // size)
+    size = (1 if fp8 else 2) * shape.rows * shape.columns
+    copies = max(2, 1 + 2 * l2_bytes() // size)
     weights = [
-        workloads.make_inputs(1, shape.rows, shape.columns, seed=i, device="cuda")[1]
+        workloads.make_weight(shape.rows, shape.columns, fp8=fp8, seed=i, device="cuda")
         for i in range(copies)
     ]
     entries: dict[str, Config | None] = {}
@@ -143,7 +179,7 @@ def tune(shape: workloads.Shape, choice: Sequence[Config]) -> dict[str, Config |
         library = timer.of_library()
         entries[str(tokens)] = best if us < WORTH * library else None
         peak = PEAK_BYTES_PER_SECOND.get(gpu_name(), float("nan"))
-        share = workloads.bytes_moved(tokens, shape) / us * 1e6 / peak
+        share = workloads.bytes_moved(tokens, shape, fp8) / us * 1e6 / peak
         name = f"{shape.name} {shape.rows}x{shape.columns}"
         print(
             f"{name:>20} T {tokens:2}: {us:6.2f} us, {share:5.1%} of peak; "
@@ -169,31 +205,39 @@ def write(path: Path, tuned: dict[str, dict[str, Config | None]]) -> None:
         lines = ",\n".join(f'    "{t}": {json.dumps(config)}' for t, config in entries.items())
         blocks.append(f'  "{key}": {{\n{lines}\n  }}')
     path.write_text("{\n" + ",\n".join(blocks) + "\n}\n")
-    print(f"wrote {path}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    shapes = (*workloads.LITE, *workloads.LITE_TP2)
-    names = sorted({shape.name for shape in shapes})
+    names = sorted({shape.name for shape in FP8_SHAPES})
     parser.add_argument("--shapes", nargs="+", choices=names, default=names)
+    parser.add_argument("--fp8", action="store_true", help="block-FP8 weights")
+    parser.add_argument("--rows", nargs="+", type=int, help="only weights of so many rows")
     parser.add_argument("--candidates", type=int, default=42, help="of each operation and width")
     parser.add_argument("--out", type=Path, default=configs.TABLE)
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.error("no CUDA GPU here, and the times are a GPU's.")
-    shapes = tuple(shape for shape in shapes if shape.name in options.shapes)
-    groups = {(s.op, s.columns): candidates(s.op, s.columns, options.candidates) for s in shapes}
+    fp8 = options.fp8
+    shapes = [
+        shape
+        for shape in dict.fromkeys(FP8_SHAPES if fp8 else BF16_SHAPES)
+        if shape.name in options.shapes and (not options.rows or shape.rows in options.rows)
+    ]
+    groups = {
+        (s.op, s.columns): candidates(s.op, s.columns, options.candidates, fp8) for s in shapes
+    }
     begin = time.perf_counter()
     major, minor = torch.cuda.get_device_capability()
     precompile(
-        [(*group, c) for group, choice in groups.items() for c in choice], 10 * major + minor
+        [(*group, c) for group, choice in groups.items() for c in choice], 10 * major + minor, fp8
     )
     print(f"compiled in {time.perf_counter() - begin:.0f} s", flush=True)
-    tuned = {
-        configs.shape_key(s.op, s.rows, s.columns): tune(s, groups[s.op, s.columns]) for s in shapes
-    }
-    write(options.out, tuned)
+    tuned = {}
+    for s in shapes:
+        key = configs.shape_key(s.op, s.rows, s.columns, fp8)
+        tuned[key] = tune(s, groups[s.op, s.columns], fp8)
+        write(options.out, tuned)  # each time: a run that is cut off leaves what it has
     print(f"{time.perf_counter() - begin:.0f} s in all")
 
 

@@ -1,5 +1,6 @@
 """The variants of the experts' sum that a model uses: the final sum with and without identity part
-and addend, with both of them before a norm, and the identity part on its own."""
+and addend, with both of them before a norm, the identity part on its own, and a mixture that is
+added up already before a norm."""
 
 from __future__ import annotations
 
@@ -29,4 +30,7 @@ def warm_up(device: torch.device | str, sizes: Sizes) -> None:
         )
     residual, norm = row.clone(), row[0].clone()
     finalize_norm(routed, ids, row, weight, row, residual=residual, norm_weight=norm, eps=EPS)
+    finalize_norm(
+        routed[:, :1], ids[:, :1], None, None, row, residual=residual, norm_weight=norm, eps=EPS
+    )
     add_identity_(row.clone(), row, weight)

@@ -36,7 +36,7 @@ __all__ = ["BLOCK", "FP8", "MOST_TOKENS", "is_faster", "linear", "swiglu_linear"
 def is_faster(op: Op, weight: torch.Tensor, tokens: int) -> bool:
     """Whether `op` ("linear" or "swiglu_linear") beat the library (cuBLAS; DeepGEMM for FP8) for
     this weight [N, K] when tuned."""
-    return find(op, *weight.shape, tokens, weight.dtype == FP8) is not None
+    return find(op, weight.shape[0], weight.shape[1], tokens, weight.dtype == FP8) is not None
 
 
 def linear(
@@ -57,7 +57,9 @@ def swiglu_linear(
     return _run("swiglu_linear", x, weight, scales)
 
 
-def _run(op: Op, x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor:
+def _run(
+    op: Op, x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor | None
+) -> torch.Tensor:
     if use_triton(x):
         from longcat_kernels.small_linear import launch
 
@@ -65,9 +67,7 @@ def _run(op: Op, x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor | N
     return reference.OPS[op](x, weight, scales)
 
 
-def _check(
-    x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor | None, rows: int
-) -> None:
+def _check(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor | None, rows: int) -> None:
     if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
         raise ValueError(
             f"x {tuple(x.shape)} and weight {tuple(weight.shape)}: expected [T, K] and [N, K]."

@@ -8,7 +8,7 @@ import torch
 import triton
 
 from longcat_kernels.dispatch import pdl_options
-from longcat_kernels.small_linear import _block_fp8, _triton
+from longcat_kernels.small_linear import _triton, _triton_fp8
 from longcat_kernels.small_linear.configs import Config, Op, fallback, find
 
 
@@ -27,9 +27,7 @@ def launch(
     if not tokens or not n:
         return out
     config = (
-        config
-        or find(op, weight.shape[0], columns, tokens, fp8)
-        or fallback(columns, tokens, fp8)
+        config or find(op, weight.shape[0], columns, tokens, fp8) or fallback(columns, tokens, fp8)
     )
     x = _aligned(x)
     weights = (weight,) if scales is None else (weight, scales.contiguous())
@@ -42,7 +40,7 @@ def launch(
         "num_warps": config.warps,
         **pdl_options(x),
     }
-    kernels = _block_fp8 if fp8 else _triton
+    kernels = _triton_fp8 if fp8 else _triton
     grid = (triton.cdiv(n, config.block_n),)
     if config.program == "gemv":
         kernels._gemv_kernel[grid](x, *weights, out, n, **constants)

@@ -6,18 +6,29 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from longcat_kernels.small_linear import _triton
-from longcat_kernels.small_linear.configs import TOKENS, find
+from longcat_kernels.small_linear.configs import BLOCK, TOKENS, find
+from longcat_kernels.small_linear.launch import launch
 
 if TYPE_CHECKING:
     from longcat_kernels.warm_up import Sizes
 
 
 def warm_up(device: torch.device | str, sizes: Sizes) -> None:
-    """Weights of 32 rows: variants depend on the columns only, as 16 divides the rows of all."""
+    """Weights of 32 or 256 rows: variants depend on the columns only, as 16 divides all rows."""
     for shape in sizes.projections:
-        weight = torch.zeros(32, shape.columns, dtype=torch.bfloat16, device=device)
+        fp8 = sizes.fp8_inputs
+        weight, scales = _weights(device, shape.columns, fp8)
+        x = torch.zeros(TOKENS[-1], shape.columns, dtype=torch.bfloat16, device=device)
         for tokens in TOKENS:
-            config = find(shape.op, shape.rows, shape.columns, tokens)
+            config = find(shape.op, shape.rows, shape.columns, tokens, fp8)
             if config is not None:
-                _triton.launch(shape.op, weight[:tokens], weight, config)
+                launch(shape.op, x[:tokens], weight, scales, config)
+
+
+def _weights(
+    device: torch.device | str, columns: int, fp8: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    if not fp8:
+        return torch.zeros(32, columns, dtype=torch.bfloat16, device=device), None
+    weight = torch.zeros(2 * BLOCK, columns, dtype=torch.float8_e4m3fn, device=device)
+    return weight, torch.zeros(2, columns // BLOCK, device=device)

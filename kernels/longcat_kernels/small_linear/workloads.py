@@ -66,6 +66,16 @@ def make_inputs(
     return x.bfloat16(), weight.bfloat16()
 
 
+Weight = tuple[torch.Tensor, torch.Tensor | None]  # and its scales, None in bf16
+
+
+def make_weight(
+    rows: int, columns: int, *, fp8: bool, seed: int, device: torch.device | str
+) -> Weight:
+    weight = make_inputs(1, rows, columns, seed=seed, device=device)[1]
+    return quantise_blocks(weight) if fp8 else (weight, None)
+
+
 def make_fp8_inputs(
     tokens: int, rows: int, columns: int, *, seed: int, device: torch.device | str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
