@@ -183,6 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--tokens", nargs="+", type=int, default=list(configs.TOKENS))
+    parser.add_argument("--compile-only", action="store_true", help="fill Triton's cache, then end")
     parser.add_argument("--out", type=Path, default=configs.TABLE)
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
@@ -192,6 +193,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     major, minor = torch.cuda.get_device_capability()
     precompile([(name, c) for name, cs in choice.items() for c in cs], 10 * major + minor)
     print(f"compiled in {time.perf_counter() - begin:.0f} s", flush=True)
+    if options.compile_only:
+        return
     tuned: dict[str, dict[str, Config | None]] = {}
     for name in options.shapes:
         shape, fp8 = SHAPES[name]

@@ -1,6 +1,6 @@
 """Measures configurations of the small projections and writes the fastest into their table.
 
-    python -m benchmarks.tune.linear            # a minute on 16 cores and one GPU
+    python -m benchmarks.tune.linear --ranks 1 2  # two minutes on 16 cores and one GPU
     python -m benchmarks.tune.linear --shapes gate_up q_b --candidates 100 --out FILE
     python -m benchmarks.tune.linear --fp8      # block-FP8 weights, against DeepGEMM
 
@@ -37,8 +37,12 @@ WORTH = 0.98  # of the library's time
 MOST_SHARED = 110 << 10  # bytes of one program: two of them fit an SM (227 KiB)
 
 Group = tuple[Op, int]  # shapes of one operation and number of columns share their kernels
-BF16_SHAPES = (*workloads.LITE, *workloads.LITE_TP2)
-FP8_SHAPES = (*workloads.DRAFT, *BF16_SHAPES, *workloads.LITE_TP4, *workloads.LITE_TP8)
+RANKS = {
+    1: (*workloads.LITE, *workloads.DRAFT),
+    2: workloads.LITE_TP2,
+    4: workloads.LITE_TP4,
+    8: workloads.LITE_TP8,
+}
 
 
 def candidates(op: Op, columns: int, most: int, fp8: bool) -> list[Config]:
@@ -209,21 +213,18 @@ def write(path: Path, tuned: dict[str, dict[str, Config | None]]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    names = sorted({shape.name for shape in FP8_SHAPES})
+    names = sorted({shape.name for shapes in RANKS.values() for shape in shapes})
     parser.add_argument("--shapes", nargs="+", choices=names, default=names)
     parser.add_argument("--fp8", action="store_true", help="block-FP8 weights")
-    parser.add_argument("--rows", nargs="+", type=int, help="only weights of so many rows")
+    parser.add_argument("--ranks", nargs="+", type=int, choices=RANKS, default=list(RANKS))
     parser.add_argument("--candidates", type=int, default=42, help="of each operation and width")
     parser.add_argument("--out", type=Path, default=configs.TABLE)
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.error("no CUDA GPU here, and the times are a GPU's.")
     fp8 = options.fp8
-    shapes = [
-        shape
-        for shape in dict.fromkeys(FP8_SHAPES if fp8 else BF16_SHAPES)
-        if shape.name in options.shapes and (not options.rows or shape.rows in options.rows)
-    ]
+    chosen = dict.fromkeys(shape for ranks in options.ranks for shape in RANKS[ranks])
+    shapes = [shape for shape in chosen if shape.name in options.shapes]
     groups = {
         (s.op, s.columns): candidates(s.op, s.columns, options.candidates, fp8) for s in shapes
     }
