@@ -63,7 +63,7 @@ class LongcatAttention(DeepseekV2AttentionMLA):
         """The first projection. SGLang has a kernel of its own for up to 16 tokens. It fills each
         SM's shared memory, so beside the experts it waits for room."""
         projection = self.fused_qkv_a_proj_with_mqa
-        if isinstance(hidden_states, torch.Tensor) and use_small_linear(projection, hidden_states):
+        if use_small_linear(projection, hidden_states):
             return linear(hidden_states, *weight_of(projection))
         return cast(torch.Tensor, super().prepare_qkv_latent(hidden_states, forward_batch))
 

@@ -93,12 +93,13 @@ def install_small_linear(*layers: Any, op: Op = "linear") -> None:
             layer.quant_method = SmallFp8Method(method.quant_config, op)
 
 
-def use_small_linear(layer: torch.nn.Module, x: torch.Tensor) -> bool:
+def use_small_linear(layer: torch.nn.Module, x: Any) -> bool:
     """Whether this call runs our kernel. It does not for layers that LoRA has wrapped, other
-    quantisations and types, a GEMM backend that the user chose, and shapes at which the library is
-    as fast."""
+    quantisations and types, x that is a pair, a GEMM backend that the user chose, and shapes at
+    which the library is as fast."""
     return (
-        x.is_cuda
+        isinstance(x, torch.Tensor)
+        and x.is_cuda
         and isinstance(layer, LinearBase)
         and x.ndim == 2
         and x.dtype == torch.bfloat16
@@ -124,6 +125,6 @@ def weight_of(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     return layer.weight, layer.weight_scale_inv if fp8 else None
 
 
-def reads_pair(layer: torch.nn.Module, x: torch.Tensor) -> bool:
+def reads_pair(layer: torch.nn.Module, x: Any) -> bool:
     """Whether this call of a layer reads a quantised activation."""
     return accepts_pair(layer) and not use_small_linear(layer, x)

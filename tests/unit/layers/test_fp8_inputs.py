@@ -146,7 +146,7 @@ def test_calls_that_quantise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def norm_of(*consumers: Any, width: int = 256) -> fp8_inputs.Fp8Norm:
     norm = fp8_inputs.Fp8Norm(width, eps=EPS)
-    norm.feed(*consumers)
+    norm.feed(*(lambda x, layer=layer: fp8_inputs.accepts_pair(layer) for layer in consumers))
     return norm
 
 

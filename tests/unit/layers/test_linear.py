@@ -10,9 +10,10 @@ from sglang.srt.layers.linear import LinearBase
 from sglang.srt.layers.quantization import unquant
 from sglang.srt.layers.quantization.unquant import Bf16GemmBackend, UnquantizedLinearMethod
 
+from longcat_kernels.fp8_layout import quantise_blocks
 from longcat_kernels.small_linear import reference
+from sglang_longcat.layers import fp8_inputs, step
 from sglang_longcat.layers import linear as seam
-from sglang_longcat.layers import step
 
 ROWS, COLUMNS = 48, 32
 
@@ -62,7 +63,7 @@ def test_a_few_tokens_take_the_kernel_and_more_the_library(
 
 def test_what_keeps_a_call_with_sglang(layer: LinearBase, monkeypatch: pytest.MonkeyPatch) -> None:
     """Red if one of the conditions is dropped: each alone turns the kernel off."""
-    takes = lambda layer, x: seam.use_small_linear("linear", layer, x)  # noqa: E731
+    takes = seam.use_small_linear
     assert not takes(layer, tokens(1))  # nobody asked for it
     seam.install_small_linear(layer)
     assert takes(layer, tokens(1))
@@ -114,7 +115,7 @@ def test_the_mlp_gives_the_same_either_way(
     gate_up.quant_method.create_weights(gate_up, COLUMNS, [ROWS], COLUMNS, ROWS, torch.bfloat16)
     torch.nn.init.normal_(gate_up.weight, std=COLUMNS**-0.5)
     gate_up.forward = lambda x: (x @ gate_up.weight.t(), None)
-    seam.install_small_linear(gate_up)
+    seam.install_small_linear(gate_up, op="swiglu_linear")
     mlp = seam.LongcatMLP.__new__(seam.LongcatMLP)
     torch.nn.Module.__init__(mlp)
     mlp.gate_up_proj = gate_up
@@ -122,9 +123,9 @@ def test_the_mlp_gives_the_same_either_way(
     mlp.down_proj = lambda x: (x, None)
     calls = []
 
-    def swiglu(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def swiglu(x: torch.Tensor, weight: torch.Tensor, scales: None) -> torch.Tensor:
         calls.append(len(x))
-        return reference.swiglu_linear(x, weight)
+        return reference.swiglu_linear(x, weight, scales)
 
     monkeypatch.setattr(seam, "swiglu_linear", swiglu)
     x = tokens(count)
@@ -143,10 +144,55 @@ def test_the_first_projection_asks_the_table_first(monkeypatch):
 
     layer = attention.LongcatAttention.__new__(attention.LongcatAttention)
     torch.nn.Module.__init__(layer)
-    layer.fused_qkv_a_proj_with_mqa = SimpleNamespace(weight=2 * torch.eye(4).bfloat16())
-    monkeypatch.setattr(attention, "use_small_linear", lambda op, layer, x: x.shape[0] == 1)
+    projection = SimpleNamespace(weight=2 * torch.eye(4).bfloat16(), quant_method=None)
+    layer.fused_qkv_a_proj_with_mqa = projection
+    takes = lambda layer, x: isinstance(x, torch.Tensor) and len(x) == 1  # noqa: E731
+    monkeypatch.setattr(attention, "use_small_linear", takes)
     monkeypatch.setattr(DeepseekV2AttentionMLA, "prepare_qkv_latent", lambda *_: "sglang")
     x = torch.ones(2, 4).bfloat16()
     assert torch.equal(layer.prepare_qkv_latent(x[:1], None), 2 * x[:1])
     assert layer.prepare_qkv_latent(x, None) == "sglang"
     assert layer.prepare_qkv_latent((x[:1], x[:1]), None) == "sglang"
+
+
+@pytest.fixture
+def fp8_layer(monkeypatch: pytest.MonkeyPatch) -> LinearBase:
+    """A layer as SGLang makes it for block FP8 on Hopper, with our method."""
+    monkeypatch.setattr(fp8_inputs, "_multiplies_pairs", lambda layer: True)
+    monkeypatch.setattr(
+        fp8_inputs.Fp8PairMethod,
+        "__init__",
+        lambda self, config: self.__dict__.update(quant_config=config),
+    )
+    layer = LinearBase(256, 128, params_dtype=torch.bfloat16)
+    method = object.__new__(fp8_inputs.Fp8LinearMethod)
+    method.quant_config = "config"
+    layer.quant_method = method
+    weight, scales = quantise_blocks(torch.randn(128, 256))
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    layer.weight_scale_inv = torch.nn.Parameter(scales, requires_grad=False)
+    seam.install_small_linear(layer)
+    return layer
+
+
+def test_block_fp8_layers_take_the_kernel_for_few_tokens(
+    fp8_layer: LinearBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red if few tokens are quantised for the kernel that does not need it, if the scales are lost,
+    or if more tokens miss the pair."""
+    given: list[object] = []
+    monkeypatch.setattr(
+        fp8_inputs.Fp8LinearMethod, "apply", lambda self, layer, x, bias: given.append(x)
+    )
+    few, many = (torch.randn(n, 256).bfloat16().as_subclass(_OnGpu) for n in (8, 9))
+    assert not seam.reads_pair(fp8_layer, few)
+    assert seam.reads_pair(fp8_layer, many)
+    monkeypatch.setattr(seam, "linear", lambda *arguments: arguments)
+    got = fp8_layer.quant_method.apply(fp8_layer, few)
+    wanted = few, *seam.weight_of(fp8_layer)
+    assert [a is b for a, b in zip(got, wanted)] == [True] * 3
+    assert wanted[2] is fp8_layer.weight_scale_inv
+    pair = (many, many)
+    for x in (many, pair):
+        fp8_layer.quant_method.apply(fp8_layer, x)
+    assert [x is wanted for x, wanted in zip(given, (many, pair))] == [True, True]

@@ -129,3 +129,46 @@ def test_only_decode_steps_on_a_gpu_with_tritons_gemm(layer):
     assert not finalizes(1, is_cuda=False)
     layer.experts.runner_backend = SimpleNamespace(is_triton=lambda: False)
     assert not finalizes(1)
+
+
+def test_few_tokens_have_one_slot_with_everything(layer, monkeypatch):
+    """Red if our two launches lose the identity part, add it twice, or give a norm slots that it
+    does not add."""
+    x = torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(0))
+    routing = layer.route(x)
+    wanted = [layer(x, routing, identity).sum(x) for identity in (False, True)]
+    layer.only_slot = torch.zeros(16, 1, dtype=torch.int32)
+
+    def mix(x, ids, factors, weights, identity):
+        total = ((ids + 1) * factors)[:, :, None].mul(x[:, None]).sum(1)
+        return total if identity is None else total + identity[:, None] * x
+
+    monkeypatch.setattr(moe, "small_experts", mix)
+    monkeypatch.setattr(moe, "expert_weights", lambda experts: None)
+    monkeypatch.setattr(layer, "use_small_experts", lambda x: True, raising=False)
+    got = [layer(x, routing, identity) for identity in (False, True)]
+    assert [(mixture.experts.dim(), mixture.x) for mixture in got] == [(3, None)] * 2
+    for mixture, sum_ in zip(got, wanted):
+        torch.testing.assert_close(mixture.sum(x), sum_)
+
+
+def test_which_steps_take_our_launches(layer, monkeypatch):
+    """Red if one of the conditions is dropped: each alone leaves the step to the grouped GEMM."""
+    monkeypatch.setattr(moe, "has_plain_weights", lambda experts: True)
+    monkeypatch.setattr(moe, "expert_weights", lambda experts: None)
+    monkeypatch.setattr(moe, "is_faster", lambda weights, tokens: tokens <= 2)
+    monkeypatch.setattr(moe, "is_enabled", lambda name: name == "small_experts")
+
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    def tokens(count, dtype=torch.bfloat16):
+        return torch.zeros(count, HIDDEN, dtype=dtype).as_subclass(OnGpu)
+
+    layer.ids_are_local = True
+    assert layer.use_small_experts(tokens(2))
+    assert not layer.use_small_experts(tokens(3))
+    assert not layer.use_small_experts(tokens(2, torch.float16))
+    assert not layer.use_small_experts(torch.zeros(2, HIDDEN, dtype=torch.bfloat16))
+    layer.ids_are_local = False
+    assert not layer.use_small_experts(tokens(2))

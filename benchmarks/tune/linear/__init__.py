@@ -1,1 +1,0 @@
-"""Tiles of the dense projections: `python -m benchmarks.tune.linear`."""
