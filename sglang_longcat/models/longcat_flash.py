@@ -37,6 +37,7 @@ from sglang_longcat.layers.norm import FinalNorm
 from sglang_longcat.layers.operations import enabled_operations
 from sglang_longcat.ngram.embedding import NgramEmbedding
 from sglang_longcat.ngram.state import NgramStateMixin
+from sglang_longcat.speculation.draft_head import head_changed
 from sglang_longcat.speculation.draft_reader import DraftReader
 
 if TYPE_CHECKING:
@@ -156,6 +157,12 @@ class LongcatFlashForCausalLM(NgramStateMixin, upstream.LongcatFlashForCausalLM)
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         super().load_weights(self.reader.feed(self.embedding, weights))
         self.embedding.tables.finish_load()
+
+    def post_load_weights(self, weight_names: list[str] | None = None) -> None:
+        """Called after every load, with the names of an update (none: all may have changed)."""
+        super().post_load_weights(weight_names)
+        if weight_names is None or "lm_head.weight" in weight_names:
+            head_changed(lambda: self.get_embed_and_head()[1])
 
     def get_embed_and_head(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The word table and head that the draft shares. With --speculative-token-map SGLang picks
