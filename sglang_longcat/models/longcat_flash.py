@@ -37,6 +37,7 @@ from sglang_longcat.layers.norm import FinalNorm
 from sglang_longcat.layers.operations import enabled_operations
 from sglang_longcat.ngram.embedding import NgramEmbedding
 from sglang_longcat.ngram.state import NgramStateMixin
+from sglang_longcat.planning.plan import MTP_ALGORITHMS
 from sglang_longcat.speculation.draft_head import head_changed
 from sglang_longcat.speculation.draft_reader import DraftReader
 
@@ -51,7 +52,7 @@ logger = logging.getLogger(__name__)
 def _check_draft(lite: LongcatConfig, path: str) -> None:
     """Detect missing tensors of the draft before the target's 128 GiB are read, not after."""
     args = get_server_args()
-    if (args.speculative_algorithm or "").upper() in ("NEXTN", "EAGLE"):
+    if (args.speculative_algorithm or "").upper() in MTP_ALGORITHMS:
         DraftReader(lite, args.speculative_draft_model_path or path).check_files()
 
 

@@ -4,9 +4,9 @@
     x += mla(input_norm(x));  x += mlp(post_norm(x));  hidden = norm(x)
 
 `hidden` goes to the target's lm_head or a block-FP8 copy of it (`speculation/draft_head.py`), and
-into the next draft step. The embedding is dense: the
-checkpoint's own, or with LONGCAT_DRAFT_EMBEDDING=word the target's word table. So a draft looks up
-no n-gram rows and has no N-gram cache. The class has the name that SGLang gives every LongCat-Flash
+into the next draft step. The embedding is dense: the checkpoint's own, or with
+LONGCAT_DRAFT_EMBEDDING=word the target's word table. So a draft looks up no n-gram rows and has no
+N-gram cache. The class has the name that SGLang gives every LongCat-Flash
 draft, so `__new__` hands configs that are not Lite to SGLang's own class.
 """
 
@@ -136,16 +136,16 @@ class LongcatFlashForCausalLMNextN(upstream_nextn.LongcatFlashForCausalLMNextN):
         # With --speculative-token-map every rank has all rows of the (small) head.
         path = get_spec().speculative_token_map
         self.token_map = None if path is None else load_token_map(path)
-        whole = self.token_map is not None
-        rows = len(self.token_map) if whole else len(self.lm_head.weight)
+        rows = len(self.lm_head.weight if self.token_map is None else self.token_map)
         # The draft gets the target's head (and word table) later. SGLang sizes the KV pool before
-        # that, so the FP8 copy's memory is taken here; 0.8 GB for each of the others would not be
-        # used.
+        # that: the FP8 copy's memory is taken now, and the draft's own 0.8 GB each are given back.
         fp8_head = make_fp8_head(rows, config.hidden_size)
         _free(self.lm_head)
         if not self.own_embedding:
             _free(self.model.embed_tokens)
-        self.logits_processor = DraftLogitsProcessor(config, fp8_head, skip_all_gather=whole)
+        self.logits_processor = DraftLogitsProcessor(
+            config, fp8_head, skip_all_gather=self.token_map is not None
+        )
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         super().load_weights(self.reader.feed(self._load_embedding, weights))
