@@ -17,42 +17,50 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.runtime_context import get_platform
 from torch import nn
 
-from longcat_kernels import fp8_blocks
-from longcat_kernels.small_linear import MOST_TOKENS, is_faster
+from longcat_kernels.fp8_layout import quantise_blocks
+from longcat_kernels.small_linear import BLOCK, FP8, MOST_TOKENS, is_faster, linear
 from longcat_kernels.small_linear.configs import TOKENS
 from sglang_longcat import env
 from sglang_longcat.layers.operations import is_enabled
 
 _GIB = 1 << 30
+_CHUNK = 8 * BLOCK  # rows quantised at a time: 12 MiB of fp32 for 3,072 columns, not 1.5 GiB
 _followers: list[weakref.WeakMethod[Callable[[torch.Tensor], None]]] = []
 
 
 class Fp8Head(nn.Module):
     """The copy. Its memory is taken when the draft model is built: SGLang sizes the KV pool after
-    that, and before the head arrives. No part of the checkpoint, so not in the state dict."""
+    that, and before the head arrives. No part of the checkpoint, so not in the state dict. Columns
+    are filled up with zeros to whole blocks (the published model's are whole)."""
 
     weight: torch.Tensor  # [N, K] float8_e4m3fn
-    scales: torch.Tensor  # of 128 x 128 values each
+    scales: torch.Tensor  # [ceil(N / 128), K / 128] fp32
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
-        weight = torch.empty(rows, columns, dtype=torch.float8_e4m3fn)
-        scales = torch.empty(fp8_blocks.grid(rows, columns), dtype=torch.float32)
+        self.padding = (0, -columns % BLOCK)
+        groups = (columns + self.padding[1]) // BLOCK
+        weight = torch.empty(rows, groups * BLOCK, dtype=FP8)
+        scales = torch.empty(-(-rows // BLOCK), groups, dtype=torch.float32)
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
 
     def fill(self, head: torch.Tensor) -> None:
         """In place, since CUDA graphs hold the addresses."""
-        fp8_blocks.quantise_into(head.detach(), self.weight, self.scales)
+        for first in range(0, len(self.weight), _CHUNK):
+            q, scales = quantise_blocks(F.pad(head.detach()[first : first + _CHUNK], self.padding))
+            self.weight[first : first + len(q)] = q
+            self.scales[first // BLOCK :][: len(scales)] = scales
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits in the dtype of `hidden`, as the target's head gives them."""
-        logits = fp8_blocks.linear(hidden.bfloat16(), self.weight, self.scales)
-        return logits.to(hidden.dtype)
+        x = F.pad(hidden.bfloat16(), self.padding) if self.padding[1] else hidden.bfloat16()
+        return linear(x, self.weight, self.scales).to(hidden.dtype)
 
     def __str__(self) -> str:
         size = (self.weight.nbytes + self.scales.nbytes) / _GIB
@@ -93,7 +101,7 @@ def make_fp8_head(rows: int, columns: int) -> Fp8Head | None:
 
 def _is_ever_faster(rows: int, columns: int) -> bool:
     """Whether some number of tokens would read the copy. The table was measured on Hopper."""
-    weight = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device="meta")
+    weight = torch.empty(rows, columns, dtype=FP8, device="meta")
     return get_platform().is_sm90 and any(is_faster("linear", weight, n) for n in TOKENS)
 
 

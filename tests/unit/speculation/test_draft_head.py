@@ -9,10 +9,11 @@ import pytest
 import torch
 from sglang.srt.layers.logits_processor import LogitsProcessor
 
-from longcat_kernels import fp8_blocks
+from longcat_kernels.small_linear import reference
 from sglang_longcat.layers import step
 from sglang_longcat.models.longcat_flash_nextn import LongcatFlashForCausalLMNextN
 from sglang_longcat.speculation import draft_head
+from sglang_longcat.testing.values import block_fp8
 
 ROWS, COLUMNS = 300, 160
 
@@ -35,6 +36,25 @@ def filled(weight: torch.Tensor) -> draft_head.Fp8Head:
     head = draft_head.Fp8Head(*weight.shape)
     head.fill(weight)
     return head
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (128, 256), (300, 130), (1024, 288), (2077, 128)])
+def test_the_copy_is_block_fp8(shape: tuple[int, int]) -> None:
+    """Red if a block reaches into another, if the last rows, which fill no block or no chunk, are
+    left out, or if the scale is another than the block's largest value over 448."""
+    weight = (torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 0.05).bfloat16()
+    head, (wanted, scales) = filled(weight), block_fp8(weight, block=128)
+    assert torch.equal(head.scales, scales)
+    assert torch.equal(head.weight.float()[:, : shape[1]], wanted.float())
+    assert (head.weight.float()[:, shape[1] :] == 0).all()
+
+
+def test_rows_of_a_rank_are_rows_of_the_whole() -> None:
+    """Red if a rank rounds its slice of the head in another way than one GPU rounds the whole."""
+    weight = torch.randn(2560, 160).bfloat16()
+    whole, halves = filled(weight), [filled(half) for half in weight.chunk(2)]
+    assert torch.equal(torch.cat([half.weight for half in halves]).float(), whole.weight.float())
+    assert torch.equal(torch.cat([half.scales for half in halves]), whole.scales)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +116,8 @@ def test_few_tokens_read_the_copy(
         hidden = torch.randn(tokens, COLUMNS)
         logits = processor._compute_lm_head(hidden, None)
         if is_copy:
-            wanted = fp8_blocks.linear(hidden.bfloat16(), head.weight, head.scales)
-            assert torch.equal(logits, wanted.float())
+            x = torch.nn.functional.pad(hidden.bfloat16(), head.padding)
+            assert torch.equal(logits, reference.linear(x, head.weight, head.scales).float())
         else:
             assert logits == "exact"
     processor.fp8_head = None
