@@ -54,6 +54,13 @@ def draft_embedding() -> str:
     return _choice("LONGCAT_DRAFT_EMBEDDING", "mtp", "word")
 
 
+def draft_head() -> str:
+    """LONGCAT_DRAFT_HEAD=auto|fp8|bf16: the head that drafts are chosen with. fp8 is a block-FP8
+    copy of the target's for steps of at most 32 tokens, bf16 the target's own. auto: the copy on
+    Hopper, for numbers of tokens at which our kernel is faster."""
+    return _choice("LONGCAT_DRAFT_HEAD", "auto", "fp8", "bf16")
+
+
 def prefill_graph() -> bool:
     """LONGCAT_PREFILL_GRAPH=1: let SGLang replay short prefills as CUDA graphs. Its in-tree model
     cannot."""

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import commit
-from ci.acceptance.modes import MODES, Mode
+from ci.acceptance.modes import MODES, Mode, reduced
 from sglang_longcat.assets import nano
-from sglang_longcat.testing.engine_flags import nextn
 from tests.harness import engine
 
 LENGTHS = (32, 64, 96, 128, 160, 192, 224, 256)
@@ -35,15 +34,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--modes", default="mtp,word", help=f"all, or of {','.join(MODES)}")
-    parser.add_argument("--token-map", type=Path, nargs="*", default=[], help="further modes")
+    parser.add_argument(
+        "--token-map", type=Path, nargs="*", default=[], help="two further modes each"
+    )
     parser.add_argument("--out", type=Path, help="JSON file for all of it")
     args = parser.parse_args(arguments)
     modes = MODES if args.modes == "all" else {name: MODES[name] for name in args.modes.split(",")}
-    maps = {file.stem: Mode(nextn(speculative_token_map=str(file))) for file in args.token_map}
     prompts = beginnings(args.prompts)
     plain = functools.cache(lambda ends: outputs(ask(prompts, args.tokens, Mode(ignore_eos=ends))))
     rows = []
-    for name, mode in {**modes, **maps}.items():
+    for name, mode in {**modes, **reduced(args.token_map)}.items():
         started = time.monotonic()
         replies = ask(prompts, args.tokens, mode)
         pairs = zip(outputs(replies), plain(mode.ignore_eos), strict=True)
@@ -102,7 +102,7 @@ def acceptance(replies: list[dict[str, Any]]) -> dict[str, Any]:
 def origin(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": f"python -m ci.acceptance --prompts {args.prompts} --tokens {args.tokens}"
-        f" --modes {args.modes}",
+        f" --modes {args.modes}" + "".join(f" --token-map {file.name}" for file in args.token_map),
         "checkpoint": "LongCat-nano, fp32, CPU, greedy",
         "date": datetime.date.today().isoformat(),
         "commit": commit(),

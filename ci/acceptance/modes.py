@@ -6,7 +6,9 @@ aborts, and requests with penalties, stops and grammars.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sglang_longcat.testing.engine_flags import nextn
@@ -26,6 +28,7 @@ _NGRAM = {
     "speculative_num_draft_tokens": 4,
     "speculative_ngram_max_bfs_breadth": 1,
 }
+_FP8_HEAD = {"LONGCAT_DRAFT_HEAD": "fp8"}
 # A pool that is too small, so that SGLang retracts requests: 8 requests of up to 384 tokens need
 # 3072. SGLang admits requests that ignore EOS by their full length, and never retracts them.
 _FULL: dict[str, Any] = {"max_total_tokens": 1400, "schedule_conservativeness": 0.01}
@@ -33,6 +36,7 @@ _FULL: dict[str, Any] = {"max_total_tokens": 1400, "schedule_conservativeness": 
 MODES: dict[str, Mode] = {
     "mtp": Mode(nextn()),
     "word": Mode(nextn(), env={"LONGCAT_DRAFT_EMBEDDING": "word"}),
+    "fp8-head": Mode(nextn(), env=dict(_FP8_HEAD)),
     "steps-1": Mode(nextn(1)),
     "steps-5": Mode(nextn(5)),
     "no-overlap": Mode(nextn(disable_overlap_schedule=True)),
@@ -45,3 +49,13 @@ MODES: dict[str, Mode] = {
     "tp2-dp2": Mode(nextn(tp_size=2, attn_dp_size=2)),
     "ngram": Mode(dict(_NGRAM)),
 }
+
+
+def reduced(token_maps: Iterable[Path]) -> dict[str, Mode]:
+    """Drafting from the tokens of each file of --speculative-token-map, with either head."""
+    modes = {}
+    for file in token_maps:
+        flags = nextn(speculative_token_map=str(file))
+        modes[file.stem] = Mode(flags)
+        modes[f"{file.stem}-fp8-head"] = Mode(flags, env=dict(_FP8_HEAD))
+    return modes

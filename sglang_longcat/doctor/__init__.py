@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attn-dp-size", type=int, default=1, help="replicas of attention")
     parser.add_argument("--mem-fraction", type=float, help="--mem-fraction-static, if you set it")
     parser.add_argument("--context", type=int, default=32768, help="--context-length")
+    parser.add_argument("--draft", action="store_true", help="with speculative decoding (NEXTN)")
     parser.add_argument("--json", action="store_true")
 
 
@@ -62,6 +63,7 @@ def examine(args: argparse.Namespace) -> list[Finding]:
             tp=args.tp or max(1, len(here.gpus)),
             attention_dp=args.attn_dp_size,
             mem_fraction=args.mem_fraction,
+            draft=args.draft,
             tokens_wanted=args.context,
         )
         findings += placement.check(here, config, flags)

@@ -248,7 +248,12 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("layers.vocab_parallel_embedding:VocabParallelEmbedding", ("use_attn_tp_group",)),
     Needs("layers.vocab_parallel_embedding:VocabParallelEmbedding._embed_local_shard", ("input_",)),
     Needs("layers.vocab_parallel_embedding:ParallelLMHead", ("use_attn_tp_group",)),
-    Needs("layers.logits_processor:LogitsProcessor"),
+    Needs("layers.logits_processor:LogitsProcessor", ("config", "skip_all_gather")),
+    Needs(
+        "layers.logits_processor:LogitsProcessor._compute_lm_head",
+        ("hidden_states", "lm_head", "embedding_bias", "out"),
+    ),
+    Needs("speculative.spec_utils:load_token_map", ("token_map_path",)),
     Needs("layers.layernorm:RMSNorm", ("eps",)),
     Needs(
         "layers.layernorm:RMSNorm.forward_with_allreduce_fusion",

@@ -37,6 +37,8 @@ from sglang_longcat.layers.norm import FinalNorm
 from sglang_longcat.layers.operations import enabled_operations
 from sglang_longcat.ngram.embedding import NgramEmbedding
 from sglang_longcat.ngram.state import NgramStateMixin
+from sglang_longcat.planning.plan import MTP_ALGORITHMS
+from sglang_longcat.speculation.draft_head import head_changed
 from sglang_longcat.speculation.draft_reader import DraftReader
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ logger = logging.getLogger(__name__)
 def _check_draft(lite: LongcatConfig, path: str) -> None:
     """Detect missing tensors of the draft before the target's 128 GiB are read, not after."""
     args = get_server_args()
-    if (args.speculative_algorithm or "").upper() in ("NEXTN", "EAGLE"):
+    if (args.speculative_algorithm or "").upper() in MTP_ALGORITHMS:
         DraftReader(lite, args.speculative_draft_model_path or path).check_files()
 
 
@@ -156,6 +158,12 @@ class LongcatFlashForCausalLM(NgramStateMixin, upstream.LongcatFlashForCausalLM)
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         super().load_weights(self.reader.feed(self.embedding, weights))
         self.embedding.tables.finish_load()
+
+    def post_load_weights(self, weight_names: list[str] | None = None) -> None:
+        """Called after every load, with the names of an update (none: all may have changed)."""
+        super().post_load_weights(weight_names)
+        if weight_names is None or "lm_head.weight" in weight_names:
+            head_changed(lambda: self.get_embed_and_head()[1])
 
     def get_embed_and_head(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The word table and head that the draft shares. With --speculative-token-map SGLang picks

@@ -3,9 +3,10 @@
     x = eh_proj([enorm(embedding of token t+1), hnorm(target's final-normed hidden t)])
     x += mla(input_norm(x));  x += mlp(post_norm(x));  hidden = norm(x)
 
-`hidden` goes to the target's lm_head, and into the next draft step. The embedding is dense: the
-checkpoint's own, or with LONGCAT_DRAFT_EMBEDDING=word the target's word table. So a draft looks up
-no n-gram rows and has no N-gram cache. The class has the name that SGLang gives every LongCat-Flash
+`hidden` goes to the target's lm_head or a block-FP8 copy of it (`speculation/draft_head.py`), and
+into the next draft step. The embedding is dense: the checkpoint's own, or with
+LONGCAT_DRAFT_EMBEDDING=word the target's word table. So a draft looks up no n-gram rows and has no
+N-gram cache. The class has the name that SGLang gives every LongCat-Flash
 draft, so `__new__` hands configs that are not Lite to SGLang's own class.
 """
 
@@ -27,10 +28,10 @@ from sglang.srt.layers.layer_boundary import (
 )
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.linear import ReplicatedLinear
-from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from sglang.srt.models import longcat_flash_nextn as upstream_nextn
 from sglang.srt.runtime_context import get_parallel, get_spec, process_model_config
+from sglang.srt.speculative.spec_utils import load_token_map
 from torch import nn
 
 from sglang_longcat import env
@@ -38,6 +39,11 @@ from sglang_longcat.config import LongcatConfig
 from sglang_longcat.layers.decoder_layer import mla_attention
 from sglang_longcat.layers.linear import LongcatMLP, install_small_linear, reads_pair
 from sglang_longcat.layers.norm import StageNorm
+from sglang_longcat.speculation.draft_head import (
+    DraftLogitsProcessor,
+    follow_head,
+    make_fp8_head,
+)
 from sglang_longcat.speculation.draft_reader import DraftReader
 
 if TYPE_CHECKING:
@@ -127,14 +133,19 @@ class LongcatFlashForCausalLMNextN(upstream_nextn.LongcatFlashForCausalLMNextN):
             quant_config=quant_config,
             use_attn_tp_group=get_parallel().enable_dp_lm_head,
         )
+        # With --speculative-token-map every rank has all rows of the (small) head.
+        path = get_spec().speculative_token_map
+        self.token_map = None if path is None else load_token_map(path)
+        rows = len(self.lm_head.weight if self.token_map is None else self.token_map)
         # The draft gets the target's head (and word table) later. SGLang sizes the KV pool before
-        # that, and the draft's own copies would count 0.8 GB each.
+        # that: the FP8 copy's memory is taken now, and the draft's own 0.8 GB each are given back.
+        fp8_head = make_fp8_head(rows, config.hidden_size)
         _free(self.lm_head)
         if not self.own_embedding:
             _free(self.model.embed_tokens)
-        # With --speculative-token-map every rank has all rows of the (small) head.
-        whole = get_spec().speculative_token_map is not None
-        self.logits_processor = LogitsProcessor(config, skip_all_gather=whole)
+        self.logits_processor = DraftLogitsProcessor(
+            config, fp8_head, skip_all_gather=self.token_map is not None
+        )
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         super().load_weights(self.reader.feed(self._load_embedding, weights))
@@ -150,8 +161,20 @@ class LongcatFlashForCausalLMNextN(upstream_nextn.LongcatFlashForCausalLMNextN):
         self.lm_head.weight = _parameter(head)
         if not self.own_embedding:
             self.model.embed_tokens.weight = _parameter(embed)
+        fp8_head = self.logits_processor.fp8_head
+        if fp8_head is not None:
+            fp8_head.fill(head)
+        follow_head(self.follow_head)
         source = "model.mtp.embed_tokens" if self.own_embedding else "the target's word table"
-        logger.info("Draft embedding: %s", source)
+        logger.info("Draft embedding: %s. Draft head: %s", source, fp8_head or "the target's")
+
+    def follow_head(self, head: torch.Tensor) -> None:
+        """The target's head was loaded again; `head` as in `set_embed_and_head`, but with all
+        tokens. Rows of a token map are a copy, which SGLang would leave as they were."""
+        if self.token_map is not None:
+            self.lm_head.weight.data.copy_(head[self.token_map])
+        if self.logits_processor.fp8_head is not None:
+            self.logits_processor.fp8_head.fill(self.lm_head.weight)
 
 
 def _with_target_positions(config: LongcatFlashConfig) -> LongcatFlashConfig:

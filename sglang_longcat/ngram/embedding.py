@@ -35,7 +35,13 @@ from sglang_longcat.ngram.host_memory import available_bytes, require_room
 from sglang_longcat.ngram.sharing import Sharers
 from sglang_longcat.ngram.tables import NgramTables
 from sglang_longcat.planning import placement, sizing
-from sglang_longcat.planning.plan import MachineMemory, MemoryFlags, device_room
+from sglang_longcat.planning.plan import (
+    MTP_ALGORITHMS,
+    MachineMemory,
+    MemoryFlags,
+    device_room,
+    draft_bytes,
+)
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -100,8 +106,10 @@ class NgramEmbedding(nn.Module):
 
     def _room(self, config: LongcatConfig, dtype: torch.dtype, sharers: Sharers) -> placement.Room:
         """The same on every rank, and measured on all of them before any allocates its tables. The
-        layers are allocated by then; the head, as large as the word embedding, is not."""
+        layers are allocated by then; the head, as large as the word embedding, and the draft model
+        are not."""
         args = get_server_args()
+        drafts = (args.speculative_algorithm or "").upper() in MTP_ALGORITHMS
         row = sizing.row_bytes(self.columns, dtype.itemsize, fp8=env.ngram_fp8())
         tables = sum(self.ngram.rows) * row
         room = 0  # a CPU has host memory only
@@ -109,7 +117,8 @@ class NgramEmbedding(nn.Module):
             free, total = torch.cuda.mem_get_info()
             flags = MemoryFlags(mem_fraction=get_schedule().mem_fraction_static)
             memory = MachineMemory(gpu_total=total, gpu_free=free)
-            room = device_room(memory, flags, weights=self.word_embed.weight.nbytes)
+            draft = draft_bytes(config, tp=args.tp_size, attention_dp=args.attn_dp_size) * drafts
+            room = device_room(memory, flags, weights=self.word_embed.weight.nbytes + draft)
         devices, hosts = zip(*sharers.exchange((room, available_bytes())), strict=True)
         kv_value_bytes = 1 if "fp8" in args.kv_cache_dtype else dtype.itemsize
         return placement.Room(
@@ -117,7 +126,7 @@ class NgramEmbedding(nn.Module):
             tables_on_node=tables * sharers.copies,
             device=min(devices),
             host=min(hosts),
-            kv_bytes_per_token=sizing.kv_values_per_token(config) * kv_value_bytes,
+            kv_bytes_per_token=sizing.kv_values_per_token(config, draft=drafts) * kv_value_bytes,
             tokens_wanted=max(
                 args.context_length or config.max_position_embeddings, args.max_total_tokens or 0
             ),

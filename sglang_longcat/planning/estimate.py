@@ -62,9 +62,11 @@ def estimate(
     context: int,
     batches: Sequence[int],
     fraction: float | None = None,
+    draft: bool = False,
 ) -> Row:
-    """The row of one choice. fraction: --mem-fraction-static; None: the plugin's choice. Raises
-    KeyError for a GPU that `roofline.GPUS` lacks."""
+    """The row of one choice. fraction: --mem-fraction-static; None: the plugin's choice. draft: the
+    server also holds the MTP layer; the shortest step stays that without drafts. Raises KeyError
+    for a GPU that `roofline.GPUS` lacks."""
     gpu, replicas = GPUS[choice.gpu], choice.attention_dp
     if choice.dtype == "fp8" and not (config.quant and config.quant.is_block_fp8):
         config = sizing.in_fp8(config)
@@ -74,6 +76,7 @@ def estimate(
         mem_fraction=fraction,
         tables=choice.tables,
         table_dtype=choice.table_dtype,
+        draft=draft,
     )
     plan = plan_memory(config, MachineMemory.of_gpu(gpu.memory), flags)
     return Row(
@@ -118,6 +121,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=_positive, default=4096, help="tokens of a request")
     parser.add_argument("--batch", nargs="+", type=_positive, default=[1, 8, 32, 128, 400])
     parser.add_argument("--mem-fraction", type=float, help="without it as the plugin chooses")
+    parser.add_argument("--draft", action="store_true", help="memory of speculative decoding too")
     parser.add_argument("--json", action="store_true")
 
 
@@ -130,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
             context=args.context,
             batches=args.batch,
             fraction=args.mem_fraction,
+            draft=args.draft,
         )
         for choice in _choices(args, config)
     ]

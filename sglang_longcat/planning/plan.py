@@ -13,9 +13,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sglang_longcat import env
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.planning import placement, reserve, sizing
 from sglang_longcat.planning.sizing import GIB, MIB
+
+MTP_ALGORITHMS = ("NEXTN", "EAGLE")  # values of --speculative-algorithm: the MTP layer drafts
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class MemoryFlags:
     tables: str = "auto"  # LONGCAT_NGRAM_TABLES
     table_dtype: sizing.Dtype = "bf16"
     kv_dtype: sizing.Dtype = "bf16"
+    draft: bool = False  # speculative decoding with the MTP layer
     tokens_wanted: int = 0  # `auto` keeps the tables on the GPU if the KV cache then has so many
 
 
@@ -52,6 +56,7 @@ class MemoryPlan:
     """Bytes of one rank."""
 
     weights: sizing.Parts
+    draft: int  # the MTP layer and its FP8 head, where the server drafts
     room: placement.Room
     tables: placement.Where
     why: str  # the reason for that place
@@ -62,7 +67,7 @@ class MemoryPlan:
 
     @property
     def gpu_weights(self) -> int:
-        return self.weights.without_tables + self.gpu_tables
+        return self.weights.without_tables + self.draft + self.gpu_tables
 
     @property
     def host_tables(self) -> int:
@@ -80,16 +85,29 @@ def plan_memory(config: LongcatConfig, memory: MachineMemory, flags: MemoryFlags
     weights = sizing.parts(
         config, ranks=flags.tp, attention_dp=flags.attention_dp, table_dtype=flags.table_dtype
     )
+    draft = draft_bytes(config, tp=flags.tp, attention_dp=flags.attention_dp) * flags.draft
     room = placement.Room(
         tables=weights.tables,
         tables_on_node=weights.tables * (flags.tp // flags.attention_dp),  # replicas share theirs
-        device=device_room(memory, flags, weights=weights.without_tables),
+        device=device_room(memory, flags, weights=weights.without_tables + draft),
         host=memory.host,
-        kv_bytes_per_token=sizing.kv_bytes_per_token(config, flags.kv_dtype),
+        kv_bytes_per_token=sizing.kv_bytes_per_token(config, flags.kv_dtype, draft=flags.draft),
         tokens_wanted=flags.tokens_wanted,
     )
     tables, why = placement.choose(flags.tables, room)
-    return MemoryPlan(weights=weights, room=room, tables=tables, why=why)
+    return MemoryPlan(weights=weights, draft=draft, room=room, tables=tables, why=why)
+
+
+def draft_bytes(config: LongcatConfig, *, tp: int, attention_dp: int = 1) -> int:
+    """`sizing.draft_bytes` as LONGCAT_DRAFT_EMBEDDING and LONGCAT_DRAFT_HEAD decide it. `auto`
+    counts the FP8 copy on every GPU, although only Hopper has it."""
+    return sizing.draft_bytes(
+        config,
+        ranks=tp,
+        attention_dp=attention_dp,
+        own_embedding=env.draft_embedding() == "mtp",
+        fp8_head=env.draft_head() != "bf16",
+    )
 
 
 def device_room(memory: MachineMemory, flags: MemoryFlags, *, weights: int) -> int:

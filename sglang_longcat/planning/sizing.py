@@ -20,8 +20,9 @@ GIB, MIB = 1 << 30, 1 << 20
 WIDTH = {"F32": 4, "BF16": 2, "F8_E4M3": 1}  # bytes of a value, by safetensors' name of its dtype
 KV_WIDTH = {"bf16": 2, "fp8": 1}
 _BLOCK = (128, 128)
-# Whole on every rank: the latent projections feed all heads, and the router scores all experts.
-_REPLICATED = (".q_a_proj.", ".kv_a_proj_with_mqa.", "norm", ".router.", "enorm.m", "hnorm.m")
+# Whole on every rank: the latent projections feed all heads, the router scores all experts, and
+# the draft joins its two inputs.
+_REPLICATED = (".q_a_proj.", ".kv_a_proj_with_mqa.", "norm", ".router.", "norm.m", ".eh_proj.")
 # Repeated on every replica of attention, and split over that replica's ranks.
 _OF_ATTENTION = (".self_attn.", "embed_tokens")
 
@@ -71,6 +72,31 @@ def parts(
     return Parts(tables=table_bytes(config, table_dtype, ranks=replica), **sums)
 
 
+def draft_bytes(
+    config: LongcatConfig,
+    *,
+    ranks: int = 1,
+    attention_dp: int = 1,
+    own_embedding: bool = True,
+    fp8_head: bool = True,
+) -> int:
+    """What the MTP layer adds to a rank that drafts: its tensors, and the block-FP8 copy of the
+    rank's rows of the head (0.38 GiB on one GPU). A token map makes the copy smaller."""
+    with_mtp, without = (
+        parts(config, ranks=ranks, attention_dp=attention_dp, mtp=mtp) for mtp in (True, False)
+    )
+    mtp = with_mtp.without_tables - without.without_tables
+    if not own_embedding:
+        mtp -= with_mtp.embedding - without.embedding
+    return mtp + fp8_head * fp8_copy_bytes(-(-config.vocab_size // ranks), config.hidden_size)
+
+
+def fp8_copy_bytes(rows: int, columns: int) -> int:
+    """A weight in block FP8, with a scale for 128 x 128 values."""
+    scales = -(-rows // _BLOCK[0]) * -(-columns // _BLOCK[1])
+    return rows * columns * WIDTH["F8_E4M3"] + scales * WIDTH["F32"]
+
+
 def _use(name: str) -> str:
     if "embed_tokens" in name:
         return "embedding"
@@ -96,13 +122,15 @@ def weight_bytes(config: LongcatConfig, *, mtp: bool = False) -> int:
     return whole.tables + whole.without_tables - whole.copies
 
 
-def kv_values_per_token(config: LongcatConfig) -> int:
-    """Of every rank, since the latent is not split. A layer has two attention blocks."""
-    return 2 * config.num_layers * (config.kv_lora_rank + config.qk_rope_head_dim)
+def kv_values_per_token(config: LongcatConfig, *, draft: bool = False) -> int:
+    """Of every rank, since the latent is not split. A layer has two attention blocks, and the MTP
+    layer that drafts has one."""
+    blocks = 2 * config.num_layers + draft
+    return blocks * (config.kv_lora_rank + config.qk_rope_head_dim)
 
 
-def kv_bytes_per_token(config: LongcatConfig, dtype: Dtype = "bf16") -> int:
-    return kv_values_per_token(config) * KV_WIDTH[dtype]
+def kv_bytes_per_token(config: LongcatConfig, dtype: Dtype = "bf16", *, draft: bool = False) -> int:
+    return kv_values_per_token(config, draft=draft) * KV_WIDTH[dtype]
 
 
 def experts_read(config: LongcatConfig, batch: int) -> float:

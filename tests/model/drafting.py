@@ -18,11 +18,13 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sglang_longcat.reference import ReferenceModel
+from sglang_longcat.testing.values import block_fp8
 
 # The word row outweighs the rest of the target's stream, and is nearly all that a draft goes by:
 # the two agree on half of the tokens.
 _WORD_GAIN = 60.0
 _DAMPED = 0.05
+_BLOCK = 128  # rows and columns that share a scale
 
 
 def predictable(path: Path, to: Path) -> Path:
@@ -87,6 +89,8 @@ class Drafter:
     """The reference MTP layer in SGLang's drafting loop.
 
     word: read the target's word table. vocabulary: the tokens that may be drafted, all if None.
+    fp8_head: choose them with a block-FP8 copy of the head, from rounded hidden states to rounded
+    logits.
     """
 
     def __init__(
@@ -95,11 +99,14 @@ class Drafter:
         *,
         word: bool = False,
         vocabulary: torch.Tensor | None = None,
+        fp8_head: bool = False,
     ) -> None:
         assert model.mtp is not None
         self.model, self.head = model, model.mtp
         self.vocabulary = torch.arange(len(model.lm_head)) if vocabulary is None else vocabulary
         self.rows = model.embedding.word if word else model.mtp.word
+        self.lm_head = model.lm_head[self.vocabulary]
+        self.fp8_head = block_fp8(self.lm_head, block=_BLOCK) if fp8_head else None
 
     @torch.no_grad()
     def drafts(self, ids: torch.Tensor, hidden: torch.Tensor, *, steps: int) -> list[int]:
@@ -108,12 +115,19 @@ class Drafter:
         embeddings, tokens = self.rows[ids[1:]], []
         while True:
             drafted = self.head.hidden(embeddings, hidden)[-1:]
-            logits = F.linear(drafted, self.model.lm_head[self.vocabulary])
-            tokens.append(int(self.vocabulary[logits.argmax()]))
+            tokens.append(int(self.vocabulary[self.logits(drafted).argmax()]))
             if len(tokens) == steps:
                 return tokens
             hidden = torch.cat((hidden, drafted))
             embeddings = torch.cat((embeddings, self.rows[tokens[-1]][None]))
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.fp8_head is None:
+            return F.linear(hidden, self.lm_head)
+        weight, scales = self.fp8_head
+        spread = scales.repeat_interleave(_BLOCK, 0).repeat_interleave(_BLOCK, 1)
+        rows = weight.float() * spread[: weight.shape[0], : weight.shape[1]]
+        return F.linear(hidden.bfloat16().float(), rows).bfloat16()
 
     def accepted(self, prompt: Sequence[int], output: Sequence[int], *, steps: int) -> Counter[int]:
         """How many verifications accept 0, 1, .. `steps` drafts while `output` is decided. The last

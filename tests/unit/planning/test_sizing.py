@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,34 @@ def test_published_sizes():
     assert sizing.table_bytes(LITE) == 31_406_985_216 * 2
     assert sizing.kv_bytes_per_token(LITE) == 31.5 * 1024
     assert sizing.weight_bytes(sizing.in_fp8(LITE)) / 1e9 == pytest.approx(101, abs=1)
+
+
+def test_what_drafting_adds():
+    """Red if the MTP layer, its kv_b_proj in the form for decoding, the FP8 copy of the head or the
+    MTP layer's KV rows are left out, or the copy where LONGCAT_DRAFT_HEAD takes it away. Ranks
+    share the copy; eh_proj is whole on each."""
+    layer = sizing.weight_bytes(LITE, mtp=True) - sizing.weight_bytes(LITE)
+    copy = 131072 * 3072 + 1024 * 24 * 4
+    kv_b = 32 * (128 + 128) * 512 * 2
+    assert sizing.fp8_copy_bytes(131072, 3072) == copy
+    assert sizing.draft_bytes(LITE) == layer + kv_b + copy
+    assert sizing.draft_bytes(LITE, fp8_head=False) == layer + kv_b
+    word = 131072 * 3072 * 2
+    assert sizing.draft_bytes(LITE, own_embedding=False) == layer + kv_b + copy - word
+    halves = 2 * sizing.draft_bytes(LITE, ranks=2) - sizing.draft_bytes(LITE)
+    assert 2 * 3072 * 3072 * 2 < halves < 60e6  # eh_proj, and the latent projections
+    assert sizing.kv_bytes_per_token(LITE, draft=True) == 31.5 * 1024 * 29 / 28
+
+
+@pytest.mark.parametrize(("head", "gib"), [("auto", 1.33), ("bf16", 0.96)])
+def test_a_plan_with_drafts(monkeypatch, head, gib):
+    """Red if a plan for speculative decoding has the KV cache of one without."""
+    monkeypatch.setenv("LONGCAT_DRAFT_HEAD", head)
+    memory, flags = MachineMemory.of_gpu(139), MemoryFlags(tables="host")
+    plain, drafting = (plan_memory(LITE, memory, replace(flags, draft=on)) for on in (False, True))
+    assert (drafting.gpu_weights - plain.gpu_weights) / GIB == pytest.approx(gib, abs=0.01)
+    room = plain.room.device - (drafting.gpu_weights - plain.gpu_weights)
+    assert drafting.kv_tokens == room // (63 * 512 * 29 // 28)
 
 
 def test_attention_dp_repeats_attention_embedding_and_tables():
