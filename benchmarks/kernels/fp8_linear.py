@@ -79,7 +79,11 @@ def library_call(
     shape: workloads.Shape, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor
 ) -> Call:
     """What SGLang launches behind the kernel that made x, which also quantised it: DeepGEMM, and
-    for SwiGLU the activation, which quantises the next layer's input."""
+    for SwiGLU the activation, which quantises the next layer's input. A draft's head is a copy of a
+    bf16 one, which cuBLAS multiplies."""
+    if shape.name == "head":
+        head = weight.to(torch.bfloat16)
+        return lambda: torch.nn.functional.linear(x, head)
     import deep_gemm as library
 
     q, scales = quantise(x)

@@ -38,10 +38,10 @@ MOST_SHARED = 110 << 10  # bytes of one program: two of them fit an SM (227 KiB)
 
 Group = tuple[Op, int]  # shapes of one operation and number of columns share their kernels
 RANKS = {
-    1: (*workloads.LITE, *workloads.DRAFT),
-    2: workloads.LITE_TP2,
-    4: workloads.LITE_TP4,
-    8: workloads.LITE_TP8,
+    1: (*workloads.LITE, *workloads.DRAFT, workloads.HEADS[1]),
+    2: (*workloads.LITE_TP2, workloads.HEADS[2]),
+    4: (*workloads.LITE_TP4, workloads.HEADS[4]),
+    8: (*workloads.LITE_TP8, workloads.HEADS[8]),
 }
 
 

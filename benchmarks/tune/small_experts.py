@@ -47,7 +47,7 @@ def _up(fp8: bool) -> Iterator[tuple[int, int, int, int]]:
     """Two tiles (gate, up) of 2 to 16 KB ahead, at most 64 registers of a thread."""
     width = 1 if fp8 else 2
     for rows, block, ahead, warps in itertools.product(
-        (1, 2, 4, 8), (512, 1024), (1, 2, 3, 6), (1, 2, 4)
+        (1, 2, 4, 8), (512, 1024), (1, 2, 3, 6), (1, 2, 4, 8)
     ):
         elements = rows * block // (32 * warps)
         held = 2 * ahead * elements * width // 4
@@ -57,9 +57,9 @@ def _up(fp8: bool) -> Iterator[tuple[int, int, int, int]]:
 
 def _down(fp8: bool, columns: int) -> Iterator[tuple[int, int, int]]:
     width = 1 if fp8 else 2
-    for rows, ahead, warps in itertools.product((1, 2, 4, 8, 16), (4, 8, 12), (1, 2, 4)):
+    for rows, ahead, warps in itertools.product((1, 2, 4, 8, 16), (4, 6, 8, 12), (1, 2, 4, 8)):
         elements = rows * columns // (32 * warps)
-        if 8 <= elements <= 32 and ahead * elements * width // 4 <= 128:
+        if 8 <= elements <= 64 and ahead * elements * width // 4 <= 128:
             yield rows, ahead, warps
 
 

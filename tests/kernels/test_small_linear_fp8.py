@@ -13,10 +13,11 @@ from tests.kernels.test_small_linear import check, force
 
 OPS = {"linear": linear, "swiglu_linear": swiglu_linear}
 SHAPES = [*workloads.LITE, *workloads.LITE_TP2, *workloads.LITE_TP4, *workloads.LITE_TP8]
+ALL = [*SHAPES, *workloads.DRAFT, *workloads.HEADS.values()]
 TUNED = sorted(
     {
         c
-        for s in (*SHAPES, *workloads.DRAFT)
+        for s in ALL
         for t in workloads.BATCHES
         if (c := configs.find(s.op, s.rows, s.columns, t, fp8=True))
     }
@@ -105,7 +106,7 @@ def test_what_is_not_served_says_so(device: str) -> None:
 
 def test_the_table_decides_what_pays() -> None:
     """Red if the table loses a shape of the model."""
-    for shape in (*SHAPES, *workloads.DRAFT):
+    for shape in ALL:
         key = configs.shape_key(shape.op, shape.rows, shape.columns, fp8=True)
         assert f'"{key}"' in configs.TABLE.read_text()
     weight = torch.empty(12288, 3072, dtype=torch.float8_e4m3fn, device="meta")
@@ -115,7 +116,7 @@ def test_the_table_decides_what_pays() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("shape", [*SHAPES, *workloads.DRAFT], ids=lambda s: f"{s.name}-{s.rows}")
+@pytest.mark.parametrize("shape", ALL, ids=lambda s: f"{s.name}-{s.rows}")
 @pytest.mark.parametrize("tokens", [1, 2, 4, 7, 16, 30])
 def test_model_shapes(shape: workloads.Shape, tokens: int) -> None:
     inputs = workloads.make_fp8_inputs(tokens, shape.rows, shape.columns, seed=7, device="cuda")

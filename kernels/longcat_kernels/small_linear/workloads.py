@@ -50,10 +50,9 @@ LITE = model_shapes()
 LITE_TP2 = model_shapes(mlp_ranks=2, attention_ranks=2)
 LITE_TP4 = model_shapes(mlp_ranks=4, attention_ranks=4)
 LITE_TP8 = model_shapes(mlp_ranks=8, attention_ranks=8)
-DRAFT = (  # of the draft: its first projection, and an FP8 copy of the output head
-    Shape("eh", "linear", lite.HIDDEN, 2 * lite.HIDDEN),
-    Shape("head", "linear", lite.VOCAB, lite.HIDDEN),
-)
+DRAFT = (Shape("eh", "linear", lite.HIDDEN, 2 * lite.HIDDEN),)  # whole on every rank
+# The draft's output head, an FP8 copy, on one of so many ranks.
+HEADS = {n: Shape("head", "linear", lite.VOCAB // n, lite.HIDDEN) for n in (1, 2, 4, 8)}
 
 
 def make_inputs(
