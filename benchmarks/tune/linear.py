@@ -46,12 +46,17 @@ RANKS = {
 
 
 def candidates(op: Op, columns: int, most: int, fp8: bool) -> list[Config]:
-    """Half of them are mma, which serves 1 to 32 tokens. Random, but the same ones each time."""
+    """As many of each program. Random, but the same ones each time."""
     draw = random.Random(0)
-    makers = (_fp8_gemv, _fp8_mma) if fp8 else (_gemv, _mma)
-    gemv, mma = (list(make(op, columns)) for make in makers)
-    half = most // 2
-    return [c for all_ in (gemv, mma) for c in draw.sample(all_, min(len(all_), half))]
+    makers = (_fp8_gemv, _fp8_few, _fp8_mma) if fp8 else (_gemv, _mma)
+    kinds = [list(make(op, columns)) for make in makers]
+    share = most // len(kinds)
+    return [c for all_ in kinds for c in draw.sample(all_, min(len(all_), share))]
+
+
+def able(config: Config, tokens: int) -> bool:
+    """Whether a configuration serves so many tokens."""
+    return tokens <= {"gemv": 1, "few": configs.FEW, "mma": configs.MOST_TOKENS}[config.program]
 
 
 def _gemv(op: Op, columns: int) -> Iterator[Config]:
@@ -94,6 +99,19 @@ def _fp8_gemv(op: Op, columns: int) -> Iterator[Config]:
             yield Config("gemv", rows, block, ahead, 1, warps)
 
 
+def _fp8_few(op: Op, columns: int) -> Iterator[Config]:
+    """Warps have columns of their own, so that x lies where the weights lie."""
+    weights = 2 if op == "swiglu_linear" else 1
+    for rows, block, ahead, warps in itertools.product(
+        (1, 2, 4, 8), (256, 512, 1024, 2048), (1, 2, 3, 4, 6), (1, 2, 4, 8)
+    ):
+        elements = weights * rows * block // (32 * warps)
+        fits = 8 <= elements <= 32 and block >= 256 * warps and ahead * elements <= 128
+        enough = ahead * weights * rows * block >= 2 << 10
+        if fits and enough and (columns % block == 0 or block <= 1024) and ahead * block <= columns:
+            yield Config("few", rows, block, ahead, 1, warps)
+
+
 def _fp8_mma(op: Op, columns: int) -> Iterator[Config]:
     weights = 2 if op == "swiglu_linear" else 1
     for rows, block, ahead, stages, warps in itertools.product(
@@ -127,7 +145,7 @@ def _compile(part: tuple[list[tuple[Op, int, Config]], int, bool]) -> None:
             x = torch.zeros(configs.MOST_TOKENS, columns, dtype=torch.bfloat16)
             weight = torch.zeros(256, columns, dtype=torch.float8_e4m3fn if fp8 else x.dtype)
             scales = torch.zeros(2, columns // configs.BLOCK) if fp8 else None
-            for tokens in (1,) if config.program == "gemv" else (2, configs.MOST_TOKENS):
+            for tokens in {"gemv": (1,), "few": (2, 4), "mma": (2, 32)}[config.program]:
                 launch(op, x[:tokens], weight, scales, config)
 
 
@@ -166,7 +184,9 @@ class Timer:
         torch.testing.assert_close(got, wanted, rtol=2**-6, atol=2**-8)
 
 
-def tune(shape: workloads.Shape, choice: Sequence[Config], fp8: bool) -> dict[str, Config | None]:
+def tune(
+    shape: workloads.Shape, choice: Sequence[Config], fp8: bool, sizes: Sequence[int]
+) -> dict[str, Config | None]:
     """The entries of one shape. Each is printed when it is known."""
     size = (1 if fp8 else 2) * shape.rows * shape.columns
     copies = max(2, 1 + 2 * l2_bytes() // size)
@@ -175,10 +195,9 @@ def tune(shape: workloads.Shape, choice: Sequence[Config], fp8: bool) -> dict[st
         for i in range(copies)
     ]
     entries: dict[str, Config | None] = {}
-    for tokens in configs.TOKENS:
+    for tokens in sizes:
         timer = Timer(shape, tokens, weights)
-        able = [c for c in choice if c.program == "mma" or tokens == 1]
-        best, us = fastest(able, timer.of)
+        best, us = fastest([c for c in choice if able(c, tokens)], timer.of)
         timer.check(best)
         library = timer.of_library()
         entries[str(tokens)] = best if us < WORTH * library else None
@@ -203,7 +222,9 @@ def fastest(
 
 
 def write(path: Path, tuned: dict[str, dict[str, Config | None]]) -> None:
-    table = {**json.loads(configs.TABLE.read_text()), **tuned}
+    table = json.loads(configs.TABLE.read_text())
+    for key, entries in tuned.items():
+        table[key] = {**table.get(key, {}), **entries}
     blocks = []
     for key, entries in table.items():
         lines = ",\n".join(f'    "{t}": {json.dumps(config)}' for t, config in entries.items())
@@ -217,6 +238,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--shapes", nargs="+", choices=names, default=names)
     parser.add_argument("--fp8", action="store_true", help="block-FP8 weights")
     parser.add_argument("--ranks", nargs="+", type=int, choices=RANKS, default=list(RANKS))
+    parser.add_argument("--tokens", nargs="+", type=int, default=list(configs.TOKENS))
+    parser.add_argument("--programs", nargs="+", default=["gemv", "few", "mma"])
     parser.add_argument("--candidates", type=int, default=42, help="of each operation and width")
     parser.add_argument("--out", type=Path, default=configs.TABLE)
     options = parser.parse_args(argv)
@@ -226,7 +249,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = dict.fromkeys(shape for ranks in options.ranks for shape in RANKS[ranks])
     shapes = [shape for shape in chosen if shape.name in options.shapes]
     groups = {
-        (s.op, s.columns): candidates(s.op, s.columns, options.candidates, fp8) for s in shapes
+        (s.op, s.columns): [
+            config
+            for config in candidates(s.op, s.columns, options.candidates, fp8)
+            if config.program in options.programs
+        ]
+        for s in shapes
     }
     begin = time.perf_counter()
     major, minor = torch.cuda.get_device_capability()
@@ -237,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tuned = {}
     for s in shapes:
         key = configs.shape_key(s.op, s.rows, s.columns, fp8)
-        tuned[key] = tune(s, groups[s.op, s.columns], fp8)
+        tuned[key] = tune(s, groups[s.op, s.columns], fp8, options.tokens)
         write(options.out, tuned)  # each time: a run that is cut off leaves what it has
     print(f"{time.perf_counter() - begin:.0f} s in all")
 

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 TABLE = Path(__file__).with_name("configs.json")
 TOKENS = (1, 2, 4, 8, 16, 32)  # a batch takes the entry of the next one up
+FEW = 4  # most tokens of the program `few`
 MOST_TOKENS = TOKENS[-1]  # for more tokens cuBLAS has good tiles to choose from
 
 BLOCK = 128  # rows and columns of a block-FP8 weight that share a scale
@@ -22,8 +23,8 @@ Op = Literal["linear", "swiglu_linear"]
 
 
 class Config(NamedTuple):
-    """program: "gemv" (one token only) or "mma". Tiles have block_n rows and block_k columns, and
-    `ahead` of them are read before the wait (block FP8 and mma: so many tiles of 128 columns).
+    """program: "gemv" (one token), "few" (up to four, block FP8) or "mma". Tiles have block_n rows
+    and block_k columns, and `ahead` of them are read before the wait (block FP8 and mma: so many tiles of 128 columns).
     stages: of the pipeline (mma only). Block FP8: block_n divides 128, which divides block_k."""
 
     program: str
@@ -45,7 +46,8 @@ def find(op: Op, rows: int, columns: int, tokens: int, fp8: bool = False) -> Con
 def fallback(columns: int, tokens: int, fp8: bool = False) -> Config:
     """For shapes that nobody tuned."""
     if fp8:
-        program, rows = ("gemv", 4) if tokens == 1 else ("mma", 16)
+        program = "gemv" if tokens == 1 else "few" if tokens <= FEW else "mma"
+        rows = 16 if program == "mma" else 4
         return Config(program, block_n=rows, block_k=128, ahead=1, stages=4, warps=2)
     power = max(1 << (columns - 1).bit_length(), 16)
     if tokens == 1:

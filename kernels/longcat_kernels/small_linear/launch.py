@@ -1,4 +1,4 @@
-"""Launches the small projections: which of the four kernels, with which arguments."""
+"""Launches the small projections: which of the five kernels, with which arguments."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import triton
 
 from longcat_kernels.dispatch import pdl_options
 from longcat_kernels.small_linear import _triton, _triton_fp8
+from longcat_kernels.small_linear._triton_fp8_few import _few_kernel
 from longcat_kernels.small_linear.configs import Config, Op, fallback, find
 
 
@@ -40,13 +41,17 @@ def launch(
         "num_warps": config.warps,
         **pdl_options(x),
     }
-    kernels = _triton_fp8 if fp8 else _triton
     grid = (triton.cdiv(n, config.block_n),)
+    kernels = _triton_fp8 if fp8 else _triton
     if config.program == "gemv":
         kernels._gemv_kernel[grid](x, *weights, out, n, **constants)
+        return out
+    arguments = x, *weights, out, tokens, x.stride(0), n
+    if config.program == "few":
+        _few_kernel[grid](*arguments, TOKENS=2 if tokens <= 2 else 4, **constants)
     else:
         constants |= {"STAGES": config.stages, "TOKENS": 16 if tokens <= 16 else 32}
-        kernels._mma_kernel[grid](x, *weights, out, tokens, x.stride(0), n, **constants)
+        kernels._mma_kernel[grid](*arguments, **constants)
     return out
 
 
