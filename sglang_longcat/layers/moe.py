@@ -27,6 +27,7 @@ from longcat_kernels.moe_router import Options, Routing, route, route_tokens, su
 from longcat_kernels.small_experts import Weights, is_faster
 from longcat_kernels.small_experts import experts as small_experts
 from longcat_kernels.small_experts import supports as supports_small
+from sglang_longcat import env
 from sglang_longcat.layers.fp8_inputs import accepts_pair, pair_of
 from sglang_longcat.layers.operations import is_enabled
 from sglang_longcat.layers.step import is_deterministic
@@ -138,14 +139,14 @@ class LongcatMoE(LongcatFlashMoE):
         """Whether this step's mixture runs our kernels: few tokens, whole activations, ids of this
         rank's own experts, and weights that the Triton runner would read."""
         return (
-            x.is_cuda
+            env.small_experts()
+            and x.is_cuda
             and x.ndim == 2
             and x.dtype == torch.bfloat16
             and self.ids_are_local
             and has_plain_weights(self.experts)
             and is_faster(expert_weights(self.experts), len(x))
             and not torch.compiler.is_compiling()
-            and is_enabled("small_experts")
         )
 
     def reads_pair(self, x: torch.Tensor) -> bool:

@@ -24,8 +24,9 @@ Op = Literal["linear", "swiglu_linear"]
 
 class Config(NamedTuple):
     """program: "gemv" (one token), "few" (up to four, block FP8) or "mma". Tiles have block_n rows
-    and block_k columns, and `ahead` of them are read before the wait (block FP8 and mma: so many tiles of 128 columns).
-    stages: of the pipeline (mma only). Block FP8: block_n divides 128, which divides block_k."""
+    and block_k columns, and `ahead` of them are read before the wait (block FP8 and mma: so many
+    tiles of 128 columns). stages: of the pipeline (mma only). Block FP8: block_n divides 128, which
+    divides block_k."""
 
     program: str
     block_n: int

@@ -157,7 +157,7 @@ def test_which_steps_take_our_launches(layer, monkeypatch):
     monkeypatch.setattr(moe, "has_plain_weights", lambda experts: True)
     monkeypatch.setattr(moe, "expert_weights", lambda experts: None)
     monkeypatch.setattr(moe, "is_faster", lambda weights, tokens: tokens <= 2)
-    monkeypatch.setattr(moe, "is_enabled", lambda name: name == "small_experts")
+    monkeypatch.setenv("LONGCAT_SMALL_EXPERTS", "1")
 
     class OnGpu(torch.Tensor):
         is_cuda = True
@@ -171,4 +171,7 @@ def test_which_steps_take_our_launches(layer, monkeypatch):
     assert not layer.use_small_experts(tokens(2, torch.float16))
     assert not layer.use_small_experts(torch.zeros(2, HIDDEN, dtype=torch.bfloat16))
     layer.ids_are_local = False
+    assert not layer.use_small_experts(tokens(2))
+    layer.ids_are_local = True
+    monkeypatch.delenv("LONGCAT_SMALL_EXPERTS")
     assert not layer.use_small_experts(tokens(2))
