@@ -183,6 +183,7 @@ ATTRIBUTES: tuple[Needs, ...] = (
         "layers.quantization.unquant:UnquantizedLinearMethod.apply",
         ("layer", "x", "bias"),
     ),
+    Needs("layers.quantization.unquant:UnquantizedFusedMoEMethod"),
     Needs("layers.quantization.unquant:get_bf16_gemm_backend"),
     Needs("layers.quantization.unquant:Bf16GemmBackend.is_auto"),
     Needs("models.longcat_flash:LongcatFlashMoE", ("config", "layer_id", "quant_config")),
