@@ -91,7 +91,7 @@ def test_configurations(device: str, config: Config, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     "config", [c for c in OTHERS if c.block_n > 1], ids=lambda c: "-".join(map(str, c))
-)
+)  # a program a row takes the interpreter 17 s
 def test_swiglu_configurations(
     device: str, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
