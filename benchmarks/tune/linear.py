@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import json
 import multiprocessing
 import os
 import random
@@ -30,6 +29,7 @@ import torch
 from benchmarks.kernels import fp8_linear
 from benchmarks.kernels.small_linear import library_call
 from benchmarks.kernels.timing import PEAK_BYTES_PER_SECOND, Call, gpu_name, graph_us, l2_bytes
+from benchmarks.tune.table import write
 from longcat_kernels.small_linear import configs, reference, workloads
 from longcat_kernels.small_linear.configs import Config, Op
 
@@ -221,17 +221,6 @@ def fastest(
     return best, times[best]
 
 
-def write(path: Path, tuned: dict[str, dict[str, Config | None]]) -> None:
-    table = json.loads(configs.TABLE.read_text())
-    for key, entries in tuned.items():
-        table[key] = {**table.get(key, {}), **entries}
-    blocks = []
-    for key, entries in table.items():
-        lines = ",\n".join(f'    "{t}": {json.dumps(config)}' for t, config in entries.items())
-        blocks.append(f'  "{key}": {{\n{lines}\n  }}')
-    path.write_text("{\n" + ",\n".join(blocks) + "\n}\n")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     names = sorted({shape.name for shapes in RANKS.values() for shape in shapes})
@@ -266,7 +255,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for s in shapes:
         key = configs.shape_key(s.op, s.rows, s.columns, fp8)
         tuned[key] = tune(s, groups[s.op, s.columns], fp8, options.tokens)
-        write(options.out, tuned)  # each time: a run that is cut off leaves what it has
+        write(
+            options.out, tuned, configs.TABLE
+        )  # each time: a run that is cut off leaves what it has
     print(f"{time.perf_counter() - begin:.0f} s in all")
 
 

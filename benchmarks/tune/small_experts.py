@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import json
 import multiprocessing
 import os
 import time
@@ -26,6 +25,7 @@ import torch
 
 from benchmarks.kernels.small_experts import SHAPES, grouped, weights_of
 from benchmarks.kernels.timing import graph_us
+from benchmarks.tune.table import write
 from longcat_kernels.small_experts import configs, launch, reference, workloads
 from longcat_kernels.small_experts.configs import Config
 
@@ -170,15 +170,6 @@ def _fastest(choice: Iterable[Config], time_of: Callable[[Config], float]) -> li
     return sorted(choice, key=time_of)[:FINALISTS]
 
 
-def write(path: Path, tuned: dict[str, dict[str, Config | None]]) -> None:
-    table = {**json.loads(configs.TABLE.read_text()), **tuned}
-    blocks = []
-    for key, entries in table.items():
-        lines = ",\n".join(f'    "{t}": {json.dumps(config)}' for t, config in entries.items())
-        blocks.append(f'  "{key}": {{\n{lines}\n  }}')
-    path.write_text("{\n" + ",\n".join(blocks) + "\n}\n")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
@@ -201,7 +192,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         entries = tuned.setdefault(configs.key(shape.columns, shape.hidden, fp8), {})
         for tokens in options.tokens:
             entries[str(tokens)] = tune(name, tokens, choice[name])
-            write(options.out, tuned)  # each time: a run that is cut off leaves what it has
+            write(
+                options.out, tuned, configs.TABLE
+            )  # each time: a run that is cut off leaves what it has
     print(f"{time.perf_counter() - begin:.0f} s in all")
 
 

@@ -22,11 +22,9 @@ from longcat_kernels.dispatch import use_triton
 from longcat_kernels.small_experts import reference
 from longcat_kernels.small_experts.configs import find
 from longcat_kernels.small_experts.reference import Weights
+from longcat_kernels.small_linear import BLOCK, FP8
 
 __all__ = ["Weights", "experts", "is_faster", "supports"]
-
-BLOCK = 128
-FP8 = torch.float8_e4m3fn
 
 
 def supports(weights: Weights) -> bool:
