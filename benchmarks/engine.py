@@ -252,8 +252,10 @@ def steady_rate(engine: Any) -> float:
     return float(sum(state["last_gen_throughput"] for state in states))
 
 
-def random_prompts(size: int, length: int, rng: random.Random) -> list[list[int]]:
-    return [[rng.randrange(10, 131000) for _ in range(length)] for _ in range(size)]
+def random_prompts(
+    size: int, length: int, rng: random.Random, vocabulary: int = 131000
+) -> list[list[int]]:
+    return [[rng.randrange(10, vocabulary) for _ in range(length)] for _ in range(size)]
 
 
 def generate(engine: Any, prompts: list[list[int]], tokens: int) -> None:
