@@ -53,7 +53,10 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     raw = argparse.RawTextHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.serving", description=__doc__, formatter_class=raw
+        prog="python -m benchmarks.serving",
+        description=__doc__,
+        formatter_class=raw,
+        allow_abbrev=False,  # SGLang's flags must not be taken for ours
     )
     parser.add_argument("recipe", type=serve.recipe_path, help="a name or a YAML file")
     parser.add_argument("--arms", default="ours", help=", ".join(ARMS))
