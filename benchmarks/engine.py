@@ -128,6 +128,13 @@ def run_arm(arm: str) -> list[dict[str, Any]]:
     return [json.loads(line[7:]) for line in lines if line.startswith("RESULT ")]
 
 
+def run_arms(module: str, arms: str) -> None:
+    """This command line again as `python -m module ... --arm ARM`, in a process for each arm."""
+    for arm in arms.split(","):
+        command = [sys.executable, "-m", module, *sys.argv[1:], "--arm", arm]
+        subprocess.run(command, env=arm_environment(arm), check=True)
+
+
 def arm_environment(arm: str) -> dict[str, str]:
     return {
         **os.environ,

@@ -58,10 +58,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.arm:
         profile_arm(args)
-        return
-    for arm in args.arms.split(","):
-        command = [sys.executable, "-m", "benchmarks.profile_host", *sys.argv[1:], "--arm", arm]
-        subprocess.run(command, env=engine_benchmark.arm_environment(arm), check=True)
+    else:
+        engine_benchmark.run_arms("benchmarks.profile_host", args.arms)
 
 
 def profile_arm(args: argparse.Namespace) -> None:

@@ -21,7 +21,6 @@ import json
 import random
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -79,10 +78,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.arm:
         trace_arm(args)
-        return
-    for arm in args.arms.split(","):
-        command = [sys.executable, "-m", "benchmarks.profile_step", *sys.argv[1:], "--arm", arm]
-        subprocess.run(command, env=engine_benchmark.arm_environment(arm), check=True)
+    else:
+        engine_benchmark.run_arms("benchmarks.profile_step", args.arms)
 
 
 def trace_arm(args: argparse.Namespace) -> None:

@@ -27,11 +27,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from benchmarks.serving import log, run, server
+from benchmarks.serving import run, server
 from benchmarks.serving.arms import ARMS, DRAFTS, Arm, added
 from benchmarks.serving.model import write_model
 from benchmarks.serving.report import Report
@@ -88,8 +87,8 @@ def measured(arm: str, args: argparse.Namespace, report: Report) -> bool:
 
 
 def measure(name: str, args: argparse.Namespace, report: Report) -> None:
-    arm, logs = ARMS[name], args.out.parent / "logs"
-    logs.mkdir(exist_ok=True)
+    arm, log_file = ARMS[name], args.out.parent / "logs" / f"{name}.log"
+    log_file.parent.mkdir(exist_ok=True)
     serve.refuse_busy_port(args.port)
     with tempfile.TemporaryDirectory(prefix="serving-") as folder:
         model = write_model(
@@ -97,20 +96,18 @@ def measure(name: str, args: argparse.Namespace, report: Report) -> None:
             checkpoint=args.flags.get("model-path"),
             in_tree=arm.is_in_tree,
         )
-        command, env = server_command(arm, args, Path(folder), model), environment(arm, args)
+        command = server_command(arm, args, Path(folder), model)
+        env = arm.environment(args.recipe, arm.flags(args.flags))
+        about = {
+            "flags": arm.flags(args.flags),
+            "environment": added(env),
+            "server": ["python", *command[1:]],
+        }
         print(f"{name}: {shlex.join(command)}", flush=True)
-        log_file = logs / f"{name}.log"
         where = {"log_file": log_file, "port": args.port}
         with server.running(command, env, timeout=args.timeout, **where):
-            text = log_file.read_text(errors="replace")
-            about: dict[str, Any] = {
-                "class": server.require_class(text, arm.module),
-                "kv_tokens": log.kv_tokens(text),
-                "server": ["python", *command[1:]],
-                "flags": arm.flags(args.flags),
-                "environment": added(env),
-            }
-            report.begin(name, about)
+            said = server.read_log(log_file, arm.module)
+            report.begin(name, about | said)
             for load in run.parse_loads(args.users, input=args.input, output=args.output):
                 results = Path(folder) / "results.jsonl"
                 report.add(run.measure(load, model=model, results=results, **where))
@@ -122,10 +119,6 @@ def server_command(arm: Arm, args: argparse.Namespace, folder: Path, model: Path
     command = [sys.executable, "-m", "sglang.launch_server", "--config", str(recipe)]
     command += ["--model-path", str(model), "--load-format", "dummy", "--random-seed", "1"]
     return [*command, "--host", serve.HOST, "--port", str(args.port), *args.server_flags]
-
-
-def environment(arm: Arm, args: argparse.Namespace) -> dict[str, str]:
-    return arm.environment(args.recipe, arm.flags(args.flags))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from benchmarks.serving import log
 from launch import serve
@@ -36,6 +37,12 @@ def running(
         raise
     finally:
         serve.stop(server)
+
+
+def read_log(log_file: Path, module: str) -> dict[str, Any]:
+    """The model classes and the tokens of KV cache of a server that is ready."""
+    text = log_file.read_text(errors="replace")
+    return {"class": require_class(text, module), "kv_tokens": log.kv_tokens(text)}
 
 
 def require_class(text: str, module: str) -> list[str]:
