@@ -32,7 +32,7 @@ def test_ours_is_measured_and_an_arm_that_cannot_start_is_named(tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=900,
         check=False,
     )
     said = (done.stdout + done.stderr)[-6000:]
