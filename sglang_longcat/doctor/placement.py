@@ -78,7 +78,7 @@ def _plan(here: Machine, config: LongcatConfig, flags: MemoryFlags) -> MemoryPla
     gpu = min(here.gpus, key=lambda gpu: gpu.free)
     memory = MachineMemory(gpu_total=gpu.total, gpu_free=gpu.free, host=here.host)
     reserve_mb = reserve.default_runtime_reserve_mb(
-        gpu.total / MIB, flags.tp, attention_dp=flags.attention_dp
+        gpu.total / MIB, flags.tp, attention_dp=flags.attention_dp, draft=flags.draft
     )
     return plan_memory(config, memory, replace(flags, reserve_mb=int(reserve_mb)))
 

@@ -122,6 +122,6 @@ def _reserve_bytes(memory: MachineMemory, flags: MemoryFlags) -> float:
     reserve_mb = flags.reserve_mb
     if reserve_mb is None:
         reserve_mb = reserve.default_runtime_reserve_mb(
-            memory.gpu_total / MIB, flags.tp, attention_dp=flags.attention_dp
+            memory.gpu_total / MIB, flags.tp, attention_dp=flags.attention_dp, draft=flags.draft
         )
     return reserve_mb * MIB
