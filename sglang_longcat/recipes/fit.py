@@ -1,0 +1,156 @@
+"""Does a recipe suit a machine and a checkpoint, and if not, what is missing?
+
+Owns: this comparison, and the memory plan of a recipe. The arithmetic is `planning/plan.py`'s.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sglang_longcat import env
+from sglang_longcat.assets import NANO
+from sglang_longcat.config import LongcatConfig
+from sglang_longcat.planning import placement, reserve, sizing
+from sglang_longcat.planning.plan import (
+    MTP_ALGORITHMS,
+    MachineMemory,
+    MemoryFlags,
+    MemoryPlan,
+    plan_memory,
+)
+from sglang_longcat.planning.sizing import GIB, MIB
+from sglang_longcat.recipes import Recipe, Suits
+
+UNKNOWN_HOST = 1 << 62  # bytes: a described machine whose host memory nobody named
+_SMALL = GIB  # weights of less than this are a small model
+Given = Mapping[str, Any]  # the user's own flags, by SGLang's names: they replace the recipe's
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """gpu: a name in which the family is a word ("NVIDIA H200", "H20-96G"); "" without a GPU."""
+
+    gpu: str
+    gpus: int
+    memory: MachineMemory
+
+    @property
+    def gib(self) -> float:
+        return self.memory.gpu_total / GIB
+
+
+@dataclass(frozen=True)
+class Fit:
+    """missing: one phrase for each thing that the machine or checkpoint lacks; empty: it fits."""
+
+    recipe: Recipe
+    missing: tuple[str, ...]
+    gpus: int  # that the server would use
+    plan: MemoryPlan | None = None
+    context: int = 0  # tokens of the longest request
+
+
+def model_of(config: LongcatConfig) -> str:
+    """Suits.model of a checkpoint."""
+    if config == LongcatConfig.from_dir(NANO):
+        return "nano"
+    return "tiny" if sizing.weight_bytes(config) < _SMALL else "lite"
+
+
+def check(recipe: Recipe, here: Hardware, config: LongcatConfig, given: Given) -> Fit:
+    """recipe: one of the catalogue, for this model (`model_of`)."""
+    assert recipe.suits is not None
+    gpus = _gpus(recipe.suits, given)
+    missing = [*_checkpoint(recipe.suits, config), *_hardware(recipe.suits, here, gpus)]
+    if missing or not gpus:
+        return Fit(recipe, tuple(missing), gpus)
+    context = given.get("context_length") or recipe.flags.get("context_length")
+    context = int(context or config.max_position_embeddings)
+    try:
+        plan = memory_plan(recipe, here, config, given)
+    except ValueError as error:  # a switch with a wrong value, or tables that fit nowhere
+        return Fit(recipe, (str(error).partition(". ")[0],), gpus)
+    missing = [*_tokens(plan, here, given, recipe, context), *_host(plan, here)]
+    return Fit(recipe, tuple(missing), gpus, plan, context)
+
+
+def memory_plan(recipe: Recipe, here: Hardware, config: LongcatConfig, given: Given) -> MemoryPlan:
+    """Of one rank, with the recipe's switches where the environment does not set them."""
+    flags = {**recipe.flags, **given}
+    with env.defaults(recipe.switches):
+        return plan_memory(
+            config,
+            here.memory,
+            MemoryFlags(
+                tp=flags.get("tp_size", 1),
+                attention_dp=flags.get("attn_dp_size", 1),
+                mem_fraction=flags.get("mem_fraction_static"),
+                reserve_mb=_reserve_mb(flags, here.memory.gpu_total / MIB),
+                tables=env.ngram_tables(),
+                table_dtype="fp8" if env.ngram_fp8() else "bf16",
+                draft=flags.get("speculative_algorithm") in MTP_ALGORITHMS,
+                tokens_wanted=flags.get("context_length") or config.max_position_embeddings,
+            ),
+        )
+
+
+def _reserve_mb(flags: Mapping[str, Any], gpu_mb: float) -> float:
+    ranks = flags.get("tp_size", 1)
+    prefill, rows = reserve.default_prefill_and_graph_rows(gpu_mb, ranks)
+    return reserve.runtime_reserve_mb(
+        flags.get("chunked_prefill_size") or prefill,
+        flags.get("cuda_graph_max_bs_decode") or rows,
+        ranks,
+        attention_dp=flags.get("attn_dp_size", 1),
+    )
+
+
+def _gpus(suits: Suits, given: Given) -> int:
+    if not {"tp_size", "dp_size"} & given.keys():
+        return suits.gpus
+    return int(given.get("tp_size", suits.gpus) * given.get("dp_size", 1)) if suits.gpus else 0
+
+
+def _checkpoint(suits: Suits, config: LongcatConfig) -> Iterator[str]:
+    if config.weight_format not in suits.checkpoint:
+        yield f"is for {' or '.join(suits.checkpoint)}, the checkpoint is {config.weight_format}"
+
+
+def _hardware(suits: Suits, here: Hardware, gpus: int) -> Iterator[str]:
+    if not gpus and here.gpus:
+        yield "is for machines without a GPU"
+    if gpus > here.gpus:
+        yield f"needs {gpus} GPU{'s' * (gpus > 1)}, this machine has {here.gpus or 'none'}"
+    if not (gpus and here.gpus):
+        return
+    if suits.gpu and not any(re.search(rf"\b{family}\b", here.gpu) for family in suits.gpu):
+        yield f"is for {' or '.join(suits.gpu)}, this GPU is {here.gpu}"
+    if suits.gpu_memory > here.gib:
+        yield f"needs {suits.gpu_memory:g} GiB of GPU memory, this GPU has {here.gib:.0f}"
+
+
+def _tokens(
+    plan: MemoryPlan, here: Hardware, given: Given, recipe: Recipe, context: int
+) -> Iterator[str]:
+    lacking = (context - plan.kv_tokens) * plan.room.kv_bytes_per_token
+    if lacking > 0:
+        share = {**recipe.flags, **given}.get("mem_fraction_static") or 1
+        free = here.memory.gpu_free / GIB
+        needed = math.ceil(free + lacking / share / GIB)
+        yield (
+            f"needs {needed} GiB of free GPU memory for weights and one request of {context:,} "
+            f"tokens, this GPU has {free:.0f}"
+        )
+
+
+def _host(plan: MemoryPlan, here: Hardware) -> Iterator[str]:
+    needed = plan.host_tables * placement.HOST_MARGIN
+    if needed > here.memory.host:
+        yield (
+            f"needs {needed / GIB:.0f} GiB of host memory for the n-gram tables, "
+            f"{here.memory.host / GIB:.0f} are available"
+        )
