@@ -6,6 +6,8 @@ Owns: the order of recipes that fit, and the error that says of each what is mis
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.planning import sizing
 from sglang_longcat.planning.estimate import read_config
@@ -25,24 +27,31 @@ class NoRecipe(ValueError):
 
 
 def choose(here: Hardware, config: LongcatConfig | None, goal: str, given: Given) -> Fit:
-    """config: None where no checkpoint is named, which asks for the published model, in the first
-    format of `sizing.FORMATS` for which a recipe fits. given: the user's own flags. Raises
-    NoRecipe.
+    """The best of `compare`. goal: one of GOALS. Raises NoRecipe."""
+    fits = compare(here, config, given)
+    fit = best(fits, goal, given)
+    if fit is None:
+        raise NoRecipe(_explain(here, fits, config))
+    return fit
 
-    Of the recipes that fit, first come those for the goal, then balanced ones. Among these, first
-    those that need no flag replaced, then those that use more GPUs, then those that are measured.
-    """
-    formats = sizing.FORMATS if config is None else (config.weight_format,)
+
+def compare(here: Hardware, config: LongcatConfig | None, given: Given) -> list[Fit]:
+    """All candidates for a checkpoint. config: None where none is named, which asks for the
+    published model in any format. given: the user's own flags."""
     model = "lite" if config is None else model_of(config)
-    fits = [
+    return [
         check(recipe, here, config or published(weight_format), given)
-        for weight_format in formats
+        for weight_format in (sizing.FORMATS if config is None else (config.weight_format,))
         for recipe in candidates(model, weight_format)
     ]
+
+
+def best(fits: Iterable[Fit], goal: str, given: Given) -> Fit | None:
+    """Of those that fit, first come formats in the order of `sizing.FORMATS`, then recipes for the
+    goal before balanced and other ones, then those that need no flag replaced, then those that use
+    more GPUs, then those that are measured. None if none fits."""
     fitting = [fit for fit in fits if not fit.missing]
-    if not fitting:
-        raise NoRecipe(_explain(here, fits, formats))
-    return min(fitting, key=lambda fit: _rank(fit, formats, goal, given))
+    return min(fitting, key=lambda fit: _rank(fit, goal, given), default=None)
 
 
 def candidates(model: str, weight_format: str) -> list[Recipe]:
@@ -66,23 +75,21 @@ def goal_rank(recipe: Recipe, goal: str) -> int:
     return 0 if goal in goals else 1 if "balanced" in goals else 2
 
 
-def _rank(fit: Fit, formats: tuple[str, ...], goal: str, given: Given) -> tuple[int | bool, ...]:
+def _rank(fit: Fit, goal: str, given: Given) -> tuple[int | bool, ...]:
     suits, flags = fit.recipe.suits, {"tp_size": 1, **fit.recipe.flags}
-    assert suits is not None
-    replaced = sum(name in flags and flags[name] != value for name, value in given.items())
     return (
-        min(formats.index(f) for f in suits.checkpoint if f in formats),
+        sizing.FORMATS.index(fit.weight_format),
         goal_rank(fit.recipe, goal),
-        replaced,
+        sum(name in flags and flags[name] != value for name, value in given.items()),
         -fit.gpus,
-        not suits.measured,
+        not (suits and suits.measured),
     )
 
 
-def _explain(here: Hardware, fits: list[Fit], formats: tuple[str, ...]) -> str:
-    if not fits:
+def _explain(here: Hardware, fits: list[Fit], config: LongcatConfig | None) -> str:
+    if config and not fits:
         return (
-            f"no recipe is for checkpoints in {formats[0]}; expected one of: "
+            f"no recipe is for {config.weight_format} checkpoints of this size; there are some for "
             f"{', '.join(sizing.FORMATS)}. Write one, and name it: sglang-longcat serve FILE.yaml"
         )
     if not here.gpus:

@@ -48,6 +48,7 @@ class Fit:
     """missing: one phrase for each thing that the machine or checkpoint lacks; empty: it fits."""
 
     recipe: Recipe
+    weight_format: str  # of the checkpoint
     missing: tuple[str, ...]
     gpus: int  # that the server would use
     plan: MemoryPlan | None = None
@@ -67,15 +68,15 @@ def check(recipe: Recipe, here: Hardware, config: LongcatConfig, given: Given) -
     gpus = _gpus(recipe.suits, given)
     missing = [*_checkpoint(recipe.suits, config), *_hardware(recipe.suits, here, gpus)]
     if missing or not gpus:
-        return Fit(recipe, tuple(missing), gpus)
+        return Fit(recipe, config.weight_format, tuple(missing), gpus)
     context = given.get("context_length") or recipe.flags.get("context_length")
     context = int(context or config.max_position_embeddings)
     try:
         plan = memory_plan(recipe, here, config, given)
     except ValueError as error:  # a switch with a wrong value, or tables that fit nowhere
-        return Fit(recipe, (str(error).partition(". ")[0],), gpus)
+        return Fit(recipe, config.weight_format, (str(error).partition(". ")[0],), gpus)
     missing = [*_tokens(plan, here, given, recipe, context), *_host(plan, here)]
-    return Fit(recipe, tuple(missing), gpus, plan, context)
+    return Fit(recipe, config.weight_format, tuple(missing), gpus, plan, context)
 
 
 def memory_plan(recipe: Recipe, here: Hardware, config: LongcatConfig, given: Given) -> MemoryPlan:

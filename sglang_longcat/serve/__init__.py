@@ -89,7 +89,7 @@ def _choice(
     recipe = find(name)
     config = _config(args.model_path) if args.model_path else _of_recipe(recipe)
     if recipe.suits is None or config is None:
-        return Fit(recipe, (), gpus=0), config
+        return Fit(recipe, "", (), gpus=0), config
     return check(recipe, here, config, given), config
 
 
