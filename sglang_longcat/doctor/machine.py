@@ -16,7 +16,7 @@ from sglang_longcat.doctor.finding import Finding
 from sglang_longcat.ngram.host_memory import available_bytes
 from sglang_longcat.planning.plan import MachineMemory
 from sglang_longcat.planning.sizing import GIB
-from sglang_longcat.recipes.fit import Hardware
+from sglang_longcat.recipes.memory import Hardware
 
 UNLIMITED = resource.RLIM_INFINITY
 

@@ -2,7 +2,8 @@
 
 NAME.yaml is one of SGLang's own `--config` files, NAME.env beside it has the switches that it
 needs. `catalogue.toml` says what each recipe suits, `fit` compares this with a machine and a
-checkpoint, and `choose` takes the best. Owns: reading these files. Needs no SGLang.
+checkpoint, `memory` plans its memory there, and `choose` takes the best. Owns: reading these files.
+Needs no SGLang.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from sglang_longcat.config import LongcatConfig
 from sglang_longcat.planning import sizing
 from sglang_longcat.planning.estimate import read_config
 from sglang_longcat.recipes import Recipe, every
-from sglang_longcat.recipes.fit import Fit, Given, Hardware, check, model_of
+from sglang_longcat.recipes.fit import Fit, check, model_of
+from sglang_longcat.recipes.memory import Given, Hardware
 
 ON_CPU = (
     "This machine shows no GPU, and on a CPU only small checkpoints run:\n"

@@ -1,46 +1,24 @@
 """Does a recipe suit a machine and a checkpoint, and if not, what is missing?
 
-Owns: this comparison, and the memory plan of a recipe. The arithmetic is `planning/plan.py`'s.
+Owns: this comparison. The memory plan of a recipe is `memory`'s.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from sglang_longcat import env
 from sglang_longcat.assets import NANO
 from sglang_longcat.config import LongcatConfig
-from sglang_longcat.planning import placement, reserve, sizing
-from sglang_longcat.planning.plan import (
-    MTP_ALGORITHMS,
-    MachineMemory,
-    MemoryFlags,
-    MemoryPlan,
-    plan_memory,
-)
-from sglang_longcat.planning.sizing import GIB, MIB
+from sglang_longcat.planning import placement, sizing
+from sglang_longcat.planning.plan import MemoryPlan
+from sglang_longcat.planning.sizing import GIB
 from sglang_longcat.recipes import Recipe, Suits
+from sglang_longcat.recipes.memory import Given, Hardware, context_length, memory_plan
 
-UNKNOWN_HOST = 1 << 62  # bytes: a described machine whose host memory nobody named
 _SMALL = GIB  # weights of less than this are a small model
-Given = Mapping[str, Any]  # the user's own flags, by SGLang's names: they replace the recipe's
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """gpu: a name in which the family is a word ("NVIDIA H200", "H20-96G"); "" without a GPU."""
-
-    gpu: str
-    gpus: int
-    memory: MachineMemory
-
-    @property
-    def gib(self) -> float:
-        return self.memory.gpu_total / GIB
 
 
 @dataclass(frozen=True)
@@ -69,45 +47,14 @@ def check(recipe: Recipe, here: Hardware, config: LongcatConfig, given: Given) -
     missing = [*_checkpoint(recipe.suits, config), *_hardware(recipe.suits, here, gpus)]
     if missing or not gpus:
         return Fit(recipe, config.weight_format, tuple(missing), gpus)
-    context = given.get("context_length") or recipe.flags.get("context_length")
-    context = int(context or config.max_position_embeddings)
+    context = context_length(recipe, config, given)
     try:
         plan = memory_plan(recipe, here, config, given)
     except ValueError as error:  # a switch with a wrong value, or tables that fit nowhere
         return Fit(recipe, config.weight_format, (str(error).partition(". ")[0],), gpus)
-    missing = [*_tokens(plan, here, given, recipe, context), *_host(plan, here)]
+    replicas = given.get("dp_size", 1)
+    missing = [*_tokens(plan, here, given, recipe, context), *_host(plan, here, replicas)]
     return Fit(recipe, config.weight_format, tuple(missing), gpus, plan, context)
-
-
-def memory_plan(recipe: Recipe, here: Hardware, config: LongcatConfig, given: Given) -> MemoryPlan:
-    """Of one rank, with the recipe's switches where the environment does not set them."""
-    flags = {**recipe.flags, **given}
-    with env.defaults(recipe.switches):
-        return plan_memory(
-            config,
-            here.memory,
-            MemoryFlags(
-                tp=flags.get("tp_size", 1),
-                attention_dp=flags.get("attn_dp_size", 1),
-                mem_fraction=flags.get("mem_fraction_static"),
-                reserve_mb=_reserve_mb(flags, here.memory.gpu_total / MIB),
-                tables=env.ngram_tables(),
-                table_dtype="fp8" if env.ngram_fp8() else "bf16",
-                draft=flags.get("speculative_algorithm") in MTP_ALGORITHMS,
-                tokens_wanted=flags.get("context_length") or config.max_position_embeddings,
-            ),
-        )
-
-
-def _reserve_mb(flags: Mapping[str, Any], gpu_mb: float) -> float:
-    ranks = flags.get("tp_size", 1)
-    prefill, rows = reserve.default_prefill_and_graph_rows(gpu_mb, ranks)
-    return reserve.runtime_reserve_mb(
-        flags.get("chunked_prefill_size") or prefill,
-        flags.get("cuda_graph_max_bs_decode") or rows,
-        ranks,
-        attention_dp=flags.get("attn_dp_size", 1),
-    )
 
 
 def _gpus(suits: Suits, given: Given) -> int:
@@ -148,8 +95,9 @@ def _tokens(
         )
 
 
-def _host(plan: MemoryPlan, here: Hardware) -> Iterator[str]:
-    needed = plan.host_tables * placement.HOST_MARGIN
+def _host(plan: MemoryPlan, here: Hardware, replicas: int) -> Iterator[str]:
+    """Replicas that --dp-size makes have a copy of the tables each."""
+    needed = plan.host_tables * placement.HOST_MARGIN * replicas
     if needed > here.memory.host:
         yield (
             f"needs {needed / GIB:.0f} GiB of host memory for the n-gram tables, "

@@ -18,7 +18,8 @@ from sglang_longcat.config import LongcatConfig
 from sglang_longcat.planning.roofline import GPUS
 from sglang_longcat.recipes import GOALS, Recipe, every, find
 from sglang_longcat.recipes.choose import choose, published
-from sglang_longcat.recipes.fit import Fit, Given, Hardware, check
+from sglang_longcat.recipes.fit import Fit, check
+from sglang_longcat.recipes.memory import Given, Hardware
 
 DESCRIPTION = (
     "Chooses a recipe for this machine and checkpoint, prints the command of the server with the "

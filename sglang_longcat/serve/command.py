@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sglang_longcat.assets import nano
 from sglang_longcat.cpu.environment import CPU_ENV, tp_env
 from sglang_longcat.recipes import Recipe
-from sglang_longcat.recipes.fit import Given
+from sglang_longcat.recipes.memory import Given
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from sglang_longcat.planning.plan import MachineMemory
 from sglang_longcat.planning.roofline import GPUS
 from sglang_longcat.planning.sizing import GIB
-from sglang_longcat.recipes.fit import UNKNOWN_HOST, Hardware
+from sglang_longcat.recipes.memory import UNKNOWN_HOST, Hardware
 
 
 def described(args: argparse.Namespace) -> Hardware:

@@ -11,9 +11,11 @@ from typing import Any
 
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.planning import sizing
+from sglang_longcat.planning.placement import HOST_MARGIN
 from sglang_longcat.planning.sizing import GIB
 from sglang_longcat.recipes.choose import goal_rank
-from sglang_longcat.recipes.fit import Fit, Given, Hardware
+from sglang_longcat.recipes.fit import Fit
+from sglang_longcat.recipes.memory import Given, Hardware
 
 Reason = tuple[str, str]  # what was compared, and the result
 
@@ -50,10 +52,20 @@ def _gpu(fit: Fit, here: Hardware) -> str:
     if not here.gpus:
         return "none"
     text = f"{fit.gpus} x {here.gpu}, {here.gib:.0f} GiB"
-    more = here.gpus // fit.gpus
-    if more > 1:
-        text += f"; this machine has {here.gpus}: --dp-size {more} serves {more} replicas"
+    if here.gpus > fit.gpus:
+        text += f"; this machine has {here.gpus}"
+    replicas = _replicas(fit, here)
+    if replicas > 1:
+        text += f": --dp-size {replicas} serves {replicas} replicas"
     return text
+
+
+def _replicas(fit: Fit, here: Hardware) -> int:
+    """For which GPUs and host memory suffice; each has its own n-gram tables."""
+    if not fit.plan or not fit.plan.host_tables:
+        return here.gpus // fit.gpus
+    tables = fit.plan.host_tables * HOST_MARGIN
+    return min(here.gpus // fit.gpus, int(here.memory.host // tables))
 
 
 def _goal(fit: Fit, goal: str) -> str:

@@ -12,7 +12,8 @@ from sglang_longcat.planning.plan import MachineMemory
 from sglang_longcat.planning.roofline import GPUS
 from sglang_longcat.planning.sizing import FORMATS, GIB
 from sglang_longcat.recipes.choose import NoRecipe, best, choose, compare, published
-from sglang_longcat.recipes.fit import Hardware, check, memory_plan
+from sglang_longcat.recipes.fit import check
+from sglang_longcat.recipes.memory import Hardware, memory_plan
 from sglang_longcat.testing.tiny import TinyOptions, tiny_config
 from tests import ROOT
 
@@ -176,6 +177,14 @@ def test_flags_of_the_user_choose_the_recipe_that_has_them():
     assert choose(here, lite("bf16"), BALANCED, {"tp_size": 1}).recipe.name == "h200-tp1-balanced"
     fit = choose(here, lite("bf16"), BALANCED, {"tp_size": 2, "dp_size": 4})
     assert (fit.recipe.name, fit.gpus) == ("h200-tp2-ep2", 8)
+
+
+def test_replicas_have_their_own_tables():
+    """Red if eight replicas are let share the host memory of one."""
+    here, given = machine("H100-80G", 8, host=400), {"tp_size": 1, "dp_size": 8}
+    assert choose(here, lite("bf16"), BALANCED, {**given, "dp_size": 6}).gpus == 6
+    _, lines = why_not(here, lite("bf16"), given)
+    assert lines["h100-tp1-balanced"].startswith("needs 491 GiB of host memory")
 
 
 def test_without_a_checkpoint():

@@ -37,11 +37,15 @@ def test_our_model_accepts_every_flag(recipe, parse):
 
 @each
 def test_name_says_what_the_recipe_does(recipe):
-    """<gpu>-<parallelism>-<goal>; the sizes in it are the flags'."""
+    """<gpu>-<parallelism>-<goal>, or the GPU's memory instead; the sizes in it are the flags'."""
     if recipe.suits.model != "lite":
         return
-    family, tp, rest = recipe.name.split("-", 2)
-    assert family.upper() == recipe.suits.gpu[0]
+    gpu, tp, rest = recipe.name.split("-", 2)
+    size = re.fullmatch(r"(\d+)gb", gpu)
+    if size:
+        assert recipe.suits.gpu_memory <= int(size[1])
+    else:
+        assert gpu.upper() == recipe.suits.gpu[0]
     assert tp == f"tp{recipe.flags.get('tp_size', 1)}"
     if recipe.flags.get("ep_size", 1) > 1:
         assert rest.startswith(f"ep{recipe.flags['ep_size']}")

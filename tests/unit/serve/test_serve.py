@@ -79,6 +79,15 @@ def test_chooses_for_the_checkpoint_and_goal(run):
     assert re.search(r"measured +no", reasons)
 
 
+@pytest.mark.parametrize(("host", "replicas"), [("512", 8), ("200", 3), ("80", None)])
+def test_advises_as_many_replicas_as_host_memory_holds(run, host, replicas):
+    """61 GiB of tables for each."""
+    words = ("--gpu", "H100-80G", "--gpus", "8", "--host-memory", host, "--model-path", FP8)
+    _, _, reasons = run(*words)
+    assert "this machine has 8" in reasons
+    assert re.findall(r"--dp-size (\d+)", reasons) == ([str(replicas)] if replicas else [])
+
+
 def test_user_wins(run, monkeypatch):
     """Over flags and switches of the recipe, and is told so."""
     monkeypatch.setenv("LONGCAT_NGRAM_TABLES", "auto")
