@@ -2,7 +2,7 @@
 
 Owns: the order of the checks, the printing and the exit status. The checks are in `software`
 (SGLang and the plugin), `machine` (GPUs and memory), `checkpoint` (its files) and `placement` (does
-the model fit, and which recipe suits the machine).
+the model fit, and which recipe suits the machine). `quiet` keeps what SGLang prints from the table.
 """
 
 from __future__ import annotations
