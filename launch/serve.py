@@ -4,7 +4,7 @@
 
 Owns: the choice of recipe, device and model (LongCat-nano if none is named, a small random
 checkpoint for the recipes `*-tiny`), and the server process from start to clean shutdown. Leaves to
-others: the flags (a recipe is one of SGLang's own `--config` files), the CPU variables
+others: the recipes (`sglang_longcat/recipes`), the CPU variables
 (`sglang_longcat/cpu/environment.py`), and the content of the checkpoints (`sglang_longcat/assets`
 and `sglang_longcat/testing`). Options that it does not know go to `sglang.launch_server` unchanged.
 """
@@ -27,14 +27,12 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-import yaml
-
 from launch.gpus import gpu_count
 from sglang_longcat.assets import NANO, nano
 from sglang_longcat.cpu.environment import CPU_ENV, tp_env
+from sglang_longcat.recipes import Recipe, UnknownRecipe, find
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = ROOT / "launch" / "recipes"
 HOST = "127.0.0.1"
 POLL_S = 0.5
 HEARTBEAT_S = 10.0
@@ -50,20 +48,17 @@ ABOUT_NANO = (
 def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)  # a plain `kill` must not leave the server behind
     args, extra = parse_args()
-    recipe = yaml.safe_load(args.config.read_text()) or {}
-    on_cpu = recipe.get("device") == "cpu"
-    if not on_cpu and gpu_count() == 0:
+    recipe: Recipe = args.config
+    if not recipe.on_cpu and gpu_count() == 0:
         sys.exit(
-            f"{args.config.name} needs a GPU and this machine shows none. "
+            f"{recipe.name} needs a GPU and this machine shows none. "
             "Leave --config out for the small model on the CPU."
         )
     refuse_busy_port(args.port)
-    model = args.model_path or recipe.get("model-path") or default_model(args.config)
+    model = args.model_path or recipe.model_path or default_model(recipe)
     command = server_command(args, extra=extra, model=str(model))
-    env = {
-        **recipe_env(args.config),
-        **server_env(on_cpu=on_cpu, tp=int(args.tp or recipe.get("tp-size", 1))),
-    }
+    tp = int(args.tp or recipe.flags.get("tp_size", 1))
+    env = {**recipe.switches, **server_env(on_cpu=recipe.on_cpu, tp=tp)}
     say(f"starting: {shlex.join(command)}")
     # The server gets its own process group, so that Ctrl-C does not reach each of its processes,
     # but stops the server once, through stop().
@@ -87,24 +82,22 @@ def main() -> None:
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--once", action="store_true", help="stop after the completion, exit 0")
-    parser.add_argument("--config", type=recipe_path, help="recipe: a name or a YAML file")
+    parser.add_argument("--config", type=recipe_named, help="recipe: a name or a YAML file")
     parser.add_argument("--model-path", help="default: the recipe's, else LongCat-nano")
     parser.add_argument("--tp", "--tp-size", type=int, help="tensor-parallel size")
     parser.add_argument("--port", type=int, default=30000)
     parser.add_argument("--timeout", type=float, default=900, help="seconds until it must be ready")
     parser.add_argument("--prompt", help="of the completion that proves it")
     args, extra = parser.parse_known_args()
-    args.config = args.config or RECIPES / ("gpu-nano.yaml" if gpu_count() else "cpu-nano.yaml")
+    args.config = args.config or find("gpu-nano" if gpu_count() else "cpu-nano")
     return args, extra
 
 
-def recipe_path(name: str) -> Path:
-    """A path as given, or the name of a file in launch/recipes with or without `.yaml`."""
-    for path in (Path(name), RECIPES / name, RECIPES / f"{name}.yaml"):
-        if path.is_file():
-            return path.resolve()
-    known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
-    raise argparse.ArgumentTypeError(f"no recipe {name!r}; there are: {known}")
+def recipe_named(name: str) -> Recipe:
+    try:
+        return find(name)
+    except UnknownRecipe as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def refuse_busy_port(port: int) -> None:
@@ -116,25 +109,17 @@ def refuse_busy_port(port: int) -> None:
             sys.exit(f"port {port} on {HOST} is taken ({error.strerror}); choose another: --port N")
 
 
-def default_model(recipe: Path) -> Path:
-    return small_checkpoint() if recipe.stem.endswith("-tiny") else nano()
+def default_model(recipe: Recipe) -> Path:
+    return small_checkpoint() if recipe.suits and recipe.suits.model == "tiny" else nano()
 
 
 def server_command(args: argparse.Namespace, *, extra: list[str], model: str) -> list[str]:
-    command = [sys.executable, "-m", "sglang.launch_server", "--config", str(args.config)]
+    command = [sys.executable, "-m", "sglang.launch_server", "--config", str(args.config.file)]
     command += ["--model-path", model, "--served-model-name", SERVED_NAME]
     command += ["--host", HOST, "--port", str(args.port)]
     if args.tp:
         command += ["--tp-size", str(args.tp)]
     return command + extra
-
-
-def recipe_env(recipe: Path) -> dict[str, str]:
-    """NAME=VALUE lines of the `.env` file beside the recipe, as `launch/serve.sh` reads them."""
-    file = recipe.with_suffix(".env")
-    lines = file.read_text().splitlines() if file.is_file() else []
-    pairs = (line.partition("=") for line in lines if "=" in line and line[0].isalpha())
-    return {name: value for name, _, value in pairs}
 
 
 def server_env(*, on_cpu: bool, tp: int) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""`sglang-longcat doctor | estimate | draft-vocabulary | template`, or `python -m sglang_longcat`.
+"""`sglang-longcat serve | doctor | estimate | ...`, or `python -m sglang_longcat`.
 
-Owns: the command line. The work is in `doctor`, `planning/estimate.py`,
+Owns: the command line. The work is in `serve`, `doctor`, `planning/estimate.py`,
 `speculation/draft_vocabulary.py` and `checkpoint`.
 """
 
@@ -10,16 +10,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from sglang_longcat import __version__, doctor
+from sglang_longcat import __version__, doctor, serve
 from sglang_longcat.checkpoint import CHAT_TEMPLATE
 from sglang_longcat.planning import estimate
 from sglang_longcat.speculation import draft_vocabulary
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args, further = parser.parse_known_args(argv)
+    if further and args.run is not serve.run:
+        parser.error(f"unrecognized arguments: {' '.join(further)}")
     try:
-        return int(args.run(args))
+        return int(serve.run(args, further) if args.run is serve.run else args.run(args))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -29,6 +32,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sglang-longcat", description="LongCat-Flash-Lite")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    # No abbreviations: SGLang's --host would be taken for --host-memory.
+    server = commands.add_parser("serve", help="start a server", allow_abbrev=False)
+    serve.add_arguments(server)
+    server.set_defaults(run=serve.run)
     sizes = commands.add_parser("estimate", help="memory and shortest decode step, by GPU")
     estimate.add_arguments(sizes)
     sizes.set_defaults(run=estimate.run)

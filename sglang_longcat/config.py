@@ -77,6 +77,11 @@ class QuantConfig:
     def is_block_fp8(self) -> bool:
         return self.method == "fp8" and self.block is not None
 
+    @property
+    def format(self) -> str:
+        """ "block-fp8", or the name of a method that has no layout table here."""
+        return "block-fp8" if self.is_block_fp8 else self.method
+
     def ignores(self, module: str) -> bool:
         """True if `module` (say "model.layers.0.mlps.1.up_proj") stays unquantised."""
         return any(f".{part}." in f".{module}." for part in self.ignored)
@@ -111,6 +116,11 @@ class LongcatConfig:
     eos_token_ids: tuple[int, ...]
     ngram: NgramConfig | None
     quant: QuantConfig | None = None
+
+    @property
+    def weight_format(self) -> str:
+        """How the linear layers are stored: "bf16", or `QuantConfig.format`."""
+        return self.quant.format if self.quant else "bf16"
 
     @property
     def q_scale(self) -> float:

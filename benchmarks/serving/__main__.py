@@ -35,6 +35,7 @@ from benchmarks.serving.arms import ARMS, DRAFTS, Arm, added
 from benchmarks.serving.model import write_model
 from benchmarks.serving.report import Report
 from launch import serve
+from sglang_longcat import recipes
 
 
 def main() -> None:
@@ -49,6 +50,13 @@ def main() -> None:
         sys.exit(f"not measured: {', '.join(failed)}; the reason is above")
 
 
+def recipe_file(name: str) -> Path:
+    try:
+        return recipes.find(name).file
+    except recipes.UnknownRecipe as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def parse() -> argparse.Namespace:
     raw = argparse.RawTextHelpFormatter
     parser = argparse.ArgumentParser(
@@ -57,7 +65,7 @@ def parse() -> argparse.Namespace:
         formatter_class=raw,
         allow_abbrev=False,  # SGLang's flags must not be taken for ours
     )
-    parser.add_argument("recipe", type=serve.recipe_path, help="a name or a YAML file")
+    parser.add_argument("recipe", type=recipe_file, help="a name or a YAML file")
     parser.add_argument("--arms", default="ours", help=", ".join(ARMS))
     parser.add_argument("--users", default="1,8,64,200")
     parser.add_argument("--input", type=int, default=4096, help="tokens of a prompt")

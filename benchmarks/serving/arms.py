@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.engine import SIMULATED
 from launch import serve
+from sglang_longcat import recipes
 
 OURS, IN_TREE = "sglang_longcat.models.longcat_flash", "sglang.srt.models.longcat_flash"
 DRAFTS = "speculative-"  # how the flags of speculation begin
@@ -48,7 +49,7 @@ class Arm:
         on_cpu, tp = flags.get("device") == "cpu", int(flags.get("tp-size", 1))
         drafts = any(name.startswith(DRAFTS) for name in flags)
         return {
-            **serve.recipe_env(path),
+            **recipes.find(str(path)).switches,
             **serve.server_env(on_cpu=on_cpu, tp=tp),
             "LONGCAT_DUMMY_ROUTING": "1",
             "SGLANG_PLUGINS": "longcat,longcat_dummy_routing",

@@ -3,21 +3,21 @@
     ray job submit --working-dir . -- python launch/ray/serve.py h800-tp16-ep16-two-nodes --nodes 2
 
 Owns: the placement group (one whole node per server), the ranks, and the address of the first node.
-The servers are SGLang's own processes, started by launch/serve.sh. SGLang's `--use-ray` does not
-work here: in 0.5.23 its scheduler actors load no plugins, so SGLang's own model class would answer.
+The servers are SGLang's own processes, started by `sglang-longcat serve`. SGLang's `--use-ray` does
+not work here: in 0.5.23 its scheduler actors load no plugins, so SGLang's own model class would
+answer.
 """
 
 from __future__ import annotations
 
 import argparse
 import subprocess
-from pathlib import Path
+import sys
 
 import ray
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-SERVE = Path(__file__).resolve().parents[1] / "serve.sh"
 PORT = 5000  # where SGLang's ranks meet (--dist-init-addr)
 
 
@@ -30,7 +30,8 @@ def address() -> str:
 def serve(recipe: str, rank: int, leader: str, flags: list[str]) -> int:
     """Runs the server until it ends, and returns its exit status."""
     ranks = ["--node-rank", str(rank), "--dist-init-addr", f"{leader}:{PORT}"]
-    return subprocess.run([str(SERVE), recipe, *ranks, *flags], check=False).returncode
+    command = [sys.executable, "-m", "sglang_longcat", "serve", recipe, *ranks, *flags]
+    return subprocess.run(command, check=False).returncode
 
 
 def main() -> None:

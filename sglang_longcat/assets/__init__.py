@@ -1,8 +1,8 @@
 """Files that ship with the package: `nano`, a small trained checkpoint.
 
-Owns: where they are. training/nano made them, launch/serve.py serves them, and ci/accuracy measures
-them. Besides the checkpoint's own files, `nano` has held_out.json (windows of text that was not
-trained on) and golden.json (greedy answers).
+Owns: where they are. training/nano made them, the recipes `*-nano` serve them, and ci/accuracy
+measures them. Besides the checkpoint's own files, `nano` has held_out.json (windows of text that
+was not trained on) and golden.json (greedy answers).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The files of the published checkpoint, which all of this room reads without SGLang.
 
 `layout` is the table of tensors, `headers` reads what files say they contain, `check` compares the
-two before anything is loaded, `reader` passes tensors to the model, and `generation` has the
-recommended sampling. Owns: where the chat template and the published config lie.
+two before anything is loaded, `reader` passes tensors to the model, `locate` finds a downloaded
+model, and `generation` has the recommended sampling. Owns: where the chat template and the
+published config lie.
 """
 
 from pathlib import Path

@@ -2,7 +2,7 @@
 
 Owns: the order of the checks, the printing and the exit status. The checks are in `software`
 (SGLang and the plugin), `machine` (GPUs and memory), `checkpoint` (its files) and `placement` (does
-the model fit, and which recipe suits the machine).
+the model fit, and which recipe suits the machine). `quiet` keeps what SGLang prints from the table.
 """
 
 from __future__ import annotations
@@ -12,10 +12,18 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
+from typing import TYPE_CHECKING
 
+from sglang_longcat.checkpoint.locate import locate
+from sglang_longcat.doctor import quiet
 from sglang_longcat.doctor.finding import Finding, Status
+from sglang_longcat.planning import agreement
 from sglang_longcat.planning.plan import MemoryFlags
+
+if TYPE_CHECKING:
+    from sglang_longcat.doctor.machine import Machine  # imports torch
+
+_CONTEXT = 32768  # of every recipe for one GPU without more room
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tp", type=int, help="tensor-parallel size (default: all GPUs)")
     parser.add_argument("--attn-dp-size", type=int, default=1, help="replicas of attention")
     parser.add_argument("--mem-fraction", type=float, help="--mem-fraction-static, if you set it")
-    parser.add_argument("--context", type=int, default=32768, help="--context-length")
+    parser.add_argument("--context", type=int, help=f"--context-length (default: {_CONTEXT})")
     parser.add_argument("--draft", action="store_true", help="with speculative decoding (NEXTN)")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--verbose", action="store_true", help="with what SGLang prints")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,26 +57,42 @@ def examine(args: argparse.Namespace) -> list[Finding]:
         from sglang_longcat.cpu.environment import CPU_ENV
 
         os.environ.update({**CPU_ENV, **os.environ})
-    from sglang_longcat.doctor import checkpoint, placement, software
-
-    findings = [*software.check(), *machine.check(here)]
+    findings = [*_of_software(verbose=args.verbose), *machine.check(here)]
     if args.model_path is None:
         return [*findings, Finding.info("checkpoint", "not examined; name it with --model-path")]
-    path, problem = checkpoint.locate(args.model_path)
-    if path is None:
-        return [*findings, Finding.error("checkpoint", problem)]
-    config, about_checkpoint = checkpoint.check(Path(path))
-    findings += about_checkpoint
-    if config is not None:
-        flags = MemoryFlags(
-            tp=args.tp or max(1, len(here.gpus)),
-            attention_dp=args.attn_dp_size,
-            mem_fraction=args.mem_fraction,
-            draft=args.draft,
-            tokens_wanted=args.context,
-        )
-        findings += placement.check(here, config, flags)
+    with quiet.capture(verbose=args.verbose):
+        return [*findings, *_of_checkpoint(args, here)]
+
+
+def _of_software(*, verbose: bool) -> list[Finding]:
+    """Where one is an error, what the imports printed may hold its traceback, and is shown."""
+    with quiet.capture(verbose=verbose) as captured:
+        from sglang_longcat.doctor import software
+
+        findings = software.check()
+    if any(finding.status is Status.ERROR for finding in findings):
+        captured.replay()
     return findings
+
+
+def _of_checkpoint(args: argparse.Namespace, here: Machine) -> list[Finding]:
+    from sglang_longcat.doctor import checkpoint, placement
+
+    try:
+        config, findings = checkpoint.check(locate(args.model_path), draft=args.draft)
+        if config is None:
+            return findings
+        agreement.check(config, context=args.context, ranks=(args.tp,) if args.tp else ())
+    except (OSError, ValueError) as error:
+        return [Finding.error("checkpoint", str(error))]
+    flags = MemoryFlags(
+        tp=args.tp or max(1, len(here.gpus)),
+        attention_dp=args.attn_dp_size,
+        mem_fraction=args.mem_fraction,
+        draft=args.draft,
+        tokens_wanted=args.context or min(_CONTEXT, config.max_position_embeddings),
+    )
+    return [*findings, *placement.check(here, config, flags)]
 
 
 def _print(findings: Sequence[Finding], *, failed: bool) -> None:

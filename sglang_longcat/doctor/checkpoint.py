@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sglang_longcat.checkpoint.check import CheckpointError, check_checkpoint
+from sglang_longcat.checkpoint.check import CheckpointError, check_checkpoint, check_draft
 from sglang_longcat.checkpoint.generation import SAMPLING
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.doctor.finding import Finding
@@ -23,33 +23,19 @@ _TAGS = (
 )
 
 
-def locate(model: str) -> tuple[Path | None, str]:
-    """(directory, "") of a path or of a downloaded hub model, or (None, the reason)."""
-    if Path(model).is_dir():
-        return Path(model), ""
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(model, local_files_only=True)), ""
-    except (OSError, ValueError) as error:
-        return None, (
-            f"{model} is neither a directory nor a downloaded model ({type(error).__name__}). "
-            "Download it, or give the directory."
-        )
-
-
-def check(path: Path) -> tuple[LongcatConfig | None, list[Finding]]:
-    """(config, or None where it cannot be served; findings)."""
+def check(path: Path, *, draft: bool = False) -> tuple[LongcatConfig | None, list[Finding]]:
+    """(config, or None where it cannot be served; findings). draft: it must have the MTP layer."""
     try:
         config = LongcatConfig.from_dir(path)
         if config.ngram is None:
             raise ValueError("config.json has no n-gram tables: this is not LongCat-Flash-Lite.")
+        gib = sizing.weight_bytes(config) / sizing.GIB
         check_checkpoint(path, config)
+        if draft:
+            check_draft(path, config)
     except (OSError, ValueError, CheckpointError) as error:
         return None, [Finding.error("checkpoint", str(error))]
-    dtype = "block FP8" if config.quant else "bf16"
-    gib = sizing.weight_bytes(config) / sizing.GIB
-    text = f"{gib:.1f} GiB, {dtype}: names and shapes as config.json"
+    text = f"{gib:.1f} GiB, {config.weight_format}: names and shapes as config.json"
     return config, [Finding.ok("checkpoint", text), *_tokenizer(path, config), _sampling(path)]
 
 

@@ -14,7 +14,9 @@ from typing import Any
 
 from sglang_longcat.doctor.finding import Finding
 from sglang_longcat.ngram.host_memory import available_bytes
+from sglang_longcat.planning.plan import MachineMemory
 from sglang_longcat.planning.sizing import GIB
+from sglang_longcat.recipes.memory import Hardware
 
 UNLIMITED = resource.RLIM_INFINITY
 
@@ -33,6 +35,14 @@ class Machine:
     driver: str | None
     host: int  # bytes that this process may still allocate, its control group considered
     memlock: int  # RLIMIT_MEMLOCK in bytes, or UNLIMITED
+
+    def hardware(self) -> Hardware:
+        """As recipes compare it: of several GPUs, the memory of the one with the least free."""
+        if not self.gpus:
+            return Hardware("", 0, MachineMemory(gpu_total=0, gpu_free=0, host=self.host))
+        least = min(self.gpus, key=lambda gpu: gpu.free)
+        memory = MachineMemory(gpu_total=least.total, gpu_free=least.free, host=self.host)
+        return Hardware(least.name, len(self.gpus), memory)
 
 
 def inspect() -> Machine:

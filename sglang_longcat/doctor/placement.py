@@ -6,7 +6,6 @@ Owns: these findings. The arithmetic is `planning/plan.py`'s, and the choice of 
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 from sglang_longcat import env
@@ -14,35 +13,16 @@ from sglang_longcat.config import LongcatConfig
 from sglang_longcat.doctor.finding import Finding
 from sglang_longcat.doctor.machine import UNLIMITED, Machine
 from sglang_longcat.planning import placement, reserve
-from sglang_longcat.planning.plan import (
-    MachineMemory,
-    MemoryFlags,
-    MemoryPlan,
-    plan_memory,
-)
+from sglang_longcat.planning.plan import MemoryFlags, MemoryPlan, plan_memory
 from sglang_longcat.planning.sizing import GIB, MIB
-
-# (part of the GPU's name, fewest of them, recipe in launch/recipes). The first that fits is
-# suggested.
-RECIPES = (
-    ("H20", 8, "h20-tp8-ep8-balanced"),
-    ("H800", 8, "h800-tp8-ep8-throughput"),
-    ("H100", 8, "h800-tp8-ep8-throughput"),
-    ("B200", 1, "b200-tp1-balanced"),
-    ("H200", 2, "h200-tp2-ep2"),
-    ("H200", 1, "h200-tp1-balanced"),
-    ("H20", 1, "h200-tp1-throughput"),
-    ("H100", 2, "h100-tp2-ep2-balanced"),
-    ("H800", 2, "h100-tp2-ep2-balanced"),
-    ("H100", 1, "h100-tp1-balanced"),
-    ("H800", 1, "h100-tp1-balanced"),
-)
+from sglang_longcat.recipes import GOALS
+from sglang_longcat.recipes.choose import NoRecipe, choose
 
 
 def check(here: Machine, config: LongcatConfig, flags: MemoryFlags) -> list[Finding]:
     """`flags` of the server; those that LONGCAT_* variables decide are read here."""
     if not here.gpus:
-        return [Finding.info("recipe", "cpu-tiny")]
+        return [suggest(here, config)]
     if flags.attention_dp < 1 or flags.tp % flags.attention_dp:
         text = (
             f"--attn-dp-size {flags.attention_dp} does not divide --tp {flags.tp}; "
@@ -63,22 +43,21 @@ def check(here: Machine, config: LongcatConfig, flags: MemoryFlags) -> list[Find
     ]
     if plan.tables == "host":
         findings += _host(here, plan.room)
-    return [*findings, Finding.info("recipe", suggest(here))]
+    return [*findings, suggest(here, config)]
 
 
-def suggest(here: Machine) -> str:
-    name = here.gpus[0].name
-    for part, fewest, recipe in RECIPES:
-        if re.search(rf"\b{part}\b", name) and len(here.gpus) >= fewest:
-            return recipe
-    return f"none for {len(here.gpus)} x {name}; compare with: sglang-longcat estimate"
+def suggest(here: Machine, config: LongcatConfig) -> Finding:
+    """The recipe that `sglang-longcat serve` would choose, for no goal in particular."""
+    try:
+        return Finding.info("recipe", choose(here.hardware(), config, GOALS[0], {}).recipe.name)
+    except NoRecipe as error:
+        return Finding.info("recipe", f"none. {error}")
 
 
 def _plan(here: Machine, config: LongcatConfig, flags: MemoryFlags) -> MemoryPlan:
-    gpu = min(here.gpus, key=lambda gpu: gpu.free)
-    memory = MachineMemory(gpu_total=gpu.total, gpu_free=gpu.free, host=here.host)
+    memory = here.hardware().memory
     reserve_mb = reserve.default_runtime_reserve_mb(
-        gpu.total / MIB, flags.tp, attention_dp=flags.attention_dp, draft=flags.draft
+        memory.gpu_total / MIB, flags.tp, attention_dp=flags.attention_dp, draft=flags.draft
     )
     return plan_memory(config, memory, replace(flags, reserve_mb=int(reserve_mb)))
 

@@ -53,6 +53,8 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("environ:envs.SGLANG_MAX_KV_CHUNK_CAPACITY"),
     Needs("server_args:ServerArgs.flashinfer_allreduce_fusion_backend"),
     Needs("server_args:ServerArgs.attn_dp_size"),
+    # serve/flags.py
+    Needs("server_args:ServerArgs.add_cli_args", ("parser",)),
     # hooks
     Needs("model_executor.forward_batch_info:ForwardBatch.init_new", ("batch", "model_runner")),
     Needs("distributed.bootstrap:_init_parallel_groups", ("backend", "dist_init_method")),

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sglang_longcat.checkpoint import PUBLISHED_CONFIG
+from sglang_longcat.checkpoint.check import check_draft
+from sglang_longcat.checkpoint.locate import locate
 from sglang_longcat.config import LongcatConfig
-from sglang_longcat.planning import roofline, sizing
+from sglang_longcat.planning import agreement, roofline, sizing
 from sglang_longcat.planning.placement import Where
 from sglang_longcat.planning.plan import MachineMemory, MemoryFlags, plan_memory
 from sglang_longcat.planning.roofline import GPUS
@@ -28,7 +30,7 @@ class Choice:
 
     gpu: str
     tp: int
-    dtype: sizing.Dtype  # of the linear layers
+    dtype: str  # of the linear layers: a value of --dtype, or another format of the checkpoint
     tables: Where
     table_dtype: sizing.TableDtype
     attention_dp: int = 1  # replicas of attention among the tp ranks
@@ -47,12 +49,17 @@ class Row:
     tpot_ms: dict[int, float]  # by batch, of the batches that fit
 
 
-def read_config(path: Path | None) -> LongcatConfig:
-    """Reads a checkpoint directory or a config.json; None: the published model."""
-    path = path or PUBLISHED_CONFIG
-    if path.is_dir():
-        return LongcatConfig.from_dir(path)
-    return LongcatConfig.from_dict(json.loads(path.read_text()))
+def read_config(path: str | Path | None, *, draft: bool = False) -> LongcatConfig:
+    """Reads a checkpoint (a directory or a downloaded model) or a config.json; None: the published
+    model. draft: raises CheckpointError for a checkpoint without the MTP layer."""
+    path = Path(path or PUBLISHED_CONFIG)
+    if path.is_file():
+        return LongcatConfig.from_dict(json.loads(path.read_text()))
+    directory = locate(str(path))
+    config = LongcatConfig.from_dir(directory)
+    if draft:
+        check_draft(directory, config)
+    return config
 
 
 def estimate(
@@ -68,7 +75,7 @@ def estimate(
     server also holds the MTP layer; the shortest step stays that without drafts. Raises KeyError
     for a GPU that `roofline.GPUS` lacks."""
     gpu, replicas = GPUS[choice.gpu], choice.attention_dp
-    if choice.dtype == "fp8" and not (config.quant and config.quant.is_block_fp8):
+    if choice.dtype == "fp8" and config.weight_format == "bf16":
         config = sizing.in_fp8(config)
     flags = MemoryFlags(
         tp=choice.tp,
@@ -104,7 +111,7 @@ def estimate(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     dtypes: dict[str, Any] = {"nargs": "+", "choices": ("bf16", "fp8")}
-    parser.add_argument("--model-path", type=Path, help="checkpoint or config.json; else published")
+    parser.add_argument("--model-path", help="checkpoint or config.json; else published")
     parser.add_argument("--gpu", nargs="+", choices=GPUS, default=list(GPUS), metavar="NAME")
     parser.add_argument("--tp", nargs="+", type=_positive, default=[1], metavar="N")
     parser.add_argument(
@@ -115,7 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="replicas of attention; with each --tp that it divides",
     )
-    parser.add_argument("--dtype", **dtypes, default=["bf16"], help="of the linear layers")
+    parser.add_argument("--dtype", **dtypes, help="of the linear layers (default: as stored)")
     parser.add_argument("--tables", nargs="+", choices=("device", "host"), default=None)
     tables: dict[str, Any] = {"nargs": "+", "choices": ("bf16", "fp8", "int4")}
     parser.add_argument("--table-dtype", **tables, default=["bf16"])
@@ -127,7 +134,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    config = read_config(args.model_path)
+    config = read_config(args.model_path, draft=args.draft)
+    agreement.check(
+        config,
+        context=args.context,
+        ranks=args.tp,
+        dtypes=(args.dtype or ()) if args.model_path else (),
+    )
     rows = [
         estimate(
             config,
@@ -147,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _choices(args: argparse.Namespace, config: LongcatConfig) -> list[Choice]:
-    dtypes = ["fp8"] if config.quant and config.quant.is_block_fp8 else args.dtype
+    dtypes = args.dtype or [_name(config.weight_format)]
     places = args.tables or ["device", "host"]
     axes = (args.gpu, args.tp, dtypes, places, args.table_dtype, args.attn_dp_size)
     choices = list(itertools.starmap(Choice, itertools.product(*axes)))
@@ -158,6 +171,11 @@ def _choices(args: argparse.Namespace, config: LongcatConfig) -> list[Choice]:
             "that deals the ranks out to replicas, say --tp 8 --attn-dp-size 8."
         )
     return possible
+
+
+def _name(weight_format: str) -> str:
+    """The value of --dtype for a format that has one."""
+    return next((d for d, f in agreement.FORMATS.items() if f == weight_format), weight_format)
 
 
 def _print_table(rows: Sequence[Row], args: argparse.Namespace) -> None:

@@ -85,7 +85,7 @@ def plan_memory(config: LongcatConfig, memory: MachineMemory, flags: MemoryFlags
     weights = sizing.parts(
         config, ranks=flags.tp, attention_dp=flags.attention_dp, table_dtype=flags.table_dtype
     )
-    draft = draft_bytes(config, tp=flags.tp, attention_dp=flags.attention_dp) * flags.draft
+    draft = draft_bytes(config, tp=flags.tp, attention_dp=flags.attention_dp) if flags.draft else 0
     room = placement.Room(
         tables=weights.tables,
         tables_on_node=weights.tables * (flags.tp // flags.attention_dp),  # replicas share theirs

@@ -20,6 +20,7 @@ TableDtype = Literal["bf16", "fp8", "int4"]  # bf16 stands for the model's own t
 GIB, MIB = 1 << 30, 1 << 20
 WIDTH = {"F32": 4, "BF16": 2, "F8_E4M3": 1}  # bytes of a value, by safetensors' name of its dtype
 KV_WIDTH = {"bf16": 2, "fp8": 1}
+FORMATS = ("bf16", "block-fp8")  # of LongcatConfig.weight_format: `checkpoint/layout.py` has these
 _BLOCK = (128, 128)
 # Whole on every rank: the latent projections feed all heads, the router scores all experts, and
 # the draft joins its two inputs.
@@ -43,6 +44,11 @@ class Parts:
         return self.embedding + self.experts + self.rest + self.copies
 
 
+def in_format(config: LongcatConfig, weight_format: str) -> LongcatConfig:
+    """The same model, unquantised in `config`, in one of FORMATS. Raises KeyError for others."""
+    return {"bf16": config, "block-fp8": in_fp8(config)}[weight_format]
+
+
 def in_fp8(config: LongcatConfig) -> LongcatConfig:
     """The same model as a block-FP8 checkpoint (128 x 128, the published one)."""
     return replace(config, quant=QuantConfig(method="fp8", block=_BLOCK, ignored=()))
@@ -58,7 +64,12 @@ def parts(
 ) -> Parts:
     """One rank's share. Expert parallelism does not change it, since experts are equal in size.
     Each of `attention_dp` replicas holds attention, embedding and tables once, split over its own
-    ranks. mtp: with the draft head."""
+    ranks. mtp: with the draft head. Raises ValueError for a format that FORMATS lacks."""
+    if config.weight_format not in FORMATS:
+        raise ValueError(
+            f"quantization_config in config.json says {config.weight_format}; expected one of "
+            f"{', '.join(FORMATS)}. Use a checkpoint in one of these formats."
+        )
     replica = ranks // attention_dp
     sums = {"embedding": 0, "experts": 0, "rest": 0, "copies": 0}
     for name, shape in add_scales(expected_tensors(config, mtp=mtp), config.quant).items():

@@ -30,7 +30,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -157,15 +157,16 @@ def server(
     env: Mapping[str, str] | None = None,
     spawn: bool = False,
     timeout: float = 180,
+    command: Sequence[str] = (sys.executable, "-m", "sglang.launch_server"),
     **server_args: Any,
 ) -> Iterator[Server]:
-    """`python -m sglang.launch_server` on a free port of 127.0.0.1, yielded when /health is 200."""
+    """`python -m sglang.launch_server` on a free port of 127.0.0.1, yielded when /health is 200.
+    command: what to start instead, with the same flags; only with `spawn`."""
     port = free_port()
     kwargs = {**DEFAULTS, "model_path": str(model_path), **server_args}
     argv = _argv({**kwargs, "host": "127.0.0.1", "port": port})
     job = {"kind": "server", "argv": argv, **_environment(kwargs, env)}
-    command = [sys.executable, "-m", "sglang.launch_server", *argv]
-    running = Server(*_start(job, spawn=spawn, command=command))
+    running = Server(*_start(job, spawn=spawn, command=[*command, *argv]))
     running.base_url = f"http://127.0.0.1:{port}"
     try:
         running._wait_healthy(timeout)

@@ -6,7 +6,6 @@ A new command needs a line in CHECKS, so none slips in unverified.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -20,6 +19,8 @@ import pytest
 
 from ci.accuracy import __main__ as accuracy
 from sglang_longcat import __main__ as cli
+from sglang_longcat.cpu.environment import CPU_ENV
+from sglang_longcat.recipes import DIRECTORY
 from tests import ROOT
 from tests.harness import Server, server
 
@@ -37,8 +38,21 @@ def commands(document: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def http(checkpoint: Path) -> Server:
-    with server(checkpoint) as running:
+    """Started with the first command of the README, in a shell without the CPU's variables."""
+    shell = ["env", *(word for name in CPU_ENV for word in ("-u", name))]
+    command = [*shell, sys.executable, "-m", "sglang_longcat", "serve", "--recipe", "cpu-tiny"]
+    with server(checkpoint, command=command, spawn=True, timeout=400) as running:
         yield running
+
+
+def test_serve_says_what_it_starts_and_starts_it(http: Server) -> None:
+    """Recipe, switches and the flags of the harness, then our model class."""
+    config = DIRECTORY / "cpu-tiny.yaml"
+    started = f"-m sglang.launch_server --config {config} --model-path "
+    assert started in http.log
+    assert all(f"export {name}={value}" in http.log for name, value in CPU_ENV.items())
+    assert "cpu-tiny, as you named it" in http.log
+    assert http.log.index(started) < http.log.index("is active: LongCat-Flash-Lite")
 
 
 def make(command: str, _: Server) -> None:
@@ -62,19 +76,11 @@ def launch(command: str, http: Server) -> None:
     assert prepare_server_args(flags).model_path == MODEL
 
 
-def recipe(command: str, _: Server) -> None:
-    """The script finds the recipe and prints its command; test_recipes parses the flags."""
-    script, *words = shlex.split(command.removesuffix("&"))
-    words = words if "-n" in words else ["-n", *words]
-    done = subprocess.run(
-        [str(ROOT / script), *words],
-        env={**os.environ, "PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    assert "-m sglang.launch_server --config" in done.stdout
+def serve(command: str, _: Server) -> None:
+    """It finds a recipe for a machine that has what any of them needs. `http` was started so."""
+    words = shlex.split(command.removesuffix("&").replace("DIRECTORY", MODEL))[1:]
+    other = [] if "--gpu" in words else ["--gpu", "H200", "--gpus", "8"]
+    assert cli.main([*words, *other]) == 0
 
 
 def bench(command: str, _: Server) -> None:
@@ -112,10 +118,10 @@ CHECKS: dict[str, Callable[[str, Server], None]] = {
     "make ": make,
     "pip install ": install,
     "python -m sglang.launch_server ": launch,
-    "launch/serve.sh ": recipe,
     "CONCURRENCY=": bench,
     "curl ": request,
     "python -m ci.accuracy": script,
+    "sglang-longcat serve": serve,
     "sglang-longcat ": plugin,
 }
 
@@ -138,4 +144,4 @@ def test_readme_is_short_enough_to_read() -> None:
 
 def test_moved_commands_are_still_found() -> None:
     """A console block that lost its fence would check nothing."""
-    assert [len(commands(document)) for document in DOCUMENTS[1:]] == [3, 8]
+    assert [len(commands(document)) for document in DOCUMENTS[1:]] == [3, 11]

@@ -6,14 +6,14 @@ import sys
 
 import yaml
 
-from launch import serve
+from sglang_longcat import recipes
 from sglang_longcat.testing.engine_flags import nextn
 from tests import ROOT, harness
 
 
 def write_recipe(path):
     """cpu-tiny with drafts."""
-    flags = yaml.safe_load(serve.recipe_path("cpu-tiny").read_text())
+    flags = yaml.safe_load(recipes.find("cpu-tiny").file.read_text())
     drafts = {name.replace("_", "-"): value for name, value in nextn(3).items()}
     path.write_text(yaml.safe_dump(flags | drafts))
 

@@ -54,3 +54,19 @@ def test_an_unknown_kernel_is_refused(monkeypatch):
     monkeypatch.setenv("LONGCAT_SGLANG_OPS", "router")
     with pytest.raises(ValueError, match="router unknown, expected all or some of expert_finalize"):
         env.use_ours("moe_router")
+
+
+def test_defaults_do_not_replace_what_is_set(monkeypatch):
+    """And are gone afterwards, also after an error."""
+    monkeypatch.setenv("LONGCAT_NGRAM_TABLES", "device")
+    monkeypatch.delenv("LONGCAT_NGRAM_TABLE_DTYPE", raising=False)
+    switches = {"LONGCAT_NGRAM_TABLES": "host", "LONGCAT_NGRAM_TABLE_DTYPE": "fp8"}
+
+    def fail():
+        with env.defaults(switches):
+            assert (env.ngram_tables(), env.ngram_table_dtype()) == ("device", "fp8")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert (env.ngram_tables(), env.ngram_table_dtype()) == ("device", "bf16")

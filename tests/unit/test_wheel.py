@@ -94,3 +94,19 @@ def test_plugin_package_imports_without_sglang_and_torch(clean_python):
     )
     module, distribution = run_clean(clean_python, code)
     assert module == distribution
+
+
+def test_installed_wheel_has_the_recipes(clean_python):
+    """Whoever installs the wheel has no checkout: catalogue, flags and switches come with it."""
+    code = (
+        "import pathlib, tomllib, sglang_longcat\n"
+        "folder = pathlib.Path(sglang_longcat.__file__).parent / 'recipes'\n"
+        "names = tomllib.loads((folder / 'catalogue.toml').read_text())\n"
+        "assert all((folder / f'{name}.yaml').is_file() for name in names)\n"
+        "print(*sorted(names), *sorted(file.name for file in folder.glob('*.env')))"
+    )
+    words = run_clean(clean_python, code)
+    folder = ROOT / "sglang_longcat" / "recipes"
+    names = sorted(file.stem for file in folder.glob("*.yaml"))
+    assert words == [*names, *sorted(file.name for file in folder.glob("*.env"))]
+    assert len(names) >= 20

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.serving import log, model, report, run, server
 from benchmarks.serving.arms import ARMS
-from launch import serve
+from sglang_longcat import recipes
 
 LATENCY, THROUGHPUT = "h200-tp1-fp8-latency", "h200-tp1-fp8-throughput"
 SIZES = {"input": 4096, "output": 1024}
@@ -20,7 +20,7 @@ ROW = {name: 1.0 for name, _ in report.COLUMNS.values()}
 
 
 def recipe(name: str) -> tuple[Path, dict[str, Any]]:
-    path = serve.recipe_path(name)
+    path = recipes.find(name).file
     return path, yaml.safe_load(path.read_text())
 
 

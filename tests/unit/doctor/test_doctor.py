@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from sglang_longcat import doctor
+from sglang_longcat.checkpoint.locate import locate
 from sglang_longcat.doctor import checkpoint, machine, placement
 from sglang_longcat.doctor.machine import UNLIMITED, Device, Machine, check, inspect
 from sglang_longcat.planning import estimate
 from sglang_longcat.planning.plan import MemoryFlags
 from sglang_longcat.testing.tiny import TinyOptions, write_tiny
-from tests import ROOT
 from tests.harness import run_python
 
 OPTIONS = TinyOptions(experts=4, zero_experts=2, topk=2, layers=1, mtp=False)
@@ -48,7 +49,7 @@ def test_command(intact, tmp_path):
     shard = sorted(damaged.glob("*.safetensors"))[0]
     shard.write_bytes(shard.read_bytes()[:-1])
     script = f"""
-        import contextlib, io, json
+        import contextlib, io, json, sys
         from sglang_longcat.host import contract
         from sglang_longcat.__main__ import main
         from sglang_longcat.doctor import software
@@ -122,10 +123,9 @@ def test_optional_files_are_warnings(copy):
     assert '"repetition_penalty": 1.06' in text_of(findings, "sampling")
 
 
-def test_unknown_model_is_one_finding():
-    path, problem = checkpoint.locate("/nonexistent/model")
-    assert path is None
-    assert "neither a directory nor a downloaded model" in problem
+def test_unknown_model():
+    with pytest.raises(FileNotFoundError, match="neither a directory nor a downloaded model"):
+        locate("/nonexistent/model")
 
 
 def examined(*gpus, host=500 * GIB, memlock=UNLIMITED, tp=1, dp=1, fraction=None, context=32768):
@@ -245,12 +245,36 @@ def test_reads_the_gpus_that_cuda_will_see(monkeypatch, visible, free):
     assert all(device.nvlinks == 2 for device in devices)
 
 
-def test_every_suggested_recipe_exists():
-    names = {recipe for _, _, recipe in placement.RECIPES}
-    assert [n for n in names if not (ROOT / "launch" / "recipes" / f"{n}.yaml").is_file()] == []
+def test_recipe_is_the_one_that_serve_would_choose():
+    """Without one, what each candidate lacks."""
+    assert text_of(examined(H100), "recipe") == "h100-tp1-balanced"
+    old = Device("NVIDIA A100-SXM4-80GB", total=80 * GIB, free=79 * GIB)
+    text = text_of(examined(old), "recipe")
+    assert text.startswith("none. no recipe fits 1 x NVIDIA A100-SXM4-80GB")
+    assert "h100-tp1-balanced: is for H100 or H800, this GPU is NVIDIA A100-SXM4-80GB" in text
 
 
-def test_h20_is_not_h200():
-    for name, wanted in (("NVIDIA H20", "h20-tp8-ep8-balanced"), ("NVIDIA H200", "h200-tp2-ep2")):
-        gpu = Device(name, total=96 * GIB, free=95 * GIB)
-        assert placement.suggest(Machine((gpu,) * 8, "580", GIB, GIB)) == wanted
+def test_flags_that_contradict_the_checkpoint(intact):
+    """Both are named. `intact` has 8 heads, 4,096 positions and no MTP layer."""
+    here = Machine(gpus=(H100,) * 3, driver="580", host=500 * GIB, memlock=UNLIMITED)
+
+    def problem(**flags):
+        given = {"model_path": str(intact), "tp": 1, "attn_dp_size": 1, "mem_fraction": None}
+        args = SimpleNamespace(**{**given, "context": None, "draft": False, **flags})
+        return [f.text for f in doctor._of_checkpoint(args, here) if f.status == "error"]
+
+    assert problem() == []
+    [text] = problem(context=8192, tp=3)
+    assert "--context 8192, but config.json says max_position_embeddings 4096" in text
+    assert "--tp 3, but config.json says num_attention_heads 8" in text
+    [text] = problem(draft=True)
+    assert "holds no model.mtp.* tensors" in text
+
+
+def test_checkpoint_of_another_format(copy):
+    file = copy / "config.json"
+    awq = {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | awq))
+    config, findings = checkpoint.check(copy)
+    assert config is None
+    assert "says awq; expected one of bf16, block-fp8" in text_of(findings, "checkpoint")

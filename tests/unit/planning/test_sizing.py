@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from benchmarks import RESULTS
 from sglang_longcat import __main__ as command
-from sglang_longcat.config import LongcatConfig
+from sglang_longcat.config import LongcatConfig, QuantConfig
 from sglang_longcat.planning import estimate, roofline, sizing
 from sglang_longcat.planning.plan import MachineMemory, MemoryFlags, plan_memory
 from sglang_longcat.testing.tiny import TinyOptions, write_tiny
@@ -91,6 +91,42 @@ def test_a_replica_reads_its_own_requests():
     whole = [sizing.step_bytes(LITE, **size, context=4096, attention_dp=dp) for dp in (1, 2)]
     assert 0.5 < (weights[1] - weights[0]) / 1e9 < 1.1
     assert whole[1] - weights[1] == pytest.approx((whole[0] - weights[0]) / 2)
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_estimate_takes_the_format_of_the_checkpoint(tmp_path, capsys, fp8):
+    """Its own, without --dtype. A flag that contradicts it is an error that names both."""
+    path = write_tiny(tmp_path / "tiny", TinyOptions(**SMALL, fp8=fp8))
+    stored, other = ("fp8", "bf16") if fp8 else ("bf16", "fp8")
+    words = ["estimate", "--model-path", str(path), "--gpu", "H200", "--json"]
+    assert command.main(words) == command.main([*words, "--dtype", stored]) == 0
+    assert f'"dtype": "{stored}"' in capsys.readouterr().out
+    assert command.main([*words, "--dtype", other, "--tp", "3", "--context", "5000"]) == 2
+    error = capsys.readouterr().err
+    full = {"bf16": "bf16", "fp8": "block-fp8"}[stored]
+    assert f"--dtype {other}, but quantization_config in config.json says {full}" in error
+    assert "--tp 3, but config.json says num_attention_heads 8" in error
+    assert "--context 5000, but config.json says max_position_embeddings 4096" in error
+
+
+def test_estimate_refuses_drafts_without_the_mtp_layer(tmp_path, capsys):
+    path = write_tiny(tmp_path / "tiny", TinyOptions(**SMALL, mtp=False))
+    words = ["estimate", "--model-path", str(path), "--gpu", "H200", "--json"]
+    assert command.main(words) == 0
+    assert command.main([*words, "--draft"]) == 2
+    assert "holds no model.mtp.* tensors" in capsys.readouterr().err
+
+
+def test_format_without_a_layout_table():
+    """Red if an unknown format is counted as bf16."""
+    config = replace(LITE, quant=QuantConfig(method="awq", block=None, ignored=()))
+    with pytest.raises(ValueError, match="says awq; expected one of bf16, block-fp8"):
+        sizing.parts(config)
+
+
+@pytest.mark.parametrize("weight_format", sizing.FORMATS)
+def test_published_model_in_every_format(weight_format):
+    assert sizing.in_format(LITE, weight_format).weight_format == weight_format
 
 
 def test_tables_of_a_rank():

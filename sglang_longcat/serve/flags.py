@@ -1,0 +1,51 @@
+"""The user's own SGLang flags, read by SGLang's own parser: spellings, types and choices are its.
+
+Owns: the error about a flag that SGLang does not know. Without flags SGLang is not imported, which
+takes some five seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from sglang_longcat.doctor import quiet
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(
+            f"{message}. Such flags go to SGLang: python -m sglang.launch_server --help lists its "
+            "flags, and sglang-longcat serve --help ours."
+        )
+
+
+def read(words: Sequence[str], *, on_cpu: bool) -> dict[str, Any]:
+    """The settings that the words give, by SGLang's names ("tp_size"). Raises ValueError."""
+    if not words:
+        return {}
+    if "--config" in words:
+        raise ValueError("--config: a recipe is such a file; name yours: serve FILE.yaml")
+    with quiet.capture():
+        parser = _sglang_parser(on_cpu=on_cpu)
+    return vars(parser.parse_args(list(words)))
+
+
+def _sglang_parser(*, on_cpu: bool) -> argparse.ArgumentParser:
+    """Without defaults: what was not given is not in the result."""
+    if on_cpu:  # SGLang reads these variables while it is imported
+        from sglang_longcat.cpu.environment import CPU_ENV
+
+        os.environ.update({**CPU_ENV, **os.environ})
+    from sglang.srt.server_args import ServerArgs
+
+    from sglang_longcat import tool_parser
+
+    tool_parser.register()  # a value of --tool-call-parser
+    parser = _Parser(prog="sglang", add_help=False)
+    ServerArgs.add_cli_args(parser)
+    for action in parser._actions:
+        action.default, action.required = argparse.SUPPRESS, False
+    return parser
