@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sglang_longcat.quantisation import formats
+from sglang_longcat.quantisation.packed import FormatError, PackedFormat
+
 # Fields of LongCat-2.0 / Lite-Sparse: sparse attention, full-scale word embedding. Not this model.
 _SPARSE_KEYS = ("index_topk", "index_n_heads", "index_head_dim")
 # The last name of each is the one under which SGLang's LongcatFlashConfig keeps the value.
@@ -72,6 +75,7 @@ class QuantConfig:
     method: str
     block: tuple[int, int] | None
     ignored: tuple[str, ...]  # dotted module names, or parts of one such as "self_attn"
+    packed: PackedFormat | None = None  # of 4-bit weights
 
     @property
     def is_block_fp8(self) -> bool:
@@ -79,7 +83,12 @@ class QuantConfig:
 
     def ignores(self, module: str) -> bool:
         """True if `module` (say "model.layers.0.mlps.1.up_proj") stays unquantised."""
-        return any(f".{part}." in f".{module}." for part in self.ignored)
+        if any(f".{part}." in f".{module}." for part in self.ignored):
+            return True
+        return self.packed is not None and not self.packed.quantises(module)
+
+    def __str__(self) -> str:
+        return "block FP8" if self.packed is None else str(self.packed)
 
 
 @dataclass(frozen=True)
@@ -218,11 +227,20 @@ def _quant(config: Mapping[str, Any]) -> QuantConfig | None:
             f"weight_block_size {block!r}: expected two positive integers. Fix config.json."
         )
     ignored = _first(raw, "ignored_layers", "modules_to_not_convert", default=())
+    method = str(raw.get("quant_method", "unknown")).lower()
     return QuantConfig(
-        method=raw.get("quant_method", "unknown"),
+        method=method,
         block=None if block is None else (block[0], block[1]),
         ignored=(*ignored, *_first(config, "disable_quant_module", default=())),
+        packed=None if method == "fp8" and block is not None else _packed(raw),
     )
+
+
+def _packed(raw: Mapping[str, Any]) -> PackedFormat:
+    try:
+        return formats.read(raw)
+    except FormatError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _validate(self: LongcatConfig, config: Mapping[str, Any]) -> None:

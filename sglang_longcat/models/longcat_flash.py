@@ -35,6 +35,7 @@ from sglang_longcat.layers.deferred_sum import assert_consumed
 from sglang_longcat.layers.lazy_allocator import LazyZeroAllocator
 from sglang_longcat.layers.norm import FinalNorm
 from sglang_longcat.layers.operations import enabled_operations
+from sglang_longcat.layers.packed import serving_config
 from sglang_longcat.ngram.embedding import NgramEmbedding
 from sglang_longcat.ngram.state import NgramStateMixin
 from sglang_longcat.planning.plan import MTP_ALGORITHMS
@@ -131,6 +132,7 @@ class LongcatFlashForCausalLM(NgramStateMixin, upstream.LongcatFlashForCausalLM)
         # multiply the parameters in place, and again on every weight update.
         self.config = copy.copy(config)
         self.config.mla_scale_q_lora = self.config.mla_scale_kv_lora = False
+        quant_config = serving_config(self.lite, quant_config)
         self.quant_config = quant_config
         self.fuse_qkv_a_proj = True
         self.packed_modules_mapping = {

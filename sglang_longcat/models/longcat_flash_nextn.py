@@ -39,6 +39,7 @@ from sglang_longcat.config import LongcatConfig
 from sglang_longcat.layers.decoder_layer import mla_attention
 from sglang_longcat.layers.linear import LongcatMLP, install_small_linear, reads_pair
 from sglang_longcat.layers.norm import StageNorm
+from sglang_longcat.layers.packed import serving_config
 from sglang_longcat.speculation.draft_head import (
     DraftLogitsProcessor,
     follow_head,
@@ -123,6 +124,7 @@ class LongcatFlashForCausalLMNextN(upstream_nextn.LongcatFlashForCausalLMNextN):
         # The reader applies the MLA norm factors while loading, as for the target.
         self.config = config
         self.config.mla_scale_q_lora = self.config.mla_scale_kv_lora = False
+        quant_config = serving_config(self.reader.lite, quant_config)
         unquantised = getattr(config, "disable_quant_module", None) or ()
         self.quant_config = None if "mtp" in unquantised else quant_config
         self.own_embedding = env.draft_embedding() == "mtp"

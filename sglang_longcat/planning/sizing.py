@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from longcat_kernels.lite import FP8_ROW_SCALE_BYTES
-from sglang_longcat.checkpoint.layout import add_scales, expected_tensors, tensor_dtype
+from sglang_longcat.checkpoint.layout import as_stored, expected_tensors, tensor_dtype
 from sglang_longcat.config import LongcatConfig, QuantConfig
 
 Dtype = Literal["bf16", "fp8"]
@@ -60,7 +60,7 @@ def parts(
     ranks. mtp: with the draft head."""
     replica = ranks // attention_dp
     sums = {"embedding": 0, "experts": 0, "rest": 0, "copies": 0}
-    for name, shape in add_scales(expected_tensors(config, mtp=mtp), config.quant).items():
+    for name, shape in as_stored(expected_tensors(config, mtp=mtp), config.quant).items():
         if ".embedders." in name:
             continue
         size = WIDTH[tensor_dtype(name, config.quant)] * math.prod(shape)

@@ -21,7 +21,7 @@ from sglang_longcat.checkpoint.check import CheckpointError, check_checkpoint
 from sglang_longcat.checkpoint.headers import INDEX_NAME, read_header
 from sglang_longcat.checkpoint.layout import (
     MTP_PREFIX,
-    add_scales,
+    as_stored,
     expected_tensors,
     is_quantised,
     tensor_dtype,
@@ -143,8 +143,8 @@ def test_what_block_fp8_quantises(name: str, quantised: bool) -> None:
 
 def test_scale_shapes_round_up() -> None:
     name = "model.layers.0.self_attn.0.kv_a_proj_with_mqa.weight"
-    assert add_scales({name: (576, 3072)}, FP8)[name + "_scale_inv"] == (5, 24)
-    assert add_scales({name: (576, 3072)}, None) == {name: (576, 3072)}
+    assert as_stored({name: (576, 3072)}, FP8)[name + "_scale_inv"] == (5, 24)
+    assert as_stored({name: (576, 3072)}, None) == {name: (576, 3072)}
 
 
 # --- writing --------------------------------------------------------------------------------------

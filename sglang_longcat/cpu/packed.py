@@ -1,0 +1,117 @@
+"""4-bit weights in torch: kept as loaded, dequantised to the activations' dtype when used.
+
+Owns: the two methods that `PackedConfig` gives its layers on a CPU, and the dtypes with which
+SGLang accepts 4-bit checkpoints there. Parameters, their loading and sharding are those of a GPU.
+Why: SGLang's W4A16 methods repack weights for Marlin, which is CUDA. Its AutoRound, GPTQ and AWQ
+refuse the CPU without AMX, and all of them refuse fp32 activations.
+Upstream: srt/layers/quantization/compressed_tensors/schemes/compressed_tensors_wNa16.py:199 and
+compressed_tensors_wNa16_moe.py:278 (Marlin); get_supported_act_dtypes of each config (dtypes).
+Remove when: SGLang serves W4A16 on a CPU without AMX.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.layers.linear import WEIGHT_LOADER_V2_SUPPORTED
+from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
+from sglang.srt.layers.quantization import QUANTIZATION_METHODS
+from sglang.srt.layers.quantization.compressed_tensors.compressed_tensors import (
+    CompressedTensorsFusedMoEMethod,
+    CompressedTensorsLinearMethod,
+)
+from torch.nn import functional as F
+
+from sglang_longcat.checkpoint.packing import PackedWeight, dequantise, unpack, unpack_awq
+from sglang_longcat.cpu.experts import is_plain_silu, routed_experts
+from sglang_longcat.layers.packed import PackedConfig
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.moe import MoeRunnerConfig
+    from sglang.srt.layers.moe.token_dispatcher import StandardDispatchOutput
+
+_NAMES = ("auto-round", "gptq", "awq", "compressed-tensors")
+
+
+def register() -> str:
+    for name in _NAMES:
+        QUANTIZATION_METHODS[name] = _with_dtypes(QUANTIZATION_METHODS[name])
+    PackedConfig.linear_method = TorchPackedLinear
+    PackedConfig.experts_method = TorchPackedExperts
+    # By this list of class names SGLang decides whether a scale is sharded as a scale.
+    WEIGHT_LOADER_V2_SUPPORTED.append(TorchPackedLinear.__name__)
+    return "4 bits: torch, weights dequantised at each use"
+
+
+def _with_dtypes(config: type[Any]) -> type[Any]:
+    """SGLang's config, of which PackedConfig takes the place as soon as the model is built."""
+    dtypes = [torch.float16, torch.bfloat16, torch.float32]
+    return type(config.__name__, (config,), {"get_supported_act_dtypes": lambda self: dtypes})
+
+
+class TorchPackedLinear(CompressedTensorsLinearMethod):
+    """y = x @ dequantise(weight).T + bias. Nothing is derived from the weights at load time, so
+    that an update takes effect by itself."""
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        pass
+
+    def apply(
+        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        config = self.quant_config
+        zeros = None if config.symmetric else unpack(layer.weight_zero_point.data, 0)
+        packed = PackedWeight(layer.weight_packed.data, layer.weight_scale.data, zeros)
+        return F.linear(x, dequantise(packed, config.group_size).to(x.dtype), bias)
+
+
+class TorchPackedExperts(CompressedTensorsFusedMoEMethod):
+    """`routed_experts` on the dequantised weights of the experts that the batch chose."""
+
+    runner = None
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        pass
+
+    def create_moe_runner(
+        self, layer: torch.nn.Module, moe_runner_config: MoeRunnerConfig
+    ) -> None:
+        self.moe_runner_config = moe_runner_config
+
+    def get_moe_runner_backend(self, layer: torch.nn.Module) -> None:
+        return None
+
+    def apply(
+        self, layer: torch.nn.Module, dispatch_output: StandardDispatchOutput
+    ) -> StandardCombineInput:
+        if not is_plain_silu(layer, self.moe_runner_config):
+            raise NotImplementedError(
+                "the CPU's 4-bit experts of sglang-longcat compute w2 @ (silu(gate) * up); this "
+                f"model asks for {self.moe_runner_config}. Serve it in bf16, or on a GPU."
+            )
+        x, topk = dispatch_output.hidden_states, dispatch_output.topk_output
+        ids = topk.topk_ids
+        chosen, position = ids.clamp(min=0).unique(return_inverse=True)
+        w13, w2 = (self._weights(layer, name, chosen, x.dtype) for name in ("w13", "w2"))
+        ids = position.where(ids >= 0, ids)
+        return StandardCombineInput(routed_experts(x, w13, w2, ids, topk.topk_weights))
+
+    def _weights(
+        self, layer: torch.nn.Module, name: str, chosen: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """[chosen, o, i]. An expert's parameters are transposed: values [i/8, o], scales [i/g, o],
+        zero points [i/g, o/8] in AWQ's order."""
+        read = layer.get_parameter
+        values, scales = read(f"{name}_weight_packed").data, read(f"{name}_weight_scale").data
+        zeros = None if self.quant_config.symmetric else read(f"{name}_weight_zero_point").data
+        experts = [
+            PackedWeight(
+                values[expert].t(),
+                scales[expert].t(),
+                None if zeros is None else unpack_awq(zeros[expert]).t(),
+            )
+            for expert in chosen.tolist()
+        ]
+        size = self.quant_config.group_size
+        return torch.stack([dequantise(expert, size).to(dtype) for expert in experts])
