@@ -187,7 +187,7 @@ class LongcatConfig:
             mla_scale_kv_lora=_first(config, "mla_scale_kv_lora", default=True),
             eos_token_ids=_as_tuple(_first(config, "eos_token_id", default=2)),
             ngram=_ngram(config),
-            quant=_quant(config),
+            quant=read_quant(config),
         )
         _validate(self, config)
         return self
@@ -217,7 +217,9 @@ def _ngram(config: Mapping[str, Any]) -> NgramConfig | None:
     return NgramConfig(n=n, k=k, vocab_size=vocab, rows_base=rows, hidden_size=hidden)
 
 
-def _quant(config: Mapping[str, Any]) -> QuantConfig | None:
+def read_quant(config: Mapping[str, Any]) -> QuantConfig | None:
+    """The format of the weights, or None for unquantised ones. ConfigError for a format that is not
+    served."""
     raw = config.get("quantization_config")
     if not raw:
         return None

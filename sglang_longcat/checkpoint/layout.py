@@ -31,6 +31,7 @@ _FUSED = {
 }
 _FLOAT32 = (".mlp.router.classifier.weight", ".mlp.router.e_score_correction_bias")
 
+
 def expected_tensors(config: LongcatConfig, *, mtp: bool) -> Shapes:
     """Names and shapes of the unquantised checkpoint; `mtp` adds the MTP layer's 17 tensors."""
     vocab, hidden = config.vocab_size, config.hidden_size
@@ -114,9 +115,7 @@ def _in_one_layer(module: str) -> str:
     return next((f"{parent}.{fused}" for fused, of in _FUSED.items() if name in of), module)
 
 
-def optional_tensors(
-    shapes: Mapping[str, tuple[int, ...]], quant: QuantConfig | None
-) -> Shapes:
+def optional_tensors(shapes: Mapping[str, tuple[int, ...]], quant: QuantConfig | None) -> Shapes:
     """Those that some writers leave out."""
     result: Shapes = {}
     if quant is not None and quant.packed is not None:

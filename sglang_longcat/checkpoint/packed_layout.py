@@ -11,8 +11,11 @@ in `packing`. Knows neither torch nor files.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sglang_longcat.quantisation.packed import PER_WORD, FormatError, PackedFormat
 
+DEQUANTISED = ".kv_b_proj"  # is absorbed into MLA's queries and outputs
 Shapes = dict[str, tuple[int, ...]]
 
 # I32 holds eight values. A scale may have any float type: the loader casts it.
@@ -51,11 +54,24 @@ def tensors(module: str, shape: tuple[int, ...], stored: PackedFormat) -> Shapes
     else:
         by_inputs = stored.packing == "gptq"
         parts = {
-            "qweight": (inputs // PER_WORD, outputs) if by_inputs else (inputs, outputs // PER_WORD),
+            "qweight": (inputs // PER_WORD, outputs)
+            if by_inputs
+            else (inputs, outputs // PER_WORD),
             "qzeros": (groups, outputs // PER_WORD),
             "scales": (groups, outputs),
         }
     return {f"{module}.{part}": part_shape for part, part_shape in parts.items()}
+
+
+def served_tensors(module: str, shape: tuple[int, ...], stored: PackedFormat) -> Shapes:
+    """What `packed_reader` makes of them, and so what a server holds: kv_b_proj dequantised, other
+    layers in compressed-tensors' order."""
+    if module.endswith(DEQUANTISED):
+        return {f"{module}.weight": shape}
+    served = replace(stored, packing="compressed-tensors")
+    held = tensors(module, shape, served)
+    del held[f"{module}.weight_shape"]
+    return held
 
 
 def optional_tensors(module: str, shape: tuple[int, ...], stored: PackedFormat) -> Shapes:

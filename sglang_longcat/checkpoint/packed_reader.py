@@ -21,10 +21,9 @@ import torch
 from sglang_longcat.checkpoint import packed_layout, packing
 from sglang_longcat.checkpoint.headers import CheckpointError
 from sglang_longcat.checkpoint.layout import is_quantised
-from sglang_longcat.checkpoint.packed_layout import Shapes
+from sglang_longcat.checkpoint.packed_layout import DEQUANTISED, Shapes
 from sglang_longcat.config import QuantConfig
 
-DEQUANTISED = ".kv_b_proj"
 _CHECKED_ONLY = ("g_idx", "weight_shape")  # not among the model's parameters
 Named = tuple[str, torch.Tensor]
 

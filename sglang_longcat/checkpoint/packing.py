@@ -87,8 +87,7 @@ def dequantise(weight: PackedWeight, group_size: int) -> torch.Tensor:
 
 
 def check_order(name: str, g_idx: torch.Tensor, group_size: int) -> None:
-    """CheckpointError unless g_idx [i] says what every kernel assumes: input i is in group i // g.
-    """
+    """CheckpointError unless g_idx [i] says that input i is in group i // g."""
     expected = torch.arange(len(g_idx), device=g_idx.device) // group_size
     if not torch.equal(g_idx.to(expected.dtype), expected):
         raise CheckpointError(

@@ -3,8 +3,8 @@
 SGLang streams (name, tensor) pairs shard by shard, with its own progress bar, into the model's
 load_weights. There `CheckpointReader.feed` checks names and shapes, loads the tensors of the N-gram
 embedding itself, skips those of the MTP layer, and applies the MLA norm factors, so that loading
-twice gives the same weights. SGLang's loader gets the rest (fusing, sharding, quantisation); 4-bit weights come to it in one
-order, whatever the checkpoint's (`packed_reader`).
+twice gives the same weights. SGLang's loader gets the rest (fusing, sharding, quantisation). 4-bit
+weights come to it in one order, whatever the checkpoint's (`packed_reader`).
 `speculation.draft_reader` reads the MTP layer for the draft, on the same base class.
 """
 

@@ -60,9 +60,9 @@ class TorchPackedLinear(CompressedTensorsLinearMethod):
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        config = self.quant_config
-        zeros = None if config.symmetric else unpack(layer.weight_zero_point.data, 0)
-        packed = PackedWeight(layer.weight_packed.data, layer.weight_scale.data, zeros)
+        config, read = self.quant_config, layer.get_parameter
+        zeros = None if config.symmetric else unpack(read("weight_zero_point").data, 0)
+        packed = PackedWeight(read("weight_packed").data, read("weight_scale").data, zeros)
         return F.linear(x, dequantise(packed, config.group_size).to(x.dtype), bias)
 
 
@@ -74,9 +74,7 @@ class TorchPackedExperts(CompressedTensorsFusedMoEMethod):
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         pass
 
-    def create_moe_runner(
-        self, layer: torch.nn.Module, moe_runner_config: MoeRunnerConfig
-    ) -> None:
+    def create_moe_runner(self, layer: torch.nn.Module, moe_runner_config: MoeRunnerConfig) -> None:
         self.moe_runner_config = moe_runner_config
 
     def get_moe_runner_backend(self, layer: torch.nn.Module) -> None:

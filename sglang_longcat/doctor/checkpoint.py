@@ -47,7 +47,7 @@ def check(path: Path) -> tuple[LongcatConfig | None, list[Finding]]:
         check_checkpoint(path, config)
     except (OSError, ValueError, CheckpointError) as error:
         return None, [Finding.error("checkpoint", str(error))]
-    dtype = "block FP8" if config.quant else "bf16"
+    dtype = str(config.quant) if config.quant else "bf16"
     gib = sizing.weight_bytes(config) / sizing.GIB
     text = f"{gib:.1f} GiB, {dtype}: names and shapes as config.json"
     return config, [Finding.ok("checkpoint", text), *_tokenizer(path, config), _sampling(path)]

@@ -30,7 +30,7 @@ from sglang.srt.layers.quantization.compressed_tensors.schemes import (
 from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 
 from sglang_longcat.checkpoint.layout import fused_parts
-from sglang_longcat.checkpoint.packed_reader import DEQUANTISED
+from sglang_longcat.checkpoint.packed_layout import DEQUANTISED
 from sglang_longcat.quantisation.packed import BITS
 
 if TYPE_CHECKING:

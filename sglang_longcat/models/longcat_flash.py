@@ -27,7 +27,7 @@ from torch import nn
 from sglang_longcat import hooks, plugin
 from sglang_longcat.checkpoint.reader import CheckpointReader
 from sglang_longcat.config import LongcatConfig
-from sglang_longcat.host.refused_flags import refuse_unsupported
+from sglang_longcat.host.refused_flags import refuse_contradictions, refuse_unsupported
 from sglang_longcat.layers.allreduce_norm import final_norm
 from sglang_longcat.layers.branches import prepare_streams
 from sglang_longcat.layers.decoder_layer import LongcatDecoderLayer
@@ -125,6 +125,8 @@ class LongcatFlashForCausalLM(NgramStateMixin, upstream.LongcatFlashForCausalLM)
         if get_parallel().tp_rank == 0:
             plugin.log_activation(enabled_operations(self.lite))
         refuse_unsupported(get_server_args())
+        stored = None if self.lite.quant is None else self.lite.quant.method
+        refuse_contradictions(get_server_args(), stored)
         self.reader = CheckpointReader(self.lite, config._name_or_path)
         self.reader.check_files()
         _check_draft(self.lite, config._name_or_path)

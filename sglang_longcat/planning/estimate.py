@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_longcat.checkpoint import PUBLISHED_CONFIG
-from sglang_longcat.config import LongcatConfig
+from sglang_longcat.config import LongcatConfig, QuantConfig
 from sglang_longcat.planning import roofline, sizing
 from sglang_longcat.planning.placement import Where
 from sglang_longcat.planning.plan import MachineMemory, MemoryFlags, plan_memory
@@ -28,7 +28,7 @@ class Choice:
 
     gpu: str
     tp: int
-    dtype: sizing.Dtype  # of the linear layers
+    dtype: sizing.WeightDtype
     tables: Where
     table_dtype: sizing.Dtype
     attention_dp: int = 1  # replicas of attention among the tp ranks
@@ -68,8 +68,7 @@ def estimate(
     server also holds the MTP layer; the shortest step stays that without drafts. Raises KeyError
     for a GPU that `roofline.GPUS` lacks."""
     gpu, replicas = GPUS[choice.gpu], choice.attention_dp
-    if choice.dtype == "fp8" and not (config.quant and config.quant.is_block_fp8):
-        config = sizing.in_fp8(config)
+    config = sizing.stored_as(config, choice.dtype)
     flags = MemoryFlags(
         tp=choice.tp,
         attention_dp=replicas,
@@ -115,7 +114,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="replicas of attention; with each --tp that it divides",
     )
-    parser.add_argument("--dtype", **dtypes, default=["bf16"], help="of the linear layers")
+    weights: dict[str, Any] = {"nargs": "+", "choices": ("bf16", "fp8", "int4")}
+    parser.add_argument("--dtype", **weights, default=["bf16"], help="of the linear layers")
     parser.add_argument("--tables", nargs="+", choices=("device", "host"), default=None)
     parser.add_argument("--table-dtype", **dtypes, default=["bf16"])
     parser.add_argument("--context", type=_positive, default=4096, help="tokens of a request")
@@ -145,8 +145,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _dtype(quant: QuantConfig) -> sizing.WeightDtype:
+    return "fp8" if quant.is_block_fp8 else "int4"
+
+
 def _choices(args: argparse.Namespace, config: LongcatConfig) -> list[Choice]:
-    dtypes = ["fp8"] if config.quant and config.quant.is_block_fp8 else args.dtype
+    dtypes = args.dtype if config.quant is None else [_dtype(config.quant)]
     places = args.tables or ["device", "host"]
     axes = (args.gpu, args.tp, dtypes, places, args.table_dtype, args.attn_dp_size)
     choices = list(itertools.starmap(Choice, itertools.product(*axes)))

@@ -12,12 +12,22 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from longcat_kernels.lite import FP8_ROW_SCALE_BYTES
-from sglang_longcat.checkpoint.layout import as_stored, expected_tensors, tensor_dtype
+from sglang_longcat.checkpoint.layout import (
+    MTP_PREFIX,
+    as_stored,
+    expected_tensors,
+    is_quantised,
+    tensor_dtype,
+)
+from sglang_longcat.checkpoint.packed_layout import Shapes, served_tensors
 from sglang_longcat.config import LongcatConfig, QuantConfig
+from sglang_longcat.quantisation.packed import PackedFormat
 
-Dtype = Literal["bf16", "fp8"]
+Dtype = Literal["bf16", "fp8"]  # of tables and KV cache
+WeightDtype = Literal["bf16", "fp8", "int4"]  # of the linear layers
 GIB, MIB = 1 << 30, 1 << 20
-WIDTH = {"F32": 4, "BF16": 2, "F8_E4M3": 1}  # bytes of a value, by safetensors' name of its dtype
+# Bytes of a value, by safetensors' name of its dtype. An I32 holds eight 4-bit values.
+WIDTH = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I32": 4, "I64": 8}
 KV_WIDTH = {"bf16": 2, "fp8": 1}
 _BLOCK = (128, 128)
 # Whole on every rank: the latent projections feed all heads, the router scores all experts, and
@@ -47,6 +57,22 @@ def in_fp8(config: LongcatConfig) -> LongcatConfig:
     return replace(config, quant=QuantConfig(method="fp8", block=_BLOCK, ignored=()))
 
 
+def in_int4(config: LongcatConfig) -> LongcatConfig:
+    """The same model with 4-bit linear layers: symmetric, groups of 128, the MTP layer in bf16, as
+    AutoRound writes it."""
+    packed = PackedFormat("auto-round", "gptq", group_size=128, symmetric=True)
+    left_out = (MTP_PREFIX.removesuffix("."),)
+    quant = QuantConfig(method=packed.method, block=None, ignored=left_out, packed=packed)
+    return replace(config, quant=quant)
+
+
+def stored_as(config: LongcatConfig, dtype: WeightDtype) -> LongcatConfig:
+    """The same model with linear layers of this type; a quantised checkpoint stays as it is."""
+    if config.quant is not None or dtype == "bf16":
+        return config
+    return in_fp8(config) if dtype == "fp8" else in_int4(config)
+
+
 def parts(
     config: LongcatConfig,
     *,
@@ -60,7 +86,7 @@ def parts(
     ranks. mtp: with the draft head."""
     replica = ranks // attention_dp
     sums = {"embedding": 0, "experts": 0, "rest": 0, "copies": 0}
-    for name, shape in as_stored(expected_tensors(config, mtp=mtp), config.quant).items():
+    for name, shape in as_served(expected_tensors(config, mtp=mtp), config.quant).items():
         if ".embedders." in name:
             continue
         size = WIDTH[tensor_dtype(name, config.quant)] * math.prod(shape)
@@ -70,6 +96,20 @@ def parts(
         if name.endswith(".kv_b_proj.weight"):
             sums["copies"] += -(-math.prod(shape) * WIDTH["BF16"] // replica)
     return Parts(tables=table_bytes(config, table_dtype, ranks=replica), **sums)
+
+
+def as_served(shapes: Shapes, quant: QuantConfig | None) -> Shapes:
+    """The tensors that a rank holds: those of the checkpoint, but 4-bit weights as the model's
+    reader hands them on."""
+    if quant is None or quant.packed is None:
+        return as_stored(shapes, quant)
+    result: Shapes = {}
+    for name, shape in shapes.items():
+        if is_quantised(name, quant):
+            result |= served_tensors(name.removesuffix(".weight"), shape, quant.packed)
+        else:
+            result[name] = shape
+    return result
 
 
 def draft_bytes(
@@ -118,8 +158,10 @@ def row_bytes(columns: int, value_bytes: int, *, fp8: bool) -> int:
 
 def weight_bytes(config: LongcatConfig, *, mtp: bool = False) -> int:
     """All weights of the checkpoint, tables included, as `config.quant` stores them."""
-    whole = parts(config, mtp=mtp)
-    return whole.tables + whole.without_tables - whole.copies
+    stored = as_stored(expected_tensors(config, mtp=mtp), config.quant)
+    return sum(
+        WIDTH[tensor_dtype(name, config.quant)] * math.prod(shape) for name, shape in stored.items()
+    )
 
 
 def kv_values_per_token(config: LongcatConfig, *, draft: bool = False) -> int:

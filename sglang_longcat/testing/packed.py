@@ -91,9 +91,7 @@ def quantise(name: str, weight: torch.Tensor, scheme: Scheme) -> Quantised:
     return values.clamp(0, 15).flatten(1), zeros, scales
 
 
-def _dequantised(
-    values: torch.Tensor, zeros: torch.Tensor, scales: torch.Tensor
-) -> torch.Tensor:
+def _dequantised(values: torch.Tensor, zeros: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     steps = values.unflatten(1, (zeros.shape[1], -1)) - zeros[..., None]
     return (steps * scales.float()[..., None]).flatten(1)
 

@@ -7,15 +7,12 @@ factor of four.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from sglang_longcat.checkpoint import packing
 from sglang_longcat.testing.packed import Scheme, meaning_of, write_packed
 from sglang_longcat.testing.tiny import TinyOptions
 from tests.harness import engine
