@@ -95,7 +95,9 @@ def as_stored(shapes: Mapping[str, tuple[int, ...]], quant: QuantConfig | None) 
 
 
 def require_uniform(config: LongcatConfig) -> None:
-    """ConfigError if some tensors are quantised of those that SGLang makes one layer of."""
+    """ConfigError if some tensors are in 4 bits of those that SGLang makes one layer of."""
+    if config.quant is None or config.quant.packed is None:
+        return
     layouts: dict[str, str] = {}
     for name in filter(is_linear, expected_tensors(config, mtp=False)):
         layer = _in_one_layer(name.removesuffix(".weight"))

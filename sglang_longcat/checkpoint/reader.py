@@ -62,6 +62,12 @@ class TensorReader:
         packed = lite.quant is not None and lite.quant.packed is not None
         self.packed = PackedReader(lite.quant, shapes) if lite.quant and packed else None
         self.loaded_before = False
+        self.takes_updates = True
+
+    def convert_on(self, device: torch.device, *, takes_updates: bool) -> None:
+        """Where 4-bit weights are reordered that need it, and whether they can be loaded twice."""
+        if self.packed is not None:
+            self.packed.device, self.takes_updates = device, takes_updates
 
     def owns(self, name: str) -> bool:
         """Whether the tensor belongs to this model. Others of the checkpoint are skipped."""
@@ -74,6 +80,7 @@ class TensorReader:
         those that are missing. A list, which a weight update from memory brings, is checked as a
         whole before its first tensor is loaded."""
         seen: set[str] = set()
+        self._require_update_is_possible()
         if isinstance(weights, list):
             self.check_update(weights)
         for name, tensor in weights:
@@ -89,6 +96,13 @@ class TensorReader:
         """`checked`, with 4-bit weights in the order of the model's parameters."""
         checked = self.checked(weights)
         return checked if self.packed is None else self.packed.read(checked)
+
+    def _require_update_is_possible(self) -> None:
+        if self.loaded_before and not self.takes_updates:
+            raise CheckpointError(
+                "4-bit weights cannot be updated on a GPU, where they have been repacked for its "
+                "kernels. Start a server with the new weights."
+            )
 
     def check_update(self, weights: list[tuple[str, torch.Tensor]]) -> None:
         """CheckpointError unless every tensor fits."""
@@ -153,6 +167,7 @@ class CheckpointReader(TensorReader):
         """Check the safetensors headers of a local checkpoint before anything is allocated. With
         `path`, that of a weight update, before anything is overwritten."""
         path = self.path if path is None else Path(path)
+        self._require_update_is_possible()
         if is_local(path):
             check_checkpoint(path, self.lite)
 

@@ -36,6 +36,7 @@ from sglang_longcat.quantisation.packed import BITS
 if TYPE_CHECKING:
     from sglang.srt.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 
+    from sglang_longcat.checkpoint.reader import TensorReader
     from sglang_longcat.config import LongcatConfig, QuantConfig
 
 _FORMAT = "pack-quantized"
@@ -48,6 +49,13 @@ def serving_config(
     if lite.quant is None or lite.quant.packed is None:
         return chosen
     return PackedConfig(lite.quant)
+
+
+def prepare_reader(reader: TensorReader, device: torch.device) -> None:
+    """Before the first load: reorder on the model's device, and refuse updates of weights that
+    Marlin repacks."""
+    repacked = PackedConfig.linear_method is CompressedTensorsLinearMethod
+    reader.convert_on(device, takes_updates=not repacked)
 
 
 class PackedConfig(CompressedTensorsConfig):

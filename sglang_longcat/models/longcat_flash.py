@@ -35,7 +35,7 @@ from sglang_longcat.layers.deferred_sum import assert_consumed
 from sglang_longcat.layers.lazy_allocator import LazyZeroAllocator
 from sglang_longcat.layers.norm import FinalNorm
 from sglang_longcat.layers.operations import enabled_operations
-from sglang_longcat.layers.packed import serving_config
+from sglang_longcat.layers.packed import prepare_reader, serving_config
 from sglang_longcat.ngram.embedding import NgramEmbedding
 from sglang_longcat.ngram.state import NgramStateMixin
 from sglang_longcat.planning.plan import MTP_ALGORITHMS
@@ -160,6 +160,7 @@ class LongcatFlashForCausalLM(NgramStateMixin, upstream.LongcatFlashForCausalLM)
         return self.model.embed_tokens
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        prepare_reader(self.reader, self.lm_head.weight.device)
         super().load_weights(self.reader.feed(self.embedding, weights))
         self.embedding.tables.finish_load()
 

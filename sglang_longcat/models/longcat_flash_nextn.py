@@ -39,13 +39,14 @@ from sglang_longcat.config import LongcatConfig
 from sglang_longcat.layers.decoder_layer import mla_attention
 from sglang_longcat.layers.linear import LongcatMLP, install_small_linear, reads_pair
 from sglang_longcat.layers.norm import StageNorm
-from sglang_longcat.layers.packed import serving_config
+from sglang_longcat.layers.packed import prepare_reader, serving_config
 from sglang_longcat.speculation.draft_head import (
     DraftLogitsProcessor,
     follow_head,
     make_fp8_head,
 )
 from sglang_longcat.speculation.draft_reader import DraftReader
+from sglang_longcat.speculation.packed_draft import PackedDraft
 
 if TYPE_CHECKING:
     from sglang.srt.configs import LongcatFlashConfig
@@ -150,7 +151,9 @@ class LongcatFlashForCausalLMNextN(upstream_nextn.LongcatFlashForCausalLMNextN):
         )
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        super().load_weights(self.reader.feed(self._load_embedding, weights))
+        prepare_reader(self.reader, self.lm_head.weight.device)
+        tensors = self.reader.feed(self._load_embedding, weights)
+        super().load_weights(PackedDraft(self).load(tensors))
 
     def _load_embedding(self, tensor: torch.Tensor) -> None:
         if self.own_embedding:

@@ -49,8 +49,13 @@ class Scheme:
 
 
 def write_packed(path: Path, scheme: Scheme, options: TinyOptions | None = None) -> Path:
-    """The packed checkpoint at `path`, and its meaning at `meaning_of(path)`. Returns `path`."""
-    write_tiny(path, options)
+    """A small packed checkpoint at `path`, and its meaning at `meaning_of(path)`. Returns
+    `path`."""
+    return pack_checkpoint(write_tiny(path, options), scheme)
+
+
+def pack_checkpoint(path: Path, scheme: Scheme) -> Path:
+    """The same of the unquantised checkpoint at `path`, in its place."""
     shutil.copytree(path, meaning_of(path))
     for shard in sorted(path.glob("*.safetensors")):
         packed: dict[str, torch.Tensor] = {}

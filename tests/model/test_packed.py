@@ -7,16 +7,28 @@ factor of four.
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from sglang_longcat.testing.packed import Scheme, meaning_of, write_packed
-from sglang_longcat.testing.tiny import TinyOptions
+from sglang_longcat.checkpoint import packing
+from sglang_longcat.checkpoint.packing import PackedWeight
+from sglang_longcat.config import LongcatConfig
+from sglang_longcat.quantisation.packed import PackedFormat
+from sglang_longcat.reference import ReferenceModel
+from sglang_longcat.testing.engine_flags import nextn
+from sglang_longcat.testing.packed import Scheme, meaning_of, pack_checkpoint, write_packed
+from sglang_longcat.testing.tiny import TinyOptions, write_tiny
 from tests.harness import engine
+from tests.model.drafting import Drafter, predictable
 from tests.model.scoring import Answer, Oracle, ask, assert_same, text
+from tests.model.test_speculative import accepted, assert_drafted
 
 PROMPTS = [text(length, seed=1300 + length) for length in (1, 2, 9, 130)]
 SIZES = TinyOptions(mtp=False, experts=8, zero_experts=4)
@@ -87,16 +99,55 @@ def test_bf16(auto_round: Path) -> None:
 
 
 @pytest.mark.parametrize("mtp", [False, True], ids=["bf16-draft", "4-bit-draft"])
-def test_draft(tmp_path: Path, mtp: bool) -> None:
+@pytest.mark.parametrize("method", ["auto-round", "gptq"])
+def test_draft(tmp_path: Path, method: str, mtp: bool) -> None:
     """Red if the MTP layer is built quantised where the checkpoint has it in bf16, or the other way
-    round. AutoRound's config.json names the layers that it quantised, GPTQ's says nothing."""
-    for method in ("auto-round", "gptq"):
-        scheme = Scheme(method, mtp=mtp)
-        path = write_packed(tmp_path / method, scheme, replace(SIZES, mtp=True))
-        flags = {"speculative_algorithm": "NEXTN", "speculative_num_steps": 2}
-        flags |= {"speculative_eagle_topk": 1, "speculative_num_draft_tokens": 3}
-        with engine(path, **flags) as llm:
-            assert_same(answers_of(llm), Oracle(meaning_of(path)), nats=NATS)
+    round, or if it drafts other tokens than the oracle's. AutoRound's config.json names the layers
+    that it quantised, GPTQ's says nothing."""
+    plain = write_tiny(tmp_path / "plain", replace(SIZES, mtp=True))
+    path = pack_checkpoint(predictable(plain, tmp_path / "packed"), Scheme(method, mtp=mtp))
+    prompts = [text(length, seed=length) for length in (2, 5, 11)]
+    with engine(path, **nextn(2)) as llm:
+        answers = ask(llm, prompts, max_new_tokens=20)
+    assert_same(answers, Oracle(meaning_of(path)), nats=NATS)
+    reference = ReferenceModel.from_checkpoint(meaning_of(path))
+    assert_drafted(answers, Drafter(reference), steps=2)
+    assert sum(accepted(answer)[2] for answer in answers), "no window was right"
+
+
+def honest(patch: pytest.MonkeyPatch, stored: PackedFormat) -> PackedFormat:
+    return stored
+
+
+def other_order(patch: pytest.MonkeyPatch, stored: PackedFormat) -> PackedFormat:
+    """The highest bits first."""
+    right = packing.unpack
+    patch.setattr(
+        packing,
+        "unpack",
+        lambda words, dim: (
+            right(words, dim).unflatten(dim, (-1, 8)).flip(dim + 1).flatten(dim, dim + 1)
+        ),
+    )
+    return stored
+
+
+def zero_off_by_one(patch: pytest.MonkeyPatch, stored: PackedFormat) -> PackedFormat:
+    """GPTQ's second version for its first one."""
+    return replace(stored, zero_offset=0)
+
+
+def one_scale_doubled(patch: pytest.MonkeyPatch, stored: PackedFormat) -> PackedFormat:
+    """Of one group of 16 outputs of one of the 32 layers of an expert."""
+    right = packing.dequantise
+
+    def dequantise(weight: PackedWeight, group_size: int) -> torch.Tensor:
+        if weight.scale.shape[0] == SIZES.expert_ffn:
+            weight.scale[:16, 1] *= 2
+        return right(weight, group_size)
+
+    patch.setattr(packing, "dequantise", dequantise)
+    return stored
 
 
 def test_update(auto_round: Path, tmp_path: Path) -> None:
@@ -108,3 +159,46 @@ def test_update(auto_round: Path, tmp_path: Path) -> None:
             done, message, _ = llm.call("update_weights_from_disk", str(path))
             assert done, message
             assert_same(answers_of(llm), Oracle(meaning_of(path)), nats=NATS)
+
+
+def misread(
+    path: Path, to: Path, mistake: Callable[[pytest.MonkeyPatch, PackedFormat], PackedFormat]
+) -> Path:
+    """What `path` means to our reader if it makes this mistake, as an unquantised checkpoint."""
+    quant = LongcatConfig.from_dir(path).quant
+    assert quant is not None
+    assert quant.packed is not None
+    shutil.copytree(meaning_of(path), to)
+    packed = {n: t for file in path.glob("*.safetensors") for n, t in load_file(file).items()}
+    with pytest.MonkeyPatch.context() as patch:
+        stored = mistake(patch, quant.packed)
+        for file in to.glob("*.safetensors"):
+            tensors = load_file(file)
+            for name in tensors.keys() - packed.keys():
+                module = name.removesuffix("weight")
+                parts = {
+                    n.removeprefix(module): t for n, t in packed.items() if n.startswith(module)
+                }
+                weight = packing.standard(module, parts, stored)
+                tensors[name] = packing.dequantise(weight, stored.group_size).contiguous()
+            save_file(tensors, file, metadata={"format": "pt"})
+    return to
+
+
+@pytest.mark.parametrize(
+    ("mistake", "visible"),
+    [(honest, False), (other_order, True), (zero_off_by_one, True), (one_scale_doubled, True)],
+)
+def test_mistakes_are_visible(
+    tmp_path: Path,
+    mistake: Callable[[pytest.MonkeyPatch, PackedFormat], PackedFormat],
+    visible: bool,
+) -> None:
+    """Red if such a checkpoint no longer tells the right reading from a wrong one, in which case
+    the comparisons above would pass with either; or if our reader reads another value anywhere."""
+    path = write_packed(tmp_path / "tiny", SCHEMES["auto-round-zeros"], SIZES)
+    tokens = PROMPTS[-1]
+    table = Oracle(meaning_of(path)).logits(tuple(tokens)).log_softmax(dim=-1)
+    logprobs = {i: table[i - 1, tokens[i]].item() for i in range(1, len(tokens))}
+    gap = Oracle(misread(path, tmp_path / "misread", mistake)).gap(Answer(tokens, [], logprobs))
+    assert gap > VISIBLE if visible else gap == 0

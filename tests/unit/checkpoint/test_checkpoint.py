@@ -399,26 +399,6 @@ def test_fp8_values_in_an_unquantised_checkpoint(broken: Path) -> None:
         check(broken)
 
 
-def test_other_quantisation_skips_linears_only(
-    broken: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    module = EXPERT.removesuffix(".weight")
-
-    def pack(tensors: dict[str, torch.Tensor]) -> None:
-        del tensors[EXPERT]
-        tensors[module + ".qweight"] = torch.zeros(24, 64, dtype=torch.int32)
-
-    edit(broken, EXPERT, pack)
-    raw = json.loads((broken / "config.json").read_text())
-    config = LongcatConfig.from_dict(raw | {"quantization_config": {"quant_method": "awq"}})
-    check_checkpoint(broken, config)
-    assert "'awq'" in caplog.text
-    assert "not checked" in caplog.text
-    edit(broken, NORM, drop(NORM))
-    with pytest.raises(CheckpointError, match=rf"missing tensors \(1\):\s+{NORM}"):
-        check_checkpoint(broken, config)
-
-
 # --- tokenizer ------------------------------------------------------------------------------------
 
 
