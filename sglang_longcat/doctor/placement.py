@@ -35,6 +35,8 @@ RECIPES = (
     ("H100", 2, "h100-tp2-ep2-balanced"),
     ("H800", 2, "h100-tp2-ep2-balanced"),
     ("H100", 1, "h100-tp1-balanced"),
+    ("L40S", 1, "48gb-tp1-int4"),
+    ("RTX 5090", 1, "32gb-tp1-int4"),
     ("H800", 1, "h100-tp1-balanced"),
 )
 

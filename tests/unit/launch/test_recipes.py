@@ -68,6 +68,7 @@ def test_name_says_what_the_recipe_does(recipe):
     if flags.get("ep-size", 1) > 1:
         assert rest.startswith(f"ep{flags['ep-size']}")
     assert ("fp8" in rest) == flags["model-path"].endswith("-FP8")
+    assert ("int4" in rest) == ("-int4-" in flags["model-path"])
     assert ("two-nodes" in rest) == (flags.get("nnodes") == 2)
 
 
