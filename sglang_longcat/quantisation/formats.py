@@ -68,20 +68,25 @@ def _auto_round(raw: Raw) -> PackedFormat:
         zero_offset=_ZERO_OFFSETS[packing],
         rules=(
             *_auto_round_rules(raw),
-            *(Rule(True, f"{re.escape(block.strip())}.*") for block in blocks),
+            *(Rule(True, pattern=f"{re.escape(block.strip())}.*") for block in blocks),
         ),
         default=not blocks,
     )
 
 
 def _auto_round_rules(raw: Raw) -> Iterable[Rule]:
-    """`extra_config`: exact names go before patterns."""
-    extra = raw.get("extra_config") or {}
-    for name, own in sorted(extra.items(), key=lambda item: bool(_REGEX & set(item[0]))):
+    """`extra_config`: whole names go before patterns."""
+    names: dict[bool, list[str]] = {True: [], False: []}
+    patterns = []
+    for name, own in (raw.get("extra_config") or {}).items():
         quantised = own.get("bits", BITS) < _UNQUANTISED_BITS
         if quantised:
             _require_same("auto-round", f"extra_config[{name!r}]", raw, own)
-        yield Rule(quantised, name if _REGEX & set(name) else re.escape(name))
+        if _REGEX & set(name):
+            patterns.append(Rule(quantised, pattern=name))
+        else:
+            names[quantised].append(name)
+    return [*(Rule(value, names=frozenset(of)) for value, of in names.items()), *patterns]
 
 
 def _gptq(raw: Raw) -> PackedFormat:
@@ -99,7 +104,7 @@ def _gptq(raw: Raw) -> PackedFormat:
         group_size=_group_size("gptq", raw.get("group_size")),
         symmetric=True,
         zero_offset=int(version == "gptq"),
-        rules=(*_gptq_rules(raw), *_gptq_named(raw)),
+        rules=(*_gptq_rules(raw), _gptq_named(raw)),
         default=not raw.get("modules_in_block_to_quantize"),
     )
 
@@ -111,14 +116,14 @@ def _gptq_rules(raw: Raw) -> Iterable[Rule]:
         quantised = not key.startswith("-:")
         if quantised:
             _require_same("gptq", f"dynamic[{key!r}]", raw, own or {})
-        yield Rule(quantised, f"(?:{key.removeprefix('-:').removeprefix('+:')}).*")
+        yield Rule(quantised, pattern=f"(?:{key.removeprefix('-:').removeprefix('+:')}).*")
 
 
-def _gptq_named(raw: Raw) -> Iterable[Rule]:
+def _gptq_named(raw: Raw) -> Rule:
     """`modules_in_block_to_quantize`: lists of module names inside a layer."""
-    for group in raw.get("modules_in_block_to_quantize") or ():
-        for name in [group] if isinstance(group, str) else group:
-            yield Rule(True, rf".*\.{re.escape(name)}")
+    groups = raw.get("modules_in_block_to_quantize") or ()
+    lists = [[group] if isinstance(group, str) else group for group in groups]
+    return Rule(True, endings=frozenset(name for names in lists for name in names))
 
 
 def _awq(raw: Raw) -> PackedFormat:
@@ -133,7 +138,7 @@ def _awq(raw: Raw) -> PackedFormat:
         packing="awq",
         group_size=_group_size("awq", raw.get("group_size")),
         symmetric=False,
-        rules=tuple(Rule(False, f".*{re.escape(part)}.*") for part in parts),
+        rules=tuple(Rule(False, pattern=f".*{re.escape(part)}.*") for part in parts),
     )
 
 
@@ -152,10 +157,7 @@ def _compressed_tensors(raw: Raw) -> PackedFormat:
         packing="compressed-tensors",
         group_size=_group_size(name, weights.get("group_size")),
         symmetric=bool(weights.get("symmetric", True)),
-        rules=(
-            *(_named(False, ignored) for ignored in raw.get("ignore") or ()),
-            *(_named(True, target) for target in targets if target != "Linear"),
-        ),
+        rules=(*_named(False, raw.get("ignore") or ()), *_named(True, targets)),
         default="Linear" in targets,
     )
 
@@ -175,11 +177,12 @@ def _require_w4a16(raw: Raw, groups: list[Any]) -> None:
         refuse(f"{name} with act-order (actorder 'group')")
 
 
-def _named(quantised: bool, target: str) -> Rule:
+def _named(quantised: bool, targets: Iterable[str]) -> Iterable[Rule]:
     """compressed-tensors: "re:REGEX" from the start of the name, or the end of a dotted name."""
-    if target.startswith("re:"):
-        return Rule(quantised, f"(?:{target[3:]}).*")
-    return Rule(quantised, rf"(?:.*\.)?{re.escape(target)}")
+    patterns = [target[3:] for target in targets if target.startswith("re:")]
+    yield from (Rule(quantised, pattern=f"(?:{pattern}).*") for pattern in patterns)
+    plain = frozenset(target for target in targets if not target.startswith("re:"))
+    yield Rule(quantised, endings=plain)
 
 
 def _require_bits(method: str, bits: Any) -> None:

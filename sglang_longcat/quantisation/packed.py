@@ -25,10 +25,17 @@ class FormatError(ValueError):
 
 
 class Rule(NamedTuple):
-    """Decides for the modules whose whole dotted name matches the regular expression."""
+    """Decides for modules by their dotted names. Sets, since a config.json may list thousands."""
 
     quantised: bool
-    pattern: str
+    pattern: str = ""  # a regular expression for the whole name
+    names: frozenset[str] = frozenset()  # the whole name
+    endings: frozenset[str] = frozenset()  # what the name ends with, from a dot on
+
+    def decides(self, module: str) -> bool:
+        if module in self.names or (self.pattern and _compiled(self.pattern).fullmatch(module)):
+            return True
+        return bool(self.endings) and not self.endings.isdisjoint(_endings(module))
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class PackedFormat:
     def quantises(self, module: str) -> bool:
         """Whether the linear layer `module` ("model.layers.0.mlps.1.up_proj") is quantised."""
         for rule in self.rules:
-            if _compiled(rule.pattern).fullmatch(module):
+            if rule.decides(module):
                 return rule.quantised
         return self.default
 
@@ -58,6 +65,12 @@ class PackedFormat:
     def __str__(self) -> str:
         zeros = "symmetric" if self.symmetric else "with zero points"
         return f"{self.method}, {BITS} bits, groups of {self.group_size}, {zeros}"
+
+
+def _endings(module: str) -> list[str]:
+    """ "a.b.c" -> ["a.b.c", "b.c", "c"]"""
+    parts = module.split(".")
+    return [".".join(parts[first:]) for first in range(len(parts))]
 
 
 @functools.cache
