@@ -15,6 +15,7 @@ from sglang.srt.layers.quantization.utils import unpack_cols
 from sglang_longcat.checkpoint import packing
 from sglang_longcat.checkpoint.check import CheckpointError, check_checkpoint, check_draft
 from sglang_longcat.checkpoint.packed_reader import PackedReader
+from sglang_longcat.checkpoint.reader import CheckpointReader
 from sglang_longcat.config import ConfigError, LongcatConfig
 from sglang_longcat.quantisation import formats
 from sglang_longcat.testing import packed as packers
@@ -214,6 +215,19 @@ def test_layers_that_come_in_part(tmp_path: Path) -> None:
     del tensors[f"{MODULE}.scales"]
     with pytest.raises(CheckpointError, match=rf"of {MODULE} there are \['qweight', 'qzeros'\]"):
         list(reader(path).read(tensors.items()))
+
+
+def test_an_update_of_repacked_weights(tmp_path: Path) -> None:
+    """Red if new weights are written into parameters that a GPU's kernels have reordered."""
+    path = write_packed(tmp_path / "tiny", Scheme("gptq"), SIZES)
+    target = CheckpointReader(LongcatConfig.from_dir(path), path)
+    target.convert_on(torch.device("cpu"), takes_updates=False)
+    target.check_files(path)
+    target.loaded_before = True
+    with pytest.raises(CheckpointError, match="Start a server with the new weights"):
+        target.check_files(path)
+    with pytest.raises(CheckpointError, match="Start a server with the new weights"):
+        list(target.checked([]))
 
 
 def test_another_order_or_shape(tmp_path: Path) -> None:
