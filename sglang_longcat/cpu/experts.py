@@ -44,6 +44,13 @@ def routed_experts(
     return out.to(x.dtype)
 
 
+def chosen_experts(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the experts that a batch chose, ascending; `ids` [T, K] as positions among them). Ids below
+    zero stay, and expert 0 is chosen for them."""
+    chosen, position = ids.clamp(min=0).unique(return_inverse=True)
+    return chosen, position.where(ids >= 0, ids)
+
+
 def register() -> str:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 

@@ -25,7 +25,7 @@ from sglang.srt.runtime_context import process_model_config
 from sglang.srt.utils import cpu_has_amx_support
 from torch.nn import functional as F
 
-from sglang_longcat.cpu.experts import is_plain_silu, routed_experts
+from sglang_longcat.cpu.experts import chosen_experts, is_plain_silu, routed_experts
 
 if TYPE_CHECKING:
     from sglang.srt.layers.moe.token_dispatcher import StandardDispatchOutput
@@ -103,8 +103,7 @@ class TorchBlockFp8Experts(Fp8MoEMethod):
                 f"this model asks for {self.moe_runner_config}. Serve it without FP8, or on a GPU."
             )
         x, topk = dispatch_output.hidden_states, dispatch_output.topk_output
-        ids = topk.topk_ids
-        chosen, position = ids.clamp(min=0).unique(return_inverse=True)
+        chosen, ids = chosen_experts(topk.topk_ids)
         w13, w2 = (
             widen(
                 layer.get_parameter(name).data[chosen],
@@ -114,7 +113,6 @@ class TorchBlockFp8Experts(Fp8MoEMethod):
             )
             for name in ("w13_weight", "w2_weight")
         )
-        ids = position.where(ids >= 0, ids)
         return StandardCombineInput(routed_experts(x, w13, w2, ids, topk.topk_weights))
 
 

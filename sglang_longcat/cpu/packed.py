@@ -24,7 +24,7 @@ from sglang.srt.layers.quantization.compressed_tensors.compressed_tensors import
 from torch.nn import functional as F
 
 from sglang_longcat.checkpoint.packing import PackedWeight, dequantise, unpack, unpack_awq
-from sglang_longcat.cpu.experts import is_plain_silu, routed_experts
+from sglang_longcat.cpu.experts import chosen_experts, is_plain_silu, routed_experts
 from sglang_longcat.layers.packed import PackedConfig
 
 if TYPE_CHECKING:
@@ -89,10 +89,8 @@ class TorchPackedExperts(CompressedTensorsFusedMoEMethod):
                 f"model asks for {self.moe_runner_config}. Serve it in bf16, or on a GPU."
             )
         x, topk = dispatch_output.hidden_states, dispatch_output.topk_output
-        ids = topk.topk_ids
-        chosen, position = ids.clamp(min=0).unique(return_inverse=True)
+        chosen, ids = chosen_experts(topk.topk_ids)
         w13, w2 = (self._weights(layer, name, chosen, x.dtype) for name in ("w13", "w2"))
-        ids = position.where(ids >= 0, ids)
         return StandardCombineInput(routed_experts(x, w13, w2, ids, topk.topk_weights))
 
     def _weights(
