@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.layers.linear import WEIGHT_LOADER_V2_SUPPORTED
-from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 from sglang.srt.layers.quantization import QUANTIZATION_METHODS
 from sglang.srt.layers.quantization.compressed_tensors.compressed_tensors import (
     CompressedTensorsFusedMoEMethod,
@@ -24,12 +23,11 @@ from sglang.srt.layers.quantization.compressed_tensors.compressed_tensors import
 from torch.nn import functional as F
 
 from sglang_longcat.checkpoint.packing import PackedWeight, dequantise, unpack, unpack_awq
-from sglang_longcat.cpu.experts import chosen_experts, is_plain_silu, routed_experts
+from sglang_longcat.cpu.experts import WidenedExperts
 from sglang_longcat.layers.packed import PackedConfig
 
 if TYPE_CHECKING:
     from sglang.srt.layers.moe import MoeRunnerConfig
-    from sglang.srt.layers.moe.token_dispatcher import StandardDispatchOutput
 
 _NAMES = ("auto-round", "gptq", "awq", "compressed-tensors")
 
@@ -66,13 +64,8 @@ class TorchPackedLinear(CompressedTensorsLinearMethod):
         return F.linear(x, dequantise(packed, config.group_size).to(x.dtype), bias)
 
 
-class TorchPackedExperts(CompressedTensorsFusedMoEMethod):
-    """`routed_experts` on the dequantised weights of the experts that the batch chose."""
-
-    runner = None
-
-    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        pass
+class TorchPackedExperts(WidenedExperts, CompressedTensorsFusedMoEMethod):
+    form, runner = "4-bit", None
 
     def create_moe_runner(self, layer: torch.nn.Module, moe_runner_config: MoeRunnerConfig) -> None:
         self.moe_runner_config = moe_runner_config
@@ -80,20 +73,7 @@ class TorchPackedExperts(CompressedTensorsFusedMoEMethod):
     def get_moe_runner_backend(self, layer: torch.nn.Module) -> None:
         return None
 
-    def apply(
-        self, layer: torch.nn.Module, dispatch_output: StandardDispatchOutput
-    ) -> StandardCombineInput:
-        if not is_plain_silu(layer, self.moe_runner_config):
-            raise NotImplementedError(
-                "the CPU's 4-bit experts of sglang-longcat compute w2 @ (silu(gate) * up); this "
-                f"model asks for {self.moe_runner_config}. Serve it in bf16, or on a GPU."
-            )
-        x, topk = dispatch_output.hidden_states, dispatch_output.topk_output
-        chosen, ids = chosen_experts(topk.topk_ids)
-        w13, w2 = (self._weights(layer, name, chosen, x.dtype) for name in ("w13", "w2"))
-        return StandardCombineInput(routed_experts(x, w13, w2, ids, topk.topk_weights))
-
-    def _weights(
+    def widened(
         self, layer: torch.nn.Module, name: str, chosen: torch.Tensor, dtype: torch.dtype
     ) -> torch.Tensor:
         """[chosen, o, i]. An expert's parameters are transposed: values [i/8, o], scales [i/g, o],
