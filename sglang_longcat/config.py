@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sglang_longcat.quantisation import formats
+from sglang_longcat.quantisation.packed import FormatError, PackedFormat
+
 # Fields of LongCat-2.0 / Lite-Sparse: sparse attention, full-scale word embedding. Not this model.
 _SPARSE_KEYS = ("index_topk", "index_n_heads", "index_head_dim")
 # The last name of each is the one under which SGLang's LongcatFlashConfig keeps the value.
@@ -72,6 +75,7 @@ class QuantConfig:
     method: str
     block: tuple[int, int] | None
     ignored: tuple[str, ...]  # dotted module names, or parts of one such as "self_attn"
+    packed: PackedFormat | None = None  # of 4-bit weights
 
     @property
     def is_block_fp8(self) -> bool:
@@ -79,12 +83,19 @@ class QuantConfig:
 
     @property
     def format(self) -> str:
-        """ "block-fp8", or the name of a method that has no layout table here."""
-        return "block-fp8" if self.is_block_fp8 else self.method
+        """ "block-fp8", "int4" for packed 4-bit weights, or the name of another method."""
+        if self.is_block_fp8:
+            return "block-fp8"
+        return "int4" if self.packed is not None else self.method
 
     def ignores(self, module: str) -> bool:
         """True if `module` (say "model.layers.0.mlps.1.up_proj") stays unquantised."""
-        return any(f".{part}." in f".{module}." for part in self.ignored)
+        if any(f".{part}." in f".{module}." for part in self.ignored):
+            return True
+        return self.packed is not None and not self.packed.quantises(module)
+
+    def __str__(self) -> str:
+        return "block FP8" if self.packed is None else str(self.packed)
 
 
 @dataclass(frozen=True)
@@ -188,7 +199,7 @@ class LongcatConfig:
             mla_scale_kv_lora=_first(config, "mla_scale_kv_lora", default=True),
             eos_token_ids=_as_tuple(_first(config, "eos_token_id", default=2)),
             ngram=_ngram(config),
-            quant=_quant(config),
+            quant=read_quant(config),
         )
         _validate(self, config)
         return self
@@ -218,7 +229,9 @@ def _ngram(config: Mapping[str, Any]) -> NgramConfig | None:
     return NgramConfig(n=n, k=k, vocab_size=vocab, rows_base=rows, hidden_size=hidden)
 
 
-def _quant(config: Mapping[str, Any]) -> QuantConfig | None:
+def read_quant(config: Mapping[str, Any]) -> QuantConfig | None:
+    """The format of the weights, or None for unquantised ones. ConfigError for a format that is not
+    served."""
     raw = config.get("quantization_config")
     if not raw:
         return None
@@ -228,11 +241,20 @@ def _quant(config: Mapping[str, Any]) -> QuantConfig | None:
             f"weight_block_size {block!r}: expected two positive integers. Fix config.json."
         )
     ignored = _first(raw, "ignored_layers", "modules_to_not_convert", default=())
+    method = str(raw.get("quant_method", "unknown")).lower()
     return QuantConfig(
-        method=raw.get("quant_method", "unknown"),
+        method=method,
         block=None if block is None else (block[0], block[1]),
         ignored=(*ignored, *_first(config, "disable_quant_module", default=())),
+        packed=None if method == "fp8" and block is not None else _packed(raw),
     )
+
+
+def _packed(raw: Mapping[str, Any]) -> PackedFormat:
+    try:
+        return formats.read(raw)
+    except FormatError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _validate(self: LongcatConfig, config: Mapping[str, Any]) -> None:

@@ -6,7 +6,6 @@ headers only (11 thousand entries take well under a second); the loader reads th
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,17 +15,17 @@ from sglang_longcat.checkpoint.layout import (
     FP8_DTYPE,
     MTP_PREFIX,
     Shapes,
-    add_scales,
+    as_stored,
     draft_tensors,
     expected_tensors,
-    is_linear,
+    optional_tensors,
+    require_uniform,
     tensor_dtype,
+    with_draft_as_stored,
 )
 from sglang_longcat.config import LongcatConfig
 
-__all__ = ["CheckpointError", "check_checkpoint", "check_draft"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["CheckpointError", "check_checkpoint", "check_draft", "stored_names"]
 
 _LISTED = 20  # lines per kind of defect: enough to see the pattern, short enough to read
 
@@ -46,10 +45,11 @@ def check_checkpoint(path: str | Path, config: LongcatConfig) -> None:
 
     Accepts shards with an index, or `*.safetensors` without one. The MTP tensors must be complete
     or absent. With block FP8, each quantised weight must be FP8 and have its scale, and no other
-    tensor may. For any other quantisation method the tensors of quantised linear layers are not
-    compared, which is logged.
+    tensor may. In 4 bits each quantised weight must have its packed tensors, and no other may.
     """
+    require_uniform(config)
     contents = _read_all(Path(path))
+    config = with_draft_as_stored(config, contents.entries)
     mtp = any(name.startswith(MTP_PREFIX) for name in [*contents.entries, *contents.lost])
     _compare(Path(path), contents, expected_tensors(config, mtp=mtp), config)
 
@@ -71,19 +71,27 @@ def check_draft(path: str | Path, config: LongcatConfig) -> None:
         )
     if not contents.lost:
         contents.missing_files, contents.damaged_files = [], []
+    config = with_draft_as_stored(config, contents.entries)
     _compare(Path(path), contents, draft_tensors(config), config)
 
 
+def stored_names(path: str | Path) -> set[str]:
+    """The names of the tensors in those safetensors files under `path` that can be read. Empty for
+    a name on a model hub."""
+    if not any(Path(path).glob("*.safetensors*")):
+        return set()
+    return set(_read_all(Path(path)).entries)
+
+
 def _compare(path: Path, contents: _Contents, shapes: Shapes, config: LongcatConfig) -> None:
-    expected, entries = add_scales(shapes, config.quant), contents.entries
-    if config.quant is not None and not config.quant.is_block_fp8:
-        expected, entries = _without_linears(expected, entries, method=config.quant.method)
+    expected, entries = as_stored(shapes, config.quant), contents.entries
+    allowed = expected | optional_tensors(shapes, config.quant)
     defects = {
         "missing shard files": contents.missing_files,
         "damaged shard files": contents.damaged_files,
         "missing tensors": _missing(expected, contents),
-        "unexpected tensors": [f"{n} {entries[n]}" for n in sorted(entries.keys() - expected)],
-        "misshaped tensors": _misshaped(expected, entries, config),
+        "unexpected tensors": [f"{n} {entries[n]}" for n in sorted(entries.keys() - allowed)],
+        "misshaped tensors": _misshaped(allowed, entries, config),
     }
     _raise_if_any(path, defects)
 
@@ -108,20 +116,6 @@ def _read_all(path: Path) -> _Contents:
     return contents
 
 
-def _without_linears(
-    expected: Shapes, entries: Mapping[str, Entry], *, method: str
-) -> tuple[Shapes, dict[str, Entry]]:
-    """Drop every tensor of a linear layer (.qweight and .scales, for example) from both sides."""
-    modules = {name.removesuffix(".weight") for name in expected if is_linear(name)}
-    logger.warning(
-        "Weights of %d linear layers are quantised by %r: their names and shapes are not checked.",
-        len(modules),
-        method,
-    )
-    kept = {name: shape for name, shape in expected.items() if not is_linear(name)}
-    return kept, {n: e for n, e in entries.items() if n.rpartition(".")[0] not in modules}
-
-
 def _missing(expected: Shapes, contents: _Contents) -> list[str]:
     absent = expected.keys() - contents.entries - contents.lost
     return [f"{name} {list(expected[name])}" for name in sorted(absent)]
@@ -137,7 +131,10 @@ def _misshaped(expected: Shapes, entries: Mapping[str, Entry], config: LongcatCo
 
 
 def _compatible(dtype: str, want: str) -> bool:
-    """Unquantised tensors may be stored in any wider float type: the loader casts them."""
+    """Unquantised tensors and the scales of 4-bit weights may be stored in any wider float type:
+    the loader casts them."""
+    if want.startswith("I"):
+        return dtype == want or (want, dtype) == ("I64", "I32")
     return dtype == want if want == FP8_DTYPE else dtype in {"F32", "F16", "BF16"}
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 INDEX_NAME = "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
-# The float types of our checkpoints. The size of other types (packed int4) is not checked.
-_FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1}
+# The types of our checkpoints. I32 holds eight 4-bit values. The size of others is not checked.
+_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I32": 4, "I64": 8}
 
 
 class CheckpointError(ValueError):
@@ -72,7 +72,7 @@ def _entry(value: Mapping[str, object]) -> Entry:
     if not isinstance(dtype, str) or not isinstance(shape, list) or not isinstance(offsets, list):
         raise TypeError(f"not a tensor entry: {value}")
     begin, end = offsets
-    width = _FLOAT_BYTES.get(dtype)
+    width = _BYTES.get(dtype)
     if width is not None and end - begin != width * math.prod(shape):
         raise ValueError(f"{end - begin} bytes for {shape} {dtype}")
     return Entry(dtype=dtype, shape=tuple(shape), end=end)

@@ -1,27 +1,35 @@
 """Every tensor of a published LongCat-Flash-Lite checkpoint: name, shape, dtype.
 
-Owns: the layout table, which follows from the sizes in config.json, and which of its tensors a
-block-FP8 checkpoint quantises. This file knows neither torch nor files: `check` compares the table
-with a directory, and `testing.tiny` writes a directory.
+Owns: the layout table, which follows from the sizes in config.json, which of its tensors a
+quantised checkpoint quantises, and what block FP8 stores for them (4 bits: `packed_layout`). This
+file knows neither torch nor files: `check` compares the table with a directory, and `testing.tiny`
+writes a directory.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
-from sglang_longcat.config import LongcatConfig, QuantConfig
+from sglang_longcat.checkpoint import packed_layout
+from sglang_longcat.checkpoint.packed_layout import Shapes
+from sglang_longcat.config import ConfigError, LongcatConfig, QuantConfig
 
 MTP_PREFIX = "model.mtp."
 SCALE_SUFFIX = "_scale_inv"
 FP8_DTYPE = "F8_E4M3"
 
-# Block FP8 quantises the weights of the plain linear layers, which have these names. It keeps the
-# word, n-gram and MTP embeddings, post_projs, norms, router and lm_head.
+# Quantised are the weights of the plain linear layers, which have these names. Word, n-gram and MTP
+# embeddings, post_projs, norms, router and lm_head never are.
 _LINEAR = re.compile(r"\.(\w+_proj|kv_a_proj_with_mqa)\.weight$")
+# SGLang's names of layers that it makes of several of the checkpoint's.
+_FUSED = {
+    "fused_qkv_a_proj_with_mqa": ("q_a_proj", "kv_a_proj_with_mqa"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "experts": ("experts.0.gate_proj",),
+}
 _FLOAT32 = (".mlp.router.classifier.weight", ".mlp.router.e_score_correction_bias")
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 def expected_tensors(config: LongcatConfig, *, mtp: bool) -> Shapes:
@@ -46,35 +54,99 @@ def draft_tensors(config: LongcatConfig) -> Shapes:
 
 
 def is_linear(name: str) -> bool:
-    """True for the weights that block FP8 quantises unless config.json says otherwise."""
+    """True for the weights that a checkpoint quantises unless config.json says otherwise."""
     return _LINEAR.search(name) is not None
 
 
+def fused_parts(module: str) -> tuple[str, ...]:
+    """The checkpoint's modules in SGLang's layer `module`; of experts, one that stands for all."""
+    parent, _, name = module.rpartition(".")
+    return tuple(f"{parent}.{part}" for part in _FUSED.get(name, (name,)))
+
+
 def is_quantised(name: str, quant: QuantConfig | None) -> bool:
-    """True if `name` is stored in FP8 next to a `<name>_scale_inv`."""
-    if quant is None or not quant.is_block_fp8 or not is_linear(name):
+    """True if the weight `name` is stored in FP8 next to a `<name>_scale_inv`, or as the tensors
+    of `packed_layout`."""
+    if quant is None or not is_linear(name):
         return False
     return not quant.ignores(name.removesuffix(".weight"))
 
 
-def add_scales(shapes: Mapping[str, tuple[int, ...]], quant: QuantConfig | None) -> Shapes:
-    """Add `<x>.weight_scale_inv` [ceil(o / block_o), ceil(i / block_i)] for each quantised weight.
+def as_stored(shapes: Mapping[str, tuple[int, ...]], quant: QuantConfig | None) -> Shapes:
+    """The tensors that a checkpoint with this quantisation has for these unquantised ones.
 
-    Dequantised: weight[o, i] * scale_inv[o // block_o, i // block_i].
+    Block FP8 adds `<x>.weight_scale_inv` [ceil(o / block_o), ceil(i / block_i)] for each quantised
+    weight. Dequantised: weight[o, i] * scale_inv[o // block_o, i // block_i]. In 4 bits the tensors
+    of `packed_layout` stand in place of the weight.
     """
-    result = dict(shapes)
-    if quant is not None and quant.block is not None:
-        for name in filter(lambda name: is_quantised(name, quant), shapes):
+    result: Shapes = {}
+    for name, shape in shapes.items():
+        if quant is None or not is_quantised(name, quant):
+            result[name] = shape
+        elif quant.packed is not None:
+            module = name.removesuffix(".weight")
+            result |= packed_layout.tensors(module, shape, quant.packed)
+        elif quant.block is not None:
+            result[name] = shape
             result[name + SCALE_SUFFIX] = tuple(
-                -(-size // block) for size, block in zip(shapes[name], quant.block, strict=True)
+                -(-size // block) for size, block in zip(shape, quant.block, strict=True)
             )
     return result
 
 
+def require_uniform(config: LongcatConfig) -> None:
+    """ConfigError if some tensors are in 4 bits of those that SGLang makes one layer of."""
+    if config.quant is None or config.quant.packed is None:
+        return
+    layouts: dict[str, str] = {}
+    for name in filter(is_linear, expected_tensors(config, mtp=False)):
+        layer = _in_one_layer(name.removesuffix(".weight"))
+        first = layouts.setdefault(layer, name)
+        if is_quantised(first, config.quant) != is_quantised(name, config.quant):
+            raise ConfigError(
+                f"config.json says that one of {first} and {name} is quantised and the other is "
+                "not. Both are parts of one layer here: quantise or leave out both."
+            )
+
+
+def _in_one_layer(module: str) -> str:
+    """A name that modules share that become one layer."""
+    if ".experts." in module:
+        return module.partition(".experts.")[0]
+    parent, _, name = module.rpartition(".")
+    return next((f"{parent}.{fused}" for fused, of in _FUSED.items() if name in of), module)
+
+
+def optional_tensors(shapes: Mapping[str, tuple[int, ...]], quant: QuantConfig | None) -> Shapes:
+    """Those that some writers leave out."""
+    result: Shapes = {}
+    if quant is not None and quant.packed is not None:
+        for name in filter(lambda name: is_quantised(name, quant), shapes):
+            module = name.removesuffix(".weight")
+            result |= packed_layout.optional_tensors(module, shapes[name], quant.packed)
+    return result
+
+
+def with_draft_as_stored(config: LongcatConfig, names: Iterable[str]) -> LongcatConfig:
+    """`config`, with the MTP layer left out of a 4-bit quantisation if `names`, the checkpoint's
+    tensors, have it unquantised. Quantisers load the model without that layer, so their config.json
+    says nothing of it."""
+    quant = config.quant
+    if quant is None or quant.packed is None:
+        return config
+    if not any(name.startswith(MTP_PREFIX) and is_linear(name) for name in names):
+        return config
+    ignored = (*quant.ignored, MTP_PREFIX.removesuffix("."))
+    return replace(config, quant=replace(quant, ignored=ignored))
+
+
 def tensor_dtype(name: str, quant: QuantConfig | None = None) -> str:
-    """The safetensors dtype of `name`: F32 for router and scales, F8_E4M3 if quantised, or BF16."""
+    """The safetensors dtype of `name`: F32 for router and scales, F8_E4M3 if quantised, those of
+    `packed_layout` in 4 bits, or BF16."""
     if name.endswith((SCALE_SUFFIX, *_FLOAT32)):
         return "F32"
+    if quant is not None and quant.packed is not None:
+        return packed_layout.dtype_of(name) or "BF16"
     return FP8_DTYPE if is_quantised(name, quant) else "BF16"
 
 

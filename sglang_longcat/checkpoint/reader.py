@@ -3,7 +3,8 @@
 SGLang streams (name, tensor) pairs shard by shard, with its own progress bar, into the model's
 load_weights. There `CheckpointReader.feed` checks names and shapes, loads the tensors of the N-gram
 embedding itself, skips those of the MTP layer, and applies the MLA norm factors, so that loading
-twice gives the same weights. SGLang's loader gets the rest (fusing, sharding, quantisation).
+twice gives the same weights. SGLang's loader gets the rest (fusing, sharding, quantisation). 4-bit
+weights come to it in one order, whatever the checkpoint's (`packed_reader`).
 `speculation.draft_reader` reads the MTP layer for the draft, on the same base class.
 """
 
@@ -20,10 +21,13 @@ from sglang_longcat.checkpoint.check import CheckpointError, check_checkpoint
 from sglang_longcat.checkpoint.layout import (
     MTP_PREFIX,
     Shapes,
-    add_scales,
+    as_stored,
     draft_tensors,
     expected_tensors,
+    optional_tensors,
+    with_draft_as_stored,
 )
+from sglang_longcat.checkpoint.packed_reader import PackedReader
 from sglang_longcat.config import LongcatConfig
 
 NGRAM = re.compile(r"model\.ngram_embeddings\.(embedders|post_projs)\.(\d+)\.weight$")
@@ -54,10 +58,16 @@ class TensorReader:
     def __init__(self, lite: LongcatConfig, path: str | Path, shapes: Shapes) -> None:
         self.lite = lite
         self.path = Path(path)
-        self.shapes = add_scales(shapes, lite.quant)
-        # Quantisation methods other than block FP8 name and pack tensors in their own ways.
-        self.layout_known = lite.quant is None or lite.quant.is_block_fp8
+        self.shapes = as_stored(shapes, lite.quant)
+        packed = lite.quant is not None and lite.quant.packed is not None
+        self.packed = PackedReader(lite.quant, shapes) if lite.quant and packed else None
         self.loaded_before = False
+        self.takes_updates = True
+
+    def convert_on(self, device: torch.device, *, takes_updates: bool) -> None:
+        """Where 4-bit weights are reordered that need it, and whether they can be loaded twice."""
+        if self.packed is not None:
+            self.packed.device, self.takes_updates = device, takes_updates
 
     def owns(self, name: str) -> bool:
         """Whether the tensor belongs to this model. Others of the checkpoint are skipped."""
@@ -70,6 +80,7 @@ class TensorReader:
         those that are missing. A list, which a weight update from memory brings, is checked as a
         whole before its first tensor is loaded."""
         seen: set[str] = set()
+        self._require_update_is_possible()
         if isinstance(weights, list):
             self.check_update(weights)
         for name, tensor in weights:
@@ -79,6 +90,20 @@ class TensorReader:
                 yield name, tensor
         self._check_complete(seen)
 
+    def as_parameters(
+        self, weights: Iterable[tuple[str, torch.Tensor]]
+    ) -> Iterable[tuple[str, torch.Tensor]]:
+        """`checked`, with 4-bit weights in the order of the model's parameters."""
+        checked = self.checked(weights)
+        return checked if self.packed is None else self.packed.read(checked)
+
+    def _require_update_is_possible(self) -> None:
+        if self.loaded_before and not self.takes_updates:
+            raise CheckpointError(
+                "4-bit weights cannot be updated on a GPU, where they have been repacked for its "
+                "kernels. Start a server with the new weights."
+            )
+
     def check_update(self, weights: list[tuple[str, torch.Tensor]]) -> None:
         """CheckpointError unless every tensor fits."""
         for name, tensor in weights:
@@ -87,11 +112,12 @@ class TensorReader:
 
     def _check_tensor(self, name: str, tensor: torch.Tensor) -> None:
         """CheckpointError unless the model has a tensor of this name and shape."""
-        self._check_shape(name, tensor, self.shapes)
+        optional = self.packed.optional if self.packed else {}
+        self._check_shape(name, tensor, self.shapes if name in self.shapes else optional)
 
     def _check_shape(self, name: str, tensor: torch.Tensor, shapes: Shapes) -> None:
         expected, shape = shapes.get(name), tuple(tensor.shape)
-        if self.layout_known and shape != expected:
+        if shape != expected:
             raise CheckpointError(
                 f"{name} has shape {shape}, expected {expected or 'no tensor of that name'} from "
                 "config.json. Check that config.json belongs to these weights."
@@ -109,7 +135,7 @@ class TensorReader:
     def _check_complete(self, seen: set[str]) -> None:
         """CheckpointError if the first load lacks a tensor; a later weight update may."""
         missing = [name for name in self.shapes if name not in seen]
-        if missing and not self.loaded_before and self.layout_known:
+        if missing and not self.loaded_before:
             listed = "\n  ".join(f"{name} {self.shapes[name]}" for name in missing[:_LISTED])
             raise CheckpointError(
                 f"{len(missing)} tensors are missing from the checkpoint, the first:\n  {listed}\n"
@@ -123,14 +149,16 @@ class CheckpointReader(TensorReader):
 
     def __init__(self, lite: LongcatConfig, path: str | Path) -> None:
         super().__init__(lite, path, expected_tensors(lite, mtp=False))
-        self.draft_shapes = add_scales(draft_tensors(lite), lite.quant)
 
     def check_update(self, weights: list[tuple[str, torch.Tensor]]) -> None:
         """Checks the draft's tensors too: SGLang loads the target first, then the draft."""
         super().check_update(weights)
+        lite = with_draft_as_stored(self.lite, (name for name, _ in weights))
+        unquantised = draft_tensors(lite)
+        shapes = as_stored(unquantised, lite.quant) | optional_tensors(unquantised, lite.quant)
         for name, tensor in weights:
             if not self.owns(name):
-                self._check_shape(name, tensor, self.draft_shapes)
+                self._check_shape(name, tensor, shapes)
 
     def owns(self, name: str) -> bool:
         return not name.startswith(MTP_PREFIX)
@@ -139,6 +167,7 @@ class CheckpointReader(TensorReader):
         """Check the safetensors headers of a local checkpoint before anything is allocated. With
         `path`, that of a weight update, before anything is overwritten."""
         path = self.path if path is None else Path(path)
+        self._require_update_is_possible()
         if is_local(path):
             check_checkpoint(path, self.lite)
 
@@ -146,7 +175,7 @@ class CheckpointReader(TensorReader):
         self, embedding: NgramWeights, weights: Iterable[tuple[str, torch.Tensor]]
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the tensors for SGLang's loader. Raises CheckpointError as `checked`."""
-        for name, tensor in self.checked(weights):
+        for name, tensor in self.as_parameters(weights):
             if match := NGRAM.match(name):
                 _load_ngram(embedding, match[1], int(match[2]), tensor)
             elif name == _WORD:

@@ -6,6 +6,7 @@
 - `mha_draft`: the same backend for a draft model that has no MLA.
 - `experts`: routed experts that skip ids below zero (one hook).
 - `fp8`: block-FP8 weights, widened at each use (one hook).
+- `packed`: 4-bit weights, dequantised at each use.
 - `rope`: MLA's rotary embedding without YaRN (one hook).
 - `reduce_scatter`: the reduce-scatter of attention DP with expert parallelism (one hook).
 - `speculative`: what SGLang's speculative workers need on the CPU (four hooks).
@@ -24,7 +25,15 @@ def install() -> list[str]:
 
     Returns one phrase per implementation for the start-up log line.
     """
-    from sglang_longcat.cpu import experts, fp8, mla_backend, reduce_scatter, rope, speculative
+    from sglang_longcat.cpu import (
+        experts,
+        fp8,
+        mla_backend,
+        packed,
+        reduce_scatter,
+        rope,
+        speculative,
+    )
 
-    parts = (mla_backend, experts, fp8, rope, reduce_scatter, speculative)
+    parts = (mla_backend, experts, fp8, packed, rope, reduce_scatter, speculative)
     return [part.register() for part in parts]

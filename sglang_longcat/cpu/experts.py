@@ -10,13 +10,17 @@ Remove when: moe_forward_native skips ids < 0 and counts repeats.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from sglang.srt.layers.moe import MoeRunnerConfig
+    from sglang.srt.layers.moe.token_dispatcher import (
+        StandardCombineInput,
+        StandardDispatchOutput,
+    )
     from sglang.srt.layers.moe.topk import StandardTopKOutput
 
 TARGET = "sglang.srt.layers.moe.fused_moe_native.moe_forward_native"
@@ -42,6 +46,40 @@ def routed_experts(
         y = F.linear(F.silu(gate) * up, w2[expert])
         out.index_add_(0, tokens, y.float() * gains[slots, None])
     return out.to(x.dtype)
+
+
+class WidenedExperts:
+    """For a subclass of SGLang's method that keeps quantised weights as loaded: `routed_experts` on
+    the widened weights of the experts that the batch chose."""
+
+    form: ClassVar[str]  # of the weights, for the error
+    moe_runner_config: MoeRunnerConfig
+
+    def widened(
+        self, layer: torch.nn.Module, name: str, chosen: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """[chosen, o, i] of `name`, "w13" or "w2"."""
+        raise NotImplementedError
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        pass
+
+    def apply(
+        self, layer: torch.nn.Module, dispatch_output: StandardDispatchOutput
+    ) -> StandardCombineInput:
+        if not is_plain_silu(layer, self.moe_runner_config):
+            raise NotImplementedError(
+                f"the CPU's {self.form} experts of sglang-longcat compute w2 @ (silu(gate) * up); "
+                f"this model asks for {self.moe_runner_config}. Serve it in bf16, or on a GPU."
+            )
+        from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
+
+        x, topk = dispatch_output.hidden_states, dispatch_output.topk_output
+        ids = topk.topk_ids
+        chosen, position = ids.clamp(min=0).unique(return_inverse=True)
+        w13, w2 = (self.widened(layer, name, chosen, x.dtype) for name in ("w13", "w2"))
+        ids = position.where(ids >= 0, ids)
+        return StandardCombineInput(routed_experts(x, w13, w2, ids, topk.topk_weights))
 
 
 def register() -> str:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from sglang.srt.layers.linear import WEIGHT_LOADER_V2_SUPPORTED
-from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 from sglang.srt.layers.quantization import QUANTIZATION_METHODS
 from sglang.srt.layers.quantization.fp8 import Fp8Config, Fp8LinearMethod, Fp8MoEMethod
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
@@ -25,10 +24,9 @@ from sglang.srt.runtime_context import process_model_config
 from sglang.srt.utils import cpu_has_amx_support
 from torch.nn import functional as F
 
-from sglang_longcat.cpu.experts import is_plain_silu, routed_experts
+from sglang_longcat.cpu.experts import WidenedExperts
 
 if TYPE_CHECKING:
-    from sglang.srt.layers.moe.token_dispatcher import StandardDispatchOutput
     from sglang.srt.layers.quantization.base_config import QuantizeMethodBase
 
 TARGET = "sglang.srt.layers.quantization.fp8_utils.block_quant_to_tensor_quant"
@@ -88,34 +86,15 @@ class TorchBlockFp8Linear(Fp8LinearMethod):
         return F.linear(x, widen(weight.data, scale.data, self.weight_block_size, x.dtype), bias)
 
 
-class TorchBlockFp8Experts(Fp8MoEMethod):
-    """`routed_experts` on the widened weights of the experts that the batch chose."""
+class TorchBlockFp8Experts(WidenedExperts, Fp8MoEMethod):
+    form = "block-FP8"
 
-    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        pass
-
-    def apply(
-        self, layer: torch.nn.Module, dispatch_output: StandardDispatchOutput
-    ) -> StandardCombineInput:
-        if not is_plain_silu(layer, self.moe_runner_config):
-            raise NotImplementedError(
-                "the CPU's block-FP8 experts of sglang-longcat compute w2 @ (silu(gate) * up); "
-                f"this model asks for {self.moe_runner_config}. Serve it without FP8, or on a GPU."
-            )
-        x, topk = dispatch_output.hidden_states, dispatch_output.topk_output
-        ids = topk.topk_ids
-        chosen, position = ids.clamp(min=0).unique(return_inverse=True)
-        w13, w2 = (
-            widen(
-                layer.get_parameter(name).data[chosen],
-                layer.get_parameter(f"{name}_scale_inv").data[chosen],
-                self.weight_block_size,
-                x.dtype,
-            )
-            for name in ("w13_weight", "w2_weight")
-        )
-        ids = position.where(ids >= 0, ids)
-        return StandardCombineInput(routed_experts(x, w13, w2, ids, topk.topk_weights))
+    def widened(
+        self, layer: torch.nn.Module, name: str, chosen: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
+        weight = layer.get_parameter(f"{name}_weight").data[chosen]
+        scale = layer.get_parameter(f"{name}_weight_scale_inv").data[chosen]
+        return widen(weight, scale, self.weight_block_size, dtype)
 
 
 _METHODS = {Fp8LinearMethod: TorchBlockFp8Linear, Fp8MoEMethod: TorchBlockFp8Experts}

@@ -35,7 +35,8 @@ def check(path: Path, *, draft: bool = False) -> tuple[LongcatConfig | None, lis
             check_draft(path, config)
     except (OSError, ValueError, CheckpointError) as error:
         return None, [Finding.error("checkpoint", str(error))]
-    text = f"{gib:.1f} GiB, {config.weight_format}: names and shapes as config.json"
+    stored = str(config.quant) if config.quant else "bf16"
+    text = f"{gib:.1f} GiB, {stored}: names and shapes as config.json"
     return config, [Finding.ok("checkpoint", text), *_tokenizer(path, config), _sampling(path)]
 
 

@@ -67,8 +67,8 @@ def _kv_cache(plan: MemoryPlan, flags: MemoryFlags) -> Finding:
         return Finding.error(
             "KV cache",
             f"{max(0, plan.kv_tokens):,} tokens, less than one request of {flags.tokens_wanted:,}. "
-            "Use more GPUs (--tp), LONGCAT_NGRAM_TABLES=host, an FP8 checkpoint, or a shorter "
-            "--context.",
+            "Use more GPUs (--tp), LONGCAT_NGRAM_TABLES=host, an FP8 or 4-bit checkpoint, or a "
+            "shorter --context.",
         )
     text = f"{plan.kv_tokens:,} tokens expected, at --tp {flags.tp}"
     if flags.attention_dp > 1:

@@ -30,6 +30,7 @@ _SAMPLING = (
     "top_ks",
     "top_ps",
 )
+_COMPRESSED = "layers.quantization.compressed_tensors"
 _PENALTIES = ("frequency_penalty", "presence_penalty", "repetition_penalty", "min_new_tokens")
 
 ATTRIBUTES: tuple[Needs, ...] = (
@@ -338,6 +339,40 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("layers.quantization.fp8:Fp8MoEMethod.process_weights_after_loading", ("layer",)),
     Needs("layers.quantization.fp8:Fp8MoEMethod.apply", ("layer", "dispatch_output")),
     Needs("layers.quantization.fp8_utils:block_quant_to_tensor_quant", ("block_size",)),
+    # 4 bits
+    Needs(
+        f"{_COMPRESSED}.compressed_tensors:CompressedTensorsConfig.__init__",
+        (
+            *("target_scheme_map", "ignore", "quant_format"),
+            *("sparsity_scheme_map", "sparsity_ignore_list"),
+        ),
+    ),
+    Needs(
+        f"{_COMPRESSED}.compressed_tensors:CompressedTensorsConfig.get_quant_method",
+        ("layer", "prefix"),
+    ),
+    *(
+        Needs(f"{_COMPRESSED}.compressed_tensors:{method}.{name}", parameters)
+        for method, names in {
+            "CompressedTensorsLinearMethod": {
+                "process_weights_after_loading": ("layer",),
+                "apply": ("layer", "x", "bias"),
+            },
+            "CompressedTensorsFusedMoEMethod": {
+                "process_weights_after_loading": ("layer",),
+                "create_moe_runner": ("layer", "moe_runner_config"),
+                "get_moe_runner_backend": ("layer",),
+                "apply": ("layer", "dispatch_output"),
+            },
+        }.items()
+        for name, parameters in names.items()
+    ),
+    Needs(
+        f"{_COMPRESSED}.schemes:CompressedTensorsWNA16",
+        ("strategy", "num_bits", "group_size", "symmetric"),
+    ),
+    Needs(f"{_COMPRESSED}.schemes:CompressedTensorsWNA16MoE", ("quant_config", "weight_quant")),
+    Needs("layers.quantization.unquant:UnquantizedLinearMethod"),
     Needs("mem_cache.memory_pool:KVWriteLoc"),
     Needs(
         "models.deepseek_common.attention_backend_handler:AttentionBackendRegistry.register",

@@ -12,7 +12,7 @@ from typing import Any
 
 from sglang.srt.configs import LongcatFlashConfig
 
-from sglang_longcat.config import is_lite
+from sglang_longcat.config import is_lite, read_quant
 
 PUBLISHED_MODEL_TYPE = "longcat_flash_ngram"
 _NGRAM_KEYS = ("ngram_vocab_size_ratio", "emb_neighbor_num", "emb_split_num")
@@ -30,6 +30,8 @@ class LongcatConfigForSGLang(LongcatFlashConfig):
         self.is_longcat_lite = lite
         if not lite:
             return
+        # Before SGLang looks at the format: it would say that it does not know the name, or start.
+        read_quant(kwargs)
         for key, alias in zip(_NGRAM_KEYS, _ALIASES, strict=True):
             setattr(self, key, kwargs.get(key) if kwargs.get(key) is not None else kwargs[alias])
         self.moe_topk = kwargs["moe_topk"]
@@ -55,6 +57,12 @@ class PublishedConfig(LongcatConfigForSGLang):
 
     def __init__(self, **kwargs: Any) -> None:  # without it transformers generates another one
         super().__init__(**kwargs)
+
+
+def quant_method(config: object) -> str | None:
+    """How the weights are stored: `quant_method` of config.json, or None if unquantised."""
+    quant = read_quant({"quantization_config": getattr(config, "quantization_config", None)})
+    return None if quant is None else quant.method
 
 
 def is_served_by_us(config: object) -> bool:

@@ -13,7 +13,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sglang_longcat.host import hf_config
-from sglang_longcat.host.refused_flags import refuse_unsupported, unsupported_flags
+from sglang_longcat.host.refused_flags import (
+    refuse_contradictions,
+    refuse_unsupported,
+    unsupported_flags,
+)
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -27,10 +31,12 @@ def refuse(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> N
 
     previous(server_args)
     # In this order, so that SGLang reads the config.json of other models when it always does.
-    if unsupported_flags(server_args) and hf_config.is_served_by_us(
-        model_config_of(server_args).hf_config
-    ):
+    if not unsupported_flags(server_args) and server_args.quantization is None:
+        return
+    config = model_config_of(server_args).hf_config
+    if hf_config.is_served_by_us(config):
         refuse_unsupported(server_args)
+        refuse_contradictions(server_args, hf_config.quant_method(config))
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sglang_longcat.host import refusals
+from sglang_longcat.host.refusals.weights import contradictions
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -33,7 +34,16 @@ def unsupported_flags(args: ServerArgs) -> list[str]:
 
 def refuse_unsupported(args: ServerArgs) -> None:
     """Raise UnsupportedFlag naming every refused flag."""
-    messages = unsupported_flags(args)
+    _refuse(unsupported_flags(args))
+
+
+def refuse_contradictions(args: ServerArgs, stored: str | None) -> None:
+    """Raise UnsupportedFlag for flags that want another format of weights than `stored`, the
+    quant_method of config.json (None: unquantised)."""
+    _refuse(contradictions(args, stored))
+
+
+def _refuse(messages: list[str]) -> None:
     if messages:
         raise UnsupportedFlag(
             "sglang-longcat cannot serve LongCat-Flash-Lite with these flags:\n  "

@@ -72,6 +72,8 @@ def mla_attention(
         alt_stream=get_stream("alt"),
     )
     latents = attention.fused_qkv_a_proj_with_mqa
+    # SGLang's kernel for few tokens reads `weight`, which 4-bit layers do not have.
+    attention.is_packed_weight = not hasattr(latents, "weight")
     install_small_linear(latents, attention.q_b_proj, attention.o_proj)
     return attention
 

@@ -27,7 +27,7 @@ from torch import nn
 from sglang_longcat import hooks, plugin
 from sglang_longcat.checkpoint.reader import CheckpointReader
 from sglang_longcat.config import LongcatConfig
-from sglang_longcat.host.refused_flags import refuse_unsupported
+from sglang_longcat.host.refused_flags import refuse_contradictions, refuse_unsupported
 from sglang_longcat.layers.allreduce_norm import final_norm
 from sglang_longcat.layers.branches import prepare_streams
 from sglang_longcat.layers.decoder_layer import LongcatDecoderLayer
@@ -35,6 +35,7 @@ from sglang_longcat.layers.deferred_sum import assert_consumed
 from sglang_longcat.layers.lazy_allocator import LazyZeroAllocator
 from sglang_longcat.layers.norm import FinalNorm
 from sglang_longcat.layers.operations import enabled_operations
+from sglang_longcat.layers.packed import prepare_reader, serving_config
 from sglang_longcat.ngram.embedding import NgramEmbedding
 from sglang_longcat.ngram.state import NgramStateMixin
 from sglang_longcat.planning.plan import MTP_ALGORITHMS
@@ -124,6 +125,8 @@ class LongcatFlashForCausalLM(NgramStateMixin, upstream.LongcatFlashForCausalLM)
         if get_parallel().tp_rank == 0:
             plugin.log_activation(enabled_operations(self.lite))
         refuse_unsupported(get_server_args())
+        stored = None if self.lite.quant is None else self.lite.quant.method
+        refuse_contradictions(get_server_args(), stored)
         self.reader = CheckpointReader(self.lite, config._name_or_path)
         self.reader.check_files()
         _check_draft(self.lite, config._name_or_path)
@@ -131,6 +134,7 @@ class LongcatFlashForCausalLM(NgramStateMixin, upstream.LongcatFlashForCausalLM)
         # multiply the parameters in place, and again on every weight update.
         self.config = copy.copy(config)
         self.config.mla_scale_q_lora = self.config.mla_scale_kv_lora = False
+        quant_config = serving_config(self.lite, quant_config)
         self.quant_config = quant_config
         self.fuse_qkv_a_proj = True
         self.packed_modules_mapping = {
@@ -156,6 +160,7 @@ class LongcatFlashForCausalLM(NgramStateMixin, upstream.LongcatFlashForCausalLM)
         return self.model.embed_tokens
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        prepare_reader(self.reader, self.lm_head.weight.device)
         super().load_weights(self.reader.feed(self.embedding, weights))
         self.embedding.tables.finish_load()
 

@@ -39,12 +39,14 @@ from sglang_longcat.config import LongcatConfig
 from sglang_longcat.layers.decoder_layer import mla_attention
 from sglang_longcat.layers.linear import LongcatMLP, install_small_linear, reads_pair
 from sglang_longcat.layers.norm import StageNorm
+from sglang_longcat.layers.packed import prepare_reader, serving_config
 from sglang_longcat.speculation.draft_head import (
     DraftLogitsProcessor,
     follow_head,
     make_fp8_head,
 )
 from sglang_longcat.speculation.draft_reader import DraftReader
+from sglang_longcat.speculation.packed_draft import PackedDraft
 
 if TYPE_CHECKING:
     from sglang.srt.configs import LongcatFlashConfig
@@ -123,6 +125,7 @@ class LongcatFlashForCausalLMNextN(upstream_nextn.LongcatFlashForCausalLMNextN):
         # The reader applies the MLA norm factors while loading, as for the target.
         self.config = config
         self.config.mla_scale_q_lora = self.config.mla_scale_kv_lora = False
+        quant_config = serving_config(self.reader.lite, quant_config)
         unquantised = getattr(config, "disable_quant_module", None) or ()
         self.quant_config = None if "mtp" in unquantised else quant_config
         self.own_embedding = env.draft_embedding() == "mtp"
@@ -148,7 +151,9 @@ class LongcatFlashForCausalLMNextN(upstream_nextn.LongcatFlashForCausalLMNextN):
         )
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        super().load_weights(self.reader.feed(self._load_embedding, weights))
+        prepare_reader(self.reader, self.lm_head.weight.device)
+        tensors = self.reader.feed(self._load_embedding, weights)
+        super().load_weights(PackedDraft(self).load(tensors))
 
     def _load_embedding(self, tensor: torch.Tensor) -> None:
         if self.own_embedding:

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 
 from sglang_longcat.config import LongcatConfig
 
-FORMATS = {"bf16": "bf16", "fp8": "block-fp8"}  # values of --dtype, by LongcatConfig.weight_format
+# Values of --dtype, and what LongcatConfig.weight_format calls them.
+FORMATS = {"bf16": "bf16", "fp8": "block-fp8", "int4": "int4"}
 
 
 def check(

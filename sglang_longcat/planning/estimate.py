@@ -75,8 +75,7 @@ def estimate(
     server also holds the MTP layer; the shortest step stays that without drafts. Raises KeyError
     for a GPU that `roofline.GPUS` lacks."""
     gpu, replicas = GPUS[choice.gpu], choice.attention_dp
-    if choice.dtype == "fp8" and config.weight_format == "bf16":
-        config = sizing.in_fp8(config)
+    config = sizing.stored_as(config, choice.dtype)
     flags = MemoryFlags(
         tp=choice.tp,
         attention_dp=replicas,
@@ -110,7 +109,6 @@ def estimate(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    dtypes: dict[str, Any] = {"nargs": "+", "choices": ("bf16", "fp8")}
     parser.add_argument("--model-path", help="checkpoint or config.json; else published")
     parser.add_argument("--gpu", nargs="+", choices=GPUS, default=list(GPUS), metavar="NAME")
     parser.add_argument("--tp", nargs="+", type=_positive, default=[1], metavar="N")
@@ -122,7 +120,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="replicas of attention; with each --tp that it divides",
     )
-    parser.add_argument("--dtype", **dtypes, help="of the linear layers (default: as stored)")
+    weights: dict[str, Any] = {"nargs": "+", "choices": tuple(agreement.FORMATS)}
+    parser.add_argument("--dtype", **weights, help="of the linear layers (default: as stored)")
     parser.add_argument("--tables", nargs="+", choices=("device", "host"), default=None)
     tables: dict[str, Any] = {"nargs": "+", "choices": ("bf16", "fp8", "int4")}
     parser.add_argument("--table-dtype", **tables, default=["bf16"])

@@ -36,6 +36,15 @@ _MB_ATTENTION_DP = 2048
 # once for those of the experts.
 _MB_FUSED_ALLREDUCE_PER_RANK = 2 * 4 * 2048 * HIDDEN * 2 / 2**20
 
+# (GiB of the GPU at least, tokens of a prefill, graph rows of up to 3 ranks, of more)
+_DEFAULTS = (
+    (160, 16384, 512, 512),
+    (60, 8192, 256, 512),
+    (35, 4096, 32, 160),
+    (20, 4096, 48, 160),
+    (0, 2048, 8, 8),
+)
+
 
 def runtime_reserve_mb(
     prefill_tokens: int,
@@ -61,10 +70,10 @@ def runtime_reserve_mb(
 
 def default_prefill_and_graph_rows(gpu_mb: float, ranks: int) -> tuple[int, int]:
     """(tokens of a prefill, rows of the largest CUDA graph) that SGLang 0.5.23 chooses without
-    flags on a GPU of 60 GiB or more (arg_groups/memory_hook.py, handle_gpu_memory_settings)."""
-    if gpu_mb >= 160 * 1024:
-        return 16384, 512
-    return 8192, 256 if ranks < 4 else 512
+    flags (arg_groups/memory_hook.py, handle_gpu_memory_settings)."""
+    largest = next(row for row in _DEFAULTS if gpu_mb >= row[0] * 1024)
+    _, prefill_tokens, few_ranks, many_ranks = largest
+    return prefill_tokens, few_ranks if ranks < 4 else many_ranks
 
 
 def drafting_graph_rows(graph_rows: int, max_running_requests: int | None) -> int:

@@ -27,6 +27,8 @@ class Gpu:
 
 # memory: measured for H100 and H200; for the others the same 98.5 % of what the driver shows.
 GPUS = {
+    "RTX-5090-32G": Gpu(memory=31.3, bandwidth=1.79, bf16=209, fp8=419),
+    "L40S-48G": Gpu(memory=44.3, bandwidth=0.864, bf16=362, fp8=733),
     "A100-80G": Gpu(memory=78.8, bandwidth=2.04, bf16=312),
     "H20-96G": Gpu(memory=94.0, bandwidth=4.0, bf16=148, fp8=296),
     "H20-141G": Gpu(memory=139.1, bandwidth=4.8, bf16=148, fp8=296),
@@ -48,7 +50,8 @@ def step_seconds(
     attention_dp: int = 1,
 ) -> float:
     """The lower bound of a decode step: its bytes' reading time or its arithmetic's, the longer."""
-    fast = gpu.fp8 if config.quant is not None and gpu.fp8 else gpu.bf16
+    multiplies_fp8 = config.quant is not None and config.quant.is_block_fp8
+    fast = gpu.fp8 if multiplies_fp8 and gpu.fp8 else gpu.bf16
     read = sizing.step_bytes(
         config, batch=batch, context=context, ranks=ranks, attention_dp=attention_dp
     )

@@ -12,15 +12,25 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from longcat_kernels.lite import FP8_ROW_SCALE_BYTES, INT4_GROUP, INT4_ROW_ALIGN
-from sglang_longcat.checkpoint.layout import add_scales, expected_tensors, tensor_dtype
+from sglang_longcat.checkpoint.layout import (
+    MTP_PREFIX,
+    as_stored,
+    expected_tensors,
+    is_quantised,
+    tensor_dtype,
+)
+from sglang_longcat.checkpoint.packed_layout import Shapes, served_tensors
 from sglang_longcat.config import LongcatConfig, QuantConfig
+from sglang_longcat.quantisation.packed import PackedFormat
 
-Dtype = Literal["bf16", "fp8"]
+Dtype = Literal["bf16", "fp8"]  # of the KV cache
 TableDtype = Literal["bf16", "fp8", "int4"]  # bf16 stands for the model's own type
 GIB, MIB = 1 << 30, 1 << 20
-WIDTH = {"F32": 4, "BF16": 2, "F8_E4M3": 1}  # bytes of a value, by safetensors' name of its dtype
+# Bytes of a value, by safetensors' name of its dtype. An I32 holds eight 4-bit values.
+WIDTH = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I32": 4, "I64": 8}
 KV_WIDTH = {"bf16": 2, "fp8": 1}
-FORMATS = ("bf16", "block-fp8")  # of LongcatConfig.weight_format: `checkpoint/layout.py` has these
+# Of LongcatConfig.weight_format: `checkpoint/` has the layouts of these.
+FORMATS = ("bf16", "block-fp8", "int4")
 _BLOCK = (128, 128)
 # Whole on every rank: the latent projections feed all heads, the router scores all experts, and
 # the draft joins its two inputs.
@@ -46,12 +56,30 @@ class Parts:
 
 def in_format(config: LongcatConfig, weight_format: str) -> LongcatConfig:
     """The same model, unquantised in `config`, in one of FORMATS. Raises KeyError for others."""
-    return {"bf16": config, "block-fp8": in_fp8(config)}[weight_format]
+    formats = {"bf16": config, "block-fp8": in_fp8(config), "int4": in_int4(config)}
+    return formats[weight_format]
 
 
 def in_fp8(config: LongcatConfig) -> LongcatConfig:
     """The same model as a block-FP8 checkpoint (128 x 128, the published one)."""
     return replace(config, quant=QuantConfig(method="fp8", block=_BLOCK, ignored=()))
+
+
+def in_int4(config: LongcatConfig) -> LongcatConfig:
+    """The same model with 4-bit linear layers: symmetric, groups of 128, the MTP layer in bf16, as
+    AutoRound writes it."""
+    packed = PackedFormat("auto-round", "gptq", group_size=128, symmetric=True)
+    left_out = (MTP_PREFIX.removesuffix("."),)
+    quant = QuantConfig(method=packed.method, block=None, ignored=left_out, packed=packed)
+    return replace(config, quant=quant)
+
+
+def stored_as(config: LongcatConfig, dtype: str) -> LongcatConfig:
+    """The same model with linear layers of type bf16, fp8 or int4; a quantised checkpoint stays as
+    it is."""
+    if config.quant is not None:
+        return config
+    return in_format(config, "block-fp8" if dtype == "fp8" else dtype)
 
 
 def parts(
@@ -72,7 +100,7 @@ def parts(
         )
     replica = ranks // attention_dp
     sums = {"embedding": 0, "experts": 0, "rest": 0, "copies": 0}
-    for name, shape in add_scales(expected_tensors(config, mtp=mtp), config.quant).items():
+    for name, shape in as_served(expected_tensors(config, mtp=mtp), config.quant).items():
         if ".embedders." in name:
             continue
         size = WIDTH[tensor_dtype(name, config.quant)] * math.prod(shape)
@@ -82,6 +110,20 @@ def parts(
         if name.endswith(".kv_b_proj.weight"):
             sums["copies"] += -(-math.prod(shape) * WIDTH["BF16"] // replica)
     return Parts(tables=table_bytes(config, table_dtype, ranks=replica), **sums)
+
+
+def as_served(shapes: Shapes, quant: QuantConfig | None) -> Shapes:
+    """The tensors that a rank holds: those of the checkpoint, but 4-bit weights as the model's
+    reader hands them on."""
+    if quant is None or quant.packed is None:
+        return as_stored(shapes, quant)
+    result: Shapes = {}
+    for name, shape in shapes.items():
+        if is_quantised(name, quant):
+            result |= served_tensors(name.removesuffix(".weight"), shape, quant.packed)
+        else:
+            result[name] = shape
+    return result
 
 
 def draft_bytes(
@@ -136,8 +178,10 @@ def row_bytes(columns: int, value_bytes: int, dtype: TableDtype) -> int:
 
 def weight_bytes(config: LongcatConfig, *, mtp: bool = False) -> int:
     """All weights of the checkpoint, tables included, as `config.quant` stores them."""
-    whole = parts(config, mtp=mtp)
-    return whole.tables + whole.without_tables - whole.copies
+    stored = as_stored(expected_tensors(config, mtp=mtp), config.quant)
+    return sum(
+        WIDTH[tensor_dtype(name, config.quant)] * math.prod(shape) for name, shape in stored.items()
+    )
 
 
 def kv_values_per_token(config: LongcatConfig, *, draft: bool = False) -> int:

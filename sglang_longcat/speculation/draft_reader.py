@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from sglang_longcat.checkpoint.check import check_draft
+from sglang_longcat.checkpoint.check import check_draft, stored_names
 from sglang_longcat.checkpoint.headers import read_index
-from sglang_longcat.checkpoint.layout import MTP_PREFIX, draft_tensors
+from sglang_longcat.checkpoint.layout import MTP_PREFIX, draft_tensors, with_draft_as_stored
 from sglang_longcat.checkpoint.reader import TensorReader, is_local
 from sglang_longcat.config import LongcatConfig
 
@@ -26,6 +26,7 @@ class DraftReader(TensorReader):
     """Reads the tensors of the MTP layer, and skips those of the target."""
 
     def __init__(self, lite: LongcatConfig, path: str | Path) -> None:
+        lite = with_draft_as_stored(lite, stored_names(path))
         super().__init__(lite, path, draft_tensors(lite))
 
     def owns(self, name: str) -> bool:
@@ -48,7 +49,7 @@ class DraftReader(TensorReader):
         """
         if is_local(self.path) and not self.loaded_before:
             weights = self._draft_tensors()
-        for name, tensor in self.checked(weights):
+        for name, tensor in self.as_parameters(weights):
             if name == _WORD:
                 load_embedding(tensor)
             else:

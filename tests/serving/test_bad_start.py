@@ -17,6 +17,7 @@ from sglang_longcat.checkpoint.headers import INDEX_NAME
 from sglang_longcat.config import ConfigError, LongcatConfig
 from sglang_longcat.cpu.environment import tp_env
 from sglang_longcat.ngram import embedding
+from sglang_longcat.testing.packed import Scheme, write_packed
 from sglang_longcat.testing.tiny import TinyOptions, tiny_config, write_tiny
 from tests import harness
 
@@ -165,6 +166,28 @@ def test_ray_is_refused_where_the_flags_are_read(intact):
     text = refused_start(intact, use_ray=True)
     assert "--use-ray: starts schedulers that load no plugins" in text
     assert "launch/ray/serve.py" in text
+
+
+def test_a_format_that_is_not_served(copy):
+    """SGLang would say that it does not know the method, or fail on its first weight."""
+    edit_config(copy, quantization_config={"quant_method": "gptq", "bits": 8, "group_size": 128})
+    text = refused_start(copy)
+    assert "The checkpoint's weights are gptq with 8 bits, which is not served. Served are" in text
+
+
+def test_a_format_that_the_checkpoint_does_not_have(intact):
+    """SGLang would quantise bf16 while it loads, which nobody has tested with this model."""
+    text = refused_start(intact, quantization="fp8")
+    assert "--quantization fp8: the checkpoint's weights are unquantised; leave it out" in text
+
+
+def test_a_packed_layer_without_its_scales(tmp_path):
+    path = write_packed(tmp_path / "packed", Scheme("auto-round"), OPTIONS)
+    name = "model.layers.0.self_attn.1.o_proj.scales"
+    rename_in_header(shard_of(path, name), old=name, new=name.replace("scales", "scalez"))
+    text = refused_start(path)
+    assert f"missing tensors (1):\n    {name} [8, 768]" in text
+    assert "unexpected tensors (1)" in text
 
 
 def test_tables_that_do_not_divide_over_the_ranks(monkeypatch):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sglang_longcat.host.refusals.row import Refusal, above, only, switch
+from typing import Any
+
+from sglang_longcat.host.refusals.row import Refusal, above, field, only, switch
 from sglang_longcat.requests.fields import STREAMED
 
 _STREAMED = (*STREAMED, "dummy")  # dummy loads none
@@ -10,8 +12,21 @@ _UNREAD = (
     "the N-gram tables are no parameters of the model, and only safetensors that pass through the "
     "model's own reader fill them"
 )
-_METHODS = (None, "fp8", "unquant")
-_UNKNOWN_METHOD = "of quantised checkpoints only block FP8 is read, and only it is tested"
+# What --quantization may say, by the quant_method of config.json (None: unquantised). SGLang itself
+# replaces gptq and awq by the names of their Marlin variants.
+BY_FORMAT: dict[str | None, tuple[str | None, ...]] = {
+    None: (None, "unquant"),
+    "fp8": (None, "fp8"),
+    "auto-round": (None, "auto-round"),
+    "gptq": (None, "gptq", "gptq_marlin"),
+    "awq": (None, "awq", "awq_marlin"),
+    "compressed-tensors": (None, "compressed-tensors"),
+}
+_METHODS = tuple({name: None for names in BY_FORMAT.values() for name in names})
+_UNKNOWN_METHOD = (
+    "of quantised checkpoints only block FP8 and 4 bits are read, and only they are tested"
+)
+_SAYS = "leave it out: config.json says what is quantised"
 _NOT_OFFLOADED = "no layer of this model would be offloaded"
 _TABLES_CAN_BE = "leave it out; LONGCAT_NGRAM_TABLES=host keeps the N-gram tables in host memory"
 
@@ -25,12 +40,12 @@ ROWS = (
     only("--load-format", _STREAMED, _UNREAD, "use 'auto' and the published safetensors"),
     only("--speculative-draft-load-format", (None, *_STREAMED), _UNREAD),
     only("--weight-cache-mode", ("off",), f"its daemon hands on parameters only: {_UNREAD}"),
-    only("--quantization", _METHODS, _UNKNOWN_METHOD, "serve the published bf16 or FP8 checkpoint"),
+    only("--quantization", _METHODS, _UNKNOWN_METHOD, _SAYS),
     only(
         "--speculative-draft-model-quantization",
         _METHODS,
         _UNKNOWN_METHOD,
-        "leave it out: config.json says what is quantised",
+        _SAYS,
     ),
     only("--modelopt-quant", (None,), f"loads the model with Transformers. And {_UNKNOWN_METHOD}"),
     switch("--quantize-and-serve", f"loads the model with Transformers. And {_UNKNOWN_METHOD}"),
@@ -49,3 +64,17 @@ ROWS = (
         remedy="merge it into the weights",
     ),
 )
+
+
+def contradictions(args: Any, stored: str | None) -> list[str]:
+    """Messages on flags that want another format than `stored`, the quant_method of config.json.
+    SGLang would quantise bf16 while it loads, which nobody has tested with this model, or read
+    quantised weights as bf16."""
+    flags = ["--quantization"]
+    if args.speculative_draft_model_path in (None, args.model_path):
+        flags.append("--speculative-draft-model-quantization")
+    return [
+        f"{flag} {value}: the checkpoint's weights are {stored or 'unquantised'}; {_SAYS}"
+        for flag in flags
+        if (value := getattr(args, field(flag))) not in BY_FORMAT.get(stored, (None,))
+    ]

@@ -21,7 +21,7 @@ from sglang_longcat.checkpoint.check import CheckpointError, check_checkpoint
 from sglang_longcat.checkpoint.headers import INDEX_NAME, read_header
 from sglang_longcat.checkpoint.layout import (
     MTP_PREFIX,
-    add_scales,
+    as_stored,
     expected_tensors,
     is_quantised,
     tensor_dtype,
@@ -143,8 +143,8 @@ def test_what_block_fp8_quantises(name: str, quantised: bool) -> None:
 
 def test_scale_shapes_round_up() -> None:
     name = "model.layers.0.self_attn.0.kv_a_proj_with_mqa.weight"
-    assert add_scales({name: (576, 3072)}, FP8)[name + "_scale_inv"] == (5, 24)
-    assert add_scales({name: (576, 3072)}, None) == {name: (576, 3072)}
+    assert as_stored({name: (576, 3072)}, FP8)[name + "_scale_inv"] == (5, 24)
+    assert as_stored({name: (576, 3072)}, None) == {name: (576, 3072)}
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -397,26 +397,6 @@ def test_fp8_values_in_an_unquantised_checkpoint(broken: Path) -> None:
     edit(broken, EXPERT, quantise)
     with pytest.raises(CheckpointError, match=rf"{EXPERT}: expected .* BF16, found .* F8_E4M3"):
         check(broken)
-
-
-def test_other_quantisation_skips_linears_only(
-    broken: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    module = EXPERT.removesuffix(".weight")
-
-    def pack(tensors: dict[str, torch.Tensor]) -> None:
-        del tensors[EXPERT]
-        tensors[module + ".qweight"] = torch.zeros(24, 64, dtype=torch.int32)
-
-    edit(broken, EXPERT, pack)
-    raw = json.loads((broken / "config.json").read_text())
-    config = LongcatConfig.from_dict(raw | {"quantization_config": {"quant_method": "awq"}})
-    check_checkpoint(broken, config)
-    assert "'awq'" in caplog.text
-    assert "not checked" in caplog.text
-    edit(broken, NORM, drop(NORM))
-    with pytest.raises(CheckpointError, match=rf"missing tensors \(1\):\s+{NORM}"):
-        check_checkpoint(broken, config)
 
 
 # --- tokenizer ------------------------------------------------------------------------------------

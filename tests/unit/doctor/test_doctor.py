@@ -11,8 +11,9 @@ from sglang_longcat import doctor
 from sglang_longcat.checkpoint.locate import locate
 from sglang_longcat.doctor import checkpoint, machine, placement
 from sglang_longcat.doctor.machine import UNLIMITED, Device, Machine, check, inspect
-from sglang_longcat.planning import estimate
+from sglang_longcat.planning import estimate, sizing
 from sglang_longcat.planning.plan import MemoryFlags
+from sglang_longcat.testing.packed import Scheme, write_packed
 from sglang_longcat.testing.tiny import TinyOptions, write_tiny
 from tests.harness import run_python
 
@@ -82,6 +83,32 @@ def test_intact_checkpoint(intact):
     config, findings = checkpoint.check(intact)
     assert config is not None
     assert set(statuses(findings).values()) == {"ok"}
+
+
+def test_four_bits(tmp_path):
+    """Red if a 4-bit checkpoint is called something else, or one that is not served passes."""
+    path = write_packed(tmp_path / "packed", Scheme("auto-round"), OPTIONS)
+    config, findings = checkpoint.check(path)
+    assert "auto-round, 4 bits, groups of 128, symmetric: names and shapes" in text_of(
+        findings, "checkpoint"
+    )
+    assert config.quant.packed is not None
+    raw = json.loads((path / "config.json").read_text())
+    raw["quantization_config"]["bits"] = 2
+    (path / "config.json").write_text(json.dumps(raw))
+    config, [finding] = checkpoint.check(path)
+    assert config is None
+    assert "auto-round with 2 bits, which is not served" in finding.text
+
+
+def test_four_bits_on_small_gpus():
+    """Red if doctor plans a small GPU without its smaller reserve, or knows no recipe for it."""
+    l40s = Device("NVIDIA L40S", total=45 * GIB, free=int(44.3 * GIB), nvlinks=0)
+    here = Machine(gpus=(l40s,), driver="580", host=128 * GIB, memlock=UNLIMITED)
+    assert placement.suggest(here, sizing.in_int4(LITE)).text == "48gb-tp1-int4"
+    wanted = MemoryFlags(tokens_wanted=500_000)
+    assert statuses(placement.check(here, sizing.in_int4(LITE), wanted))["KV cache"] == "ok"
+    assert statuses(placement.check(here, sizing.in_fp8(LITE), wanted))["KV cache"] == "error"
 
 
 def test_another_model(copy):
@@ -277,4 +304,4 @@ def test_checkpoint_of_another_format(copy):
     file.write_text(json.dumps(json.loads(file.read_text()) | awq))
     config, findings = checkpoint.check(copy)
     assert config is None
-    assert "says awq; expected one of bf16, block-fp8" in text_of(findings, "checkpoint")
+    assert "weights are awq" in text_of(findings, "checkpoint")

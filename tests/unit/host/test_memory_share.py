@@ -134,7 +134,11 @@ def test_data_parallel_attention_keeps_more_free(
 
 
 @pytest.mark.parametrize(
-    ("capacity", "ranks"), [(H100, 1), (H100, 4), (H200, 2), (H200, 8), (B200, 1)]
+    ("capacity", "ranks"),
+    [
+        *((H100, 1), (H100, 4), (H200, 2), (H200, 8), (B200, 1)),
+        *((16 * 1024, 1), (32607, 1), (32607, 4), (46068, 1), (46068, 4)),
+    ],
 )
 def test_defaults_are_sglangs(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capacity: int, ranks: int

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sglang.srt.arg_groups import resolution_hooks
@@ -28,6 +30,24 @@ def test_this_model(checkpoint: Path) -> None:
     with pytest.raises(UnsupportedFlag, match="--cpu-offload-gb 8: "):
         refuse_early.refuse(given, steps.append)
     assert steps == [given]
+
+
+@pytest.mark.parametrize(
+    ("quant", "flags", "said"),
+    [
+        (None, {"quantization": "fp8"}, "--quantization fp8: the checkpoint's weights are unquan"),
+        ({"quant_method": "gptq", "bits": 8, "group_size": 128}, {"cpu_offload_gb": 8}, "8 bits"),
+    ],
+)
+def test_formats(
+    checkpoint: Path, tmp_path: Path, quant: Any, flags: dict[str, Any], said: str
+) -> None:
+    """Red if a format that is not served, or a flag that contradicts it, reaches a scheduler."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": quant}))
+    given = ServerArgs(model_path=str(tmp_path), device="cpu", **flags)
+    with pytest.raises(ValueError, match=said):
+        refuse_early.refuse(given, lambda args: None)
 
 
 def test_another_model(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

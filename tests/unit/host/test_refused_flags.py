@@ -8,7 +8,12 @@ import pytest
 from sglang.srt.server_args import ServerArgs
 
 from sglang_longcat.host import refusals
-from sglang_longcat.host.refused_flags import UnsupportedFlag, refuse_unsupported
+from sglang_longcat.host.refusals.weights import BY_FORMAT
+from sglang_longcat.host.refused_flags import (
+    UnsupportedFlag,
+    refuse_contradictions,
+    refuse_unsupported,
+)
 
 NEXTN = {
     "speculative_algorithm": "NEXTN",
@@ -16,6 +21,7 @@ NEXTN = {
     "speculative_num_draft_tokens": 4,
 }
 NGRAM = {"speculative_algorithm": "NGRAM", "speculative_ngram_max_bfs_breadth": 1}
+DRAFT_FP8 = {"speculative_draft_model_quantization": "fp8"}
 GPU, CPU = {"device": "cuda"}, {"device": "cpu"}
 
 # What the message must begin with (a flag, with its value) and the flags that were typed.
@@ -28,8 +34,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("--weight-cache-mode client", {"weight_cache_mode": "client"}),
     ("--quantization w8a8_int8", {"quantization": "w8a8_int8"}),
     (
-        "--speculative-draft-model-quantization awq",
-        {"speculative_draft_model_quantization": "awq"},
+        "--speculative-draft-model-quantization modelopt",
+        {"speculative_draft_model_quantization": "modelopt"},
     ),
     ("--modelopt-quant fp8", {"modelopt_quant": "fp8"}),
     ("--quantize-and-serve", {"quantize_and_serve": True}),
@@ -171,6 +177,48 @@ def test_refused(flag: str, changes: dict[str, Any]) -> None:
     reason, _, remedy = line.partition(": ")[2].rpartition("; ")
     assert reason
     assert remedy
+
+
+@pytest.mark.parametrize(
+    ("stored", "changes"),
+    [
+        (None, {"quantization": "fp8"}),
+        (None, {"quantization": "awq"}),
+        (None, {"speculative_draft_model_quantization": "fp8"}),
+        ("fp8", {"quantization": "unquant"}),
+        ("fp8", {"quantization": "gptq"}),
+        ("gptq", {"quantization": "auto-round"}),
+        ("auto-round", {"quantization": "unquant"}),
+    ],
+)
+def test_contradicts_the_checkpoint(stored: str | None, changes: dict[str, Any]) -> None:
+    """Red if a flag quantises bf16 while loading, or reads quantised weights as another format."""
+    ((name, value),) = changes.items()
+    with pytest.raises(UnsupportedFlag) as error:
+        refuse_contradictions(arguments(**changes), stored)
+    (line,) = str(error.value).splitlines()[1:]
+    assert line.strip().startswith(f"--{name.replace('_', '-')} {value}: the checkpoint's weights")
+    assert (stored or "unquantised") in line
+
+
+@pytest.mark.parametrize(
+    ("stored", "changes"),
+    [
+        *(
+            (stored, {"quantization": name})
+            for stored, names in BY_FORMAT.items()
+            for name in names
+        ),
+        (
+            None,
+            {"speculative_draft_model_quantization": "fp8", "speculative_draft_model_path": "x"},
+        ),
+    ],
+)
+def test_says_what_the_checkpoint_says(stored: str | None, changes: dict[str, Any]) -> None:
+    """Red if a flag is refused that is right. A draft of its own may have another format."""
+    refuse_unsupported(arguments(**changes))
+    refuse_contradictions(arguments(**changes), stored)
 
 
 @pytest.mark.parametrize("changes", ACCEPTED, ids=str)

@@ -14,6 +14,8 @@ from sglang_longcat import __main__ as command
 from sglang_longcat.config import LongcatConfig, QuantConfig
 from sglang_longcat.planning import estimate, roofline, sizing
 from sglang_longcat.planning.plan import MachineMemory, MemoryFlags, plan_memory
+from sglang_longcat.quantisation.packed import PackedFormat
+from sglang_longcat.testing.packed import Scheme, write_packed
 from sglang_longcat.testing.tiny import TinyOptions, write_tiny
 
 GIB = 1 << 30
@@ -31,6 +33,42 @@ def test_weights_are_those_of_the_files(tmp_path, fp8, mtp):
         with safe_open(file, "pt") as tensors:
             stored += sum(tensors.get_tensor(name).nbytes for name in tensors.keys())  # noqa: SIM118
     assert sizing.weight_bytes(LongcatConfig.from_dir(path), mtp=mtp) == stored
+
+
+@pytest.mark.parametrize("mtp", [False, True])
+@pytest.mark.parametrize("name", ["auto-round", "awq", "compressed-tensors"])
+def test_four_bit_weights_are_those_of_the_files(tmp_path, name, mtp):
+    """Red if a value, scale or zero point of a 4-bit layer is not counted, or counted twice."""
+    scheme = Scheme(name, 64, symmetric=name == "auto-round", mtp=True)
+    path = write_packed(tmp_path / "tiny", scheme, TinyOptions(**SMALL, mtp=mtp))
+    stored = 0
+    for file in path.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            stored += sum(tensors.get_tensor(n).nbytes for n in tensors.keys())  # noqa: SIM118
+    assert sizing.weight_bytes(LongcatConfig.from_dir(path), mtp=mtp) == stored
+
+
+def test_four_bit_weights_of_a_server():
+    """Red if a rank is given the files' zero points, which a symmetric format does not need, or a
+    packed kv_b_proj: 37 billion parameters in 4.125 bits, and 28 kv_b_proj in 16."""
+    share = sizing.parts(sizing.in_int4(LITE))
+    assert share.experts == LITE.n_routed_experts * 14 * 3 * 1024 * 3072 * 4.125 / 8
+    whole, packed = sizing.parts(LITE), 28 * 8192 * 512 * 2
+    assert share.copies == whole.copies == packed
+    zeros = PackedFormat("awq", "awq", group_size=32, symmetric=False)
+    quant = replace(sizing.in_int4(LITE).quant, packed=zeros)
+    assert sizing.parts(replace(LITE, quant=quant)).experts / share.experts == 4.625 / 4.125
+
+
+@pytest.mark.parametrize(
+    ("gpu", "tokens"), [("RTX-5090-32G", 100_000), ("L40S-48G", 500_000), ("H100-80G", 1_500_000)]
+)
+@pytest.mark.parametrize("draft", [False, True])
+def test_kv_cache_beside_four_bit_weights(gpu, tokens, draft):
+    """Red if a 4-bit model with its tables in host memory leaves less than the recipes say."""
+    choice = estimate.Choice(gpu, 1, "int4", "host", "bf16")
+    row = estimate.estimate(LITE, choice, context=4096, batches=(1,), draft=draft)
+    assert row.kv_tokens > tokens
 
 
 def test_published_sizes():

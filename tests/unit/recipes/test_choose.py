@@ -22,51 +22,74 @@ TINY = LongcatConfig.from_dict(tiny_config(TinyOptions()))
 BALANCED, LATENCY, THROUGHPUT, LONG = GOALS = recipes.GOALS
 NONE = (None,) * len(GOALS)
 H20_96G = (*["h100-tp1-fp8"] * 2, *["h200-tp1-fp8-throughput"] * 2)
+INT4 = ("48gb-tp1-int4",) * 4
 FP8 = (*["h200-tp1-fp8-latency"] * 2, *["h200-tp1-fp8-throughput"] * 2)
 
 # (GPU, how many): recipes for the goals, in their order, by the format of the checkpoint.
 CHOSEN = {
-    ("A100-80G", 1): {"bf16": NONE, "block-fp8": NONE},
-    ("A100-80G", 8): {"bf16": NONE, "block-fp8": NONE},
-    ("H20-96G", 1): {"bf16": ("h200-tp1-throughput",) * 4, "block-fp8": H20_96G},
+    ("RTX-5090-32G", 1): {"bf16": NONE, "block-fp8": NONE, "int4": ("32gb-tp1-int4",) * 4},
+    ("L40S-48G", 1): {"bf16": NONE, "block-fp8": NONE, "int4": INT4},
+    ("A100-80G", 1): {"bf16": NONE, "block-fp8": NONE, "int4": INT4},
+    ("A100-80G", 8): {"bf16": NONE, "block-fp8": NONE, "int4": INT4},
+    ("H20-96G", 1): {"bf16": ("h200-tp1-throughput",) * 4, "block-fp8": H20_96G, "int4": INT4},
     ("H20-96G", 2): {
         "bf16": (*["h200-tp2-ep2"] * 3, "h200-tp1-throughput"),
         "block-fp8": H20_96G,
+        "int4": INT4,
     },
-    ("H20-96G", 8): {"bf16": ("h20-tp8-ep8-balanced",) * 4, "block-fp8": H20_96G},
+    ("H20-96G", 8): {"bf16": ("h20-tp8-ep8-balanced",) * 4, "block-fp8": H20_96G, "int4": INT4},
     ("H20-141G", 1): {
         "bf16": ("h200-tp1-balanced", "h200-tp1-latency", *["h200-tp1-throughput"] * 2),
         "block-fp8": FP8,
+        "int4": INT4,
     },
     ("H20-141G", 8): {
         "bf16": ("h20-tp8-ep8-balanced", "h200-tp1-latency", *["h20-tp8-ep8-balanced"] * 2),
         "block-fp8": FP8,
+        "int4": INT4,
     },
-    ("H800-80G", 1): {"bf16": ("h100-tp1-balanced",) * 4, "block-fp8": ("h100-tp1-fp8",) * 4},
+    ("H800-80G", 1): {
+        "bf16": ("h100-tp1-balanced",) * 4,
+        "block-fp8": ("h100-tp1-fp8",) * 4,
+        "int4": INT4,
+    },
     ("H800-80G", 8): {
         "bf16": ("h800-tp8-ep8-throughput",) * 4,
         "block-fp8": ("h100-tp1-fp8",) * 4,
+        "int4": INT4,
     },
-    ("H100-80G", 1): {"bf16": ("h100-tp1-balanced",) * 4, "block-fp8": ("h100-tp1-fp8",) * 4},
-    ("H100-80G", 2): {"bf16": ("h100-tp2-ep2-balanced",) * 4, "block-fp8": ("h100-tp1-fp8",) * 4},
+    ("H100-80G", 1): {
+        "bf16": ("h100-tp1-balanced",) * 4,
+        "block-fp8": ("h100-tp1-fp8",) * 4,
+        "int4": INT4,
+    },
+    ("H100-80G", 2): {
+        "bf16": ("h100-tp2-ep2-balanced",) * 4,
+        "block-fp8": ("h100-tp1-fp8",) * 4,
+        "int4": INT4,
+    },
     ("H100-80G", 8): {
         "bf16": ("h800-tp8-ep8-throughput",) * 4,
         "block-fp8": ("h100-tp1-fp8",) * 4,
+        "int4": INT4,
     },
     ("H200", 1): {
         "bf16": ("h200-tp1-balanced", "h200-tp1-latency", *["h200-tp1-throughput"] * 2),
         "block-fp8": FP8,
+        "int4": INT4,
     },
     ("H200", 2): {
         "bf16": ("h200-tp2-ep2", "h200-tp1-latency", "h200-tp2-ep2", "h200-tp2-ep2-256k"),
         "block-fp8": FP8,
+        "int4": INT4,
     },
     ("H200", 8): {
         "bf16": ("h200-tp2-ep2", "h200-tp1-latency", "h200-tp2-ep2", "h200-tp2-ep2-256k"),
         "block-fp8": FP8,
+        "int4": INT4,
     },
-    ("B200", 1): {"bf16": ("b200-tp1-balanced",) * 4, "block-fp8": NONE},
-    ("B300", 8): {"bf16": ("b200-tp1-balanced",) * 4, "block-fp8": NONE},
+    ("B200", 1): {"bf16": ("b200-tp1-balanced",) * 4, "block-fp8": NONE, "int4": INT4},
+    ("B300", 8): {"bf16": ("b200-tp1-balanced",) * 4, "block-fp8": NONE, "int4": INT4},
 }
 CELLS = [
     pytest.param(gpu, gpus, weight_format, goal, recipe, id=f"{gpus}x{gpu}-{weight_format}-{goal}")
@@ -210,7 +233,7 @@ def test_small_checkpoints():
 
 def test_format_without_a_recipe():
     config = replace(lite("bf16"), quant=QuantConfig(method="awq", block=None, ignored=()))
-    with pytest.raises(ValueError, match="awq; expected one of bf16, block-fp8"):
+    with pytest.raises(NoRecipe, match="no recipe is for awq checkpoints .* bf16, block-fp8, int4"):
         choose(machine("H200"), config, BALANCED, {})
 
 

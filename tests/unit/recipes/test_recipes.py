@@ -50,6 +50,7 @@ def test_name_says_what_the_recipe_does(recipe):
     if recipe.flags.get("ep_size", 1) > 1:
         assert rest.startswith(f"ep{recipe.flags['ep_size']}")
     assert ("fp8" in rest) == recipe.model_path.endswith("-FP8")
+    assert ("int4" in rest) == ("-int4-" in recipe.model_path)
     assert ("two-nodes" in rest) == (recipe.flags.get("nnodes") == 2)
     assert [goal for goal in GOALS if goal in rest] in ([], [recipe.suits.goal[0]])
 
@@ -72,8 +73,9 @@ def test_catalogue_says_what_the_flags_say(recipe):
         ranks = recipe.flags.get("tp_size", 1) // recipe.flags.get("nnodes", 1)
         assert suits.gpus == ranks
     if suits.model == "lite":
-        stored = "block-fp8" if recipe.model_path.endswith("-FP8") else "bf16"
-        assert suits.checkpoint == (stored,)
+        endings = {"-FP8": "block-fp8", "-int4-AutoRound": "int4"}
+        found = [name for ending, name in endings.items() if recipe.model_path.endswith(ending)]
+        assert suits.checkpoint == tuple(found or ["bf16"])
 
 
 @pytest.mark.parametrize("file", ENVIRONMENTS, ids=lambda path: path.stem)
