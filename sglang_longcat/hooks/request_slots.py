@@ -1,7 +1,8 @@
 """Give the model its per-request state once SGLang knows how many request slots there are.
 
 Why: the N-gram cache is indexed by request slot, and the slot pool is built after the model. The
-warm-up of our kernels runs here too: after loading, before the first graph is captured.
+warm-up of our kernels runs here too, and DeepGEMM's kernels are waited for: after loading, before
+the first graph is captured.
 Upstream: model_runner_components/ngram_embedding_manager.py, NgramEmbeddingManager.from_model,
 which allocates the in-tree [slots, context] token table at the same moment.
 Remove when: SGLang offers a model callback with the request pool.
@@ -18,6 +19,7 @@ TARGET = (
 
 
 def apply(result: Any, *_args: Any, **kwargs: Any) -> None:
+    from sglang_longcat.host import precompile
     from sglang_longcat.host.kernel_warm_up import warm_up_kernels
     from sglang_longcat.ngram import gather_time
     from sglang_longcat.ngram.state import NgramStateMixin
@@ -29,4 +31,5 @@ def apply(result: Any, *_args: Any, **kwargs: Any) -> None:
         )
         embedding = model.embedding
         warm_up_kernels(model.lite, config.dtype, embedding.tables.table, kwargs["device"])
+        precompile.join()
         gather_time.publish(embedding.cache, embedding.tables, vocab=model.lite.vocab_size)

@@ -27,6 +27,7 @@ from torch import nn
 from sglang_longcat import hooks, plugin
 from sglang_longcat.checkpoint.reader import CheckpointReader
 from sglang_longcat.config import LongcatConfig
+from sglang_longcat.host import precompile
 from sglang_longcat.host.refused_flags import refuse_unsupported
 from sglang_longcat.layers.allreduce_norm import final_norm
 from sglang_longcat.layers.branches import prepare_streams
@@ -150,6 +151,7 @@ class LongcatFlashForCausalLM(NgramStateMixin, upstream.LongcatFlashForCausalLM)
         )
         self.logits_processor = LogitsProcessor(config)
         self.arrivals = {}
+        precompile.start(self)
 
     @property
     def embedding(self) -> NgramEmbedding:

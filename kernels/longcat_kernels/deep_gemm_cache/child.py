@@ -18,11 +18,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from longcat_kernels.deep_gemm_cache import Gemm
-from longcat_kernels.deep_gemm_cache.compilers import build_stand_in, write_pretended
+from longcat_kernels.deep_gemm_cache.compilers import CompilerError, build_stand_in, write_pretended
 
 NICENESS = 10  # the server's own work comes first
 _PR_SET_PDEATHSIG = 1
@@ -31,7 +32,11 @@ _PR_SET_PDEATHSIG = 1
 def main(work: Path) -> int:
     request = json.loads((work / "request.json").read_text())
     if not hasattr(ctypes.CDLL(None), "no_gpu_loads"):
-        restart(build_stand_in(work, request["sms"]))
+        try:
+            restart(build_stand_in(work, request["sms"]))
+        except CompilerError as error:
+            print(error, file=sys.stderr)
+            return 1
     die_with_parent()
     os.nice(NICENESS)
     folder = Path(request["folder"])
@@ -41,7 +46,7 @@ def main(work: Path) -> int:
     import deep_gemm  # noqa: F401  # before the forks, so that it is imported once
 
     with (folder / "longcat.lock").open("w") as lock:
-        if os.waitpid(fork(lambda: list_kernels(gemms, work)), 0)[1]:
+        if os.waitpid(fork(partial(list_kernels, gemms, work)), 0)[1]:
             return 1
         fcntl.flock(lock, fcntl.LOCK_EX)
         return compile_kernels(json.loads((work / "kernels.json").read_text()), request)
@@ -98,16 +103,18 @@ def list_kernels(gemms: list[Gemm], work: Path) -> None:
 
 
 def compile_kernels(kernels: list[Any], request: dict[str, Any]) -> int:
-    """Compiles each kernel in a process of its own, `workers` at a time."""
-    folder, running, failed, done = Path(request["folder"]), 0, 0, 0
+    """Compiles each kernel in a process of its own, `workers` at a time. Returns the exit code."""
+    folder, waiting, running, failed = Path(request["folder"]), list(kernels), 0, 0
     before = compiled(folder)
-    for fields, rows in [*kernels, *[(None, 0)] * request["workers"]]:
-        if running == request["workers"] or (running and fields is None):
-            failed, done, running = failed + bool(os.wait()[1]), done + 1, running - 1
-            print(json.dumps({"done": done, "total": len(kernels)}), flush=True)
-        if fields is not None:
-            fork(lambda fields=fields, rows=rows: compile_one(Gemm(*fields), rows))
+    while waiting or running:
+        if waiting and running < request["workers"]:
+            fields, rows = waiting.pop(0)
+            fork(partial(compile_one, Gemm(*fields), rows))
             running += 1
+            continue
+        failed, running = failed + bool(os.wait()[1]), running - 1
+        done = len(kernels) - len(waiting) - running
+        print(json.dumps({"done": done, "total": len(kernels)}), flush=True)
     print(json.dumps({"compiled": compiled(folder) - before}), flush=True)
     if failed:
         print(f"{failed} of {len(kernels)} kernels did not compile", file=sys.stderr)

@@ -45,8 +45,16 @@ def find_nvcc() -> Path:
 def build_stand_in(folder: Path, sms: int) -> Path:
     """Compiles `no_gpu.c` for a GPU of `sms` multiprocessors. Returns the library."""
     library = folder / "no_gpu.so"
-    command = [find_nvcc(), "-shared", "-cudart", "none", f"-DSMS={sms}", "-Xcompiler", "-fPIC"]
-    command += ["-Xlinker", "-soname=libcuda.so.1", "-o", library, SOURCE]
+    command = [
+        str(find_nvcc()),
+        "-shared",
+        "-cudart",
+        "none",
+        f"-DSMS={sms}",
+        "-Xcompiler",
+        "-fPIC",
+    ]
+    command += ["-Xlinker", "-soname=libcuda.so.1", "-o", str(library), str(SOURCE)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stdout + done.stderr).strip()

@@ -42,19 +42,20 @@ class Compilation:
             "workers": workers or len(os.sched_getaffinity(0)),
         }
         Path(self.work.name, "request.json").write_text(json.dumps(request))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "longcat_kernels.deep_gemm_cache.child", self.work.name],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=Path(self.work.name, "stderr").open("w"),
-            text=True,
-        )
+        with Path(self.work.name, "stderr").open("w") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "longcat_kernels.deep_gemm_cache.child", self.work.name],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
     def join(self, timeout: float = LONGEST) -> float:
-        """Waits for the child. Returns the seconds since the start. CompilationError with its reason
-        if it failed, or takes longer than `timeout` seconds; it is ended then."""
+        """Waits for the child, and ends it after `timeout` seconds. Returns the seconds since the
+        start. CompilationError with the reason if a kernel is missing."""
         try:
             code = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
