@@ -32,6 +32,7 @@ from longcat_kernels import lite
 __all__ = ["Gemm", "default_folder", "dense_gemms", "lite_gemms"]
 
 HOPPER_SMS = 132  # multiprocessors of H100 SXM, H200 and H800; an H20 has 78
+SAID = 500  # characters of an error that are passed on
 TILE_ROWS = 16  # every tile of DeepGEMM has a multiple of so many rows
 
 

@@ -16,17 +16,17 @@ import json
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from longcat_kernels.deep_gemm_cache import Gemm
+from longcat_kernels.deep_gemm_cache import SAID, Gemm
 from longcat_kernels.deep_gemm_cache.compilers import CompilerError, build_stand_in, write_pretended
 
 NICENESS = 10  # the server's own work comes first
 _PR_SET_PDEATHSIG = 1
+_TRACE = "\nC++ trace"  # from here on DeepGEMM's errors list addresses
 
 
 def main(work: Path) -> int:
@@ -77,8 +77,9 @@ def fork(work: Callable[[], None]) -> int:
         die_with_parent()
         work()
         code = 0
-    except BaseException:  # noqa: BLE001  # nothing may leave a forked process
-        traceback.print_exc()
+    except BaseException as error:  # noqa: BLE001  # nothing may leave a forked process
+        said = str(error).partition(_TRACE)[0].strip()  # a compiler's last words are at its end
+        print(f"{type(error).__name__}: {said[-SAID:]}", file=sys.stderr)
     finally:
         sys.stderr.flush()
         os._exit(code)

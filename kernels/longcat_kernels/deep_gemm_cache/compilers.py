@@ -7,6 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from longcat_kernels.deep_gemm_cache import SAID
+
 SOURCE = Path(__file__).with_name("no_gpu.c")
 
 # Says the version of the real compiler, which DeepGEMM checks, and writes the smallest file that
@@ -54,12 +56,13 @@ def build_stand_in(folder: Path, sms: int) -> Path:
         "-Xcompiler",
         "-fPIC",
     ]
-    command += ["-Xlinker", "-soname=libcuda.so.1", "-o", str(library), str(SOURCE)]
+    command += ["-Xcompiler", "-fPIC", "-Xlinker", "-soname=libcuda.so.1"]
+    command += ["-o", str(library), str(SOURCE)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stdout + done.stderr).strip()
         raise CompilerError(
-            f"{SOURCE.name} did not compile (exit {done.returncode}): {said[-500:]}. Expected nvcc "
+            f"{SOURCE.name} did not compile (exit {done.returncode}): {said[-SAID:]}. Expected nvcc "
             "with a C compiler; install gcc."
         )
     return library

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from longcat_kernels.deep_gemm_cache import Gemm
+from longcat_kernels.deep_gemm_cache import SAID, Gemm
 
 logger = logging.getLogger(__name__)
 LONGEST = 900  # seconds that `join` waits: 44 kernels of 20 s on one core
@@ -67,7 +67,7 @@ class Compilation:
         said = Path(self.work.name, "stderr").read_text().strip()
         self.work.cleanup()
         if code:
-            raise CompilationError(f"exit {code}: {said[-500:] or 'it said nothing'}")
+            raise CompilationError(f"exit {code}: {said[-2 * SAID :] or 'it said nothing'}")
         return time.monotonic() - self.begin
 
     def _read(self) -> None:
