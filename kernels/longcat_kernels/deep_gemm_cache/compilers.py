@@ -62,8 +62,8 @@ def build_stand_in(folder: Path, sms: int) -> Path:
     if done.returncode:
         said = (done.stdout + done.stderr).strip()
         raise CompilerError(
-            f"{SOURCE.name} did not compile (exit {done.returncode}): {said[-SAID:]}. Expected nvcc "
-            "with a C compiler; install gcc."
+            f"{SOURCE.name} did not compile (exit {done.returncode}): {said[-SAID:]}. Expected "
+            "nvcc with a C compiler; install gcc."
         )
     return library
 
