@@ -54,8 +54,10 @@ def main(work: Path) -> int:
 
 def restart(library: Path) -> None:
     """Starts this program again with the stand-in preloaded. It replaces other preloaded libraries
-    (SGLang's memory saver hooks cudaMalloc too) and torch's allocator settings."""
-    environment = {**os.environ, "LD_PRELOAD": str(library)}
+    (SGLang's memory saver hooks cudaMalloc too) and torch's allocator settings. One thread, because
+    a process with more must not be forked."""
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment = {**os.environ, **threads, "LD_PRELOAD": str(library)}
     environment.pop("PYTORCH_CUDA_ALLOC_CONF", None)
     environment.pop("PYTORCH_ALLOC_CONF", None)
     os.execve(sys.executable, [sys.executable, "-m", __spec__.name, *sys.argv[1:]], environment)
