@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def fill_deep_gemm(tokens: int, sms: int) -> None:
-    """CompilationError if a kernel cannot be compiled. Needs no GPU, and uses none."""
+    """BackgroundError if a kernel cannot be compiled. Needs no GPU, and uses none."""
     from longcat_kernels.deep_gemm_cache.process import Compilation
 
     folder = default_folder()

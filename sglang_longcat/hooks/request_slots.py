@@ -30,6 +30,6 @@ def apply(result: Any, *_args: Any, **kwargs: Any) -> None:
             slots=kwargs["req_to_token_pool"].req_to_token.shape[0], context=config.context_len
         )
         embedding = model.embedding
-        warm_up_kernels(model.lite, config.dtype, embedding.tables.table, kwargs["device"])
         precompile.join()
+        warm_up_kernels(model.lite, config.dtype, embedding.tables.table, kwargs["device"])
         gather_time.publish(embedding.cache, embedding.tables, vocab=model.lite.vocab_size)

@@ -1,9 +1,9 @@
 """Which GEMMs this server gives to DeepGEMM: every projection in block FP8, and the experts where
 `--moe-runner-backend deep_gemm` computes them.
 
-The shapes are read off the model that was built, so tensor parallelism and layers that stay in bf16
-need no formula here. Numbers of tokens are all that can reach a layer. Steps of few tokens that our
-own kernels compute are among them: DeepGEMM takes the same kernel for up to 16 rows.
+The shapes are read off the layers that were built, so tensor parallelism and layers that stay in
+bf16 need no formula here. Numbers of tokens are all that can reach a layer. Steps of few tokens
+that our own kernels compute are among them: DeepGEMM takes the same kernel for up to 16 rows.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from longcat_kernels.deep_gemm_cache import Gemm, dense_gemms
 from sglang_longcat.layers.fp8_inputs import uses_deep_gemm
 
 
-def gemms(model: Any) -> tuple[Gemm, ...]:
-    """Empty if nothing of the model is DeepGEMM's: other quantisations, other GPUs than Hopper."""
-    tokens, shapes = most_tokens(), dense_shapes(model)
+def gemms(layers: nn.Module, hidden: int) -> tuple[Gemm, ...]:
+    """Empty if nothing is DeepGEMM's: other quantisations, other GPUs than Hopper."""
+    tokens, shapes = most_tokens(), dense_shapes(layers)
     if shapes and get_spec().speculative_algorithm:
-        hidden = model.config.hidden_size
         shapes.add((hidden, 2 * hidden))  # the draft's eh_proj; its other layers are alike
     prefix = envs.SGLANG_MAX_KV_CHUNK_CAPACITY.get()  # tokens of a cached prefix, for kv_b_proj
-    experts = [gemm for layer in model.modules() for gemm in expert_gemms(layer, tokens)]
+    experts = [gemm for layer in layers.modules() for gemm in expert_gemms(layer, tokens)]
     return (*dense_gemms(sorted(shapes), max(tokens, prefix)), *dict.fromkeys(experts))
 
 
@@ -43,14 +42,14 @@ def most_tokens() -> int:
     return int(rank * get_parallel().attn_dp_size)
 
 
-def dense_shapes(model: nn.Module) -> set[tuple[int, int]]:
+def dense_shapes(layers: nn.Module) -> set[tuple[int, int]]:
     """Weights [n, k], on this rank."""
-    layers: list[Any] = [
+    linear: list[Any] = [
         layer
-        for layer in model.modules()
+        for layer in layers.modules()
         if isinstance(getattr(layer, "quant_method", None), Fp8LinearMethod)
     ]
-    return {tuple(layer.weight.shape) for layer in layers if uses_deep_gemm(layer)}
+    return {tuple(layer.weight.shape) for layer in linear if uses_deep_gemm(layer)}
 
 
 def expert_gemms(layer: Any, tokens: int) -> Iterator[Gemm]:

@@ -78,6 +78,7 @@ class LongcatModel(upstream.LongcatFlashModel):
                 )
                 for i in range(config.num_hidden_layers)
             )
+        precompile.start_deep_gemm(self.layers, lite.hidden_size)
         # After the layers, because the tables' place depends on the memory that these leave free.
         self.embed_tokens = NgramEmbedding(lite)
         self.norm = FinalNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -151,7 +152,7 @@ class LongcatFlashForCausalLM(NgramStateMixin, upstream.LongcatFlashForCausalLM)
         )
         self.logits_processor = LogitsProcessor(config)
         self.arrivals = {}
-        precompile.start(self)
+        precompile.start_triton(self.lite, self.embedding.tables.table)
 
     @property
     def embedding(self) -> NgramEmbedding:

@@ -1,6 +1,6 @@
 """DeepGEMM's kernels, compiled in parallel and without a GPU, into its cache on disk.
 
-    start(lite_gemms(8192), sms=132, folder=default_folder()).join()
+    Compilation(lite_gemms(8192), sms=132, folder=default_folder()).join()    # in process.py
 
 DeepGEMM (package sgl-deep-gemm) compiles a kernel when it meets a GEMM that needs it, one after the
 other, 2 to 20 s each. Which kernel a GEMM needs depends on its shape and on the number of
@@ -32,7 +32,6 @@ from longcat_kernels import lite
 __all__ = ["Gemm", "default_folder", "dense_gemms", "lite_gemms"]
 
 HOPPER_SMS = 132  # multiprocessors of H100 SXM, H200 and H800; an H20 has 78
-SAID = 500  # characters of an error that are passed on
 TILE_ROWS = 16  # every tile of DeepGEMM has a multiple of so many rows
 
 
@@ -49,6 +48,15 @@ class Gemm(NamedTuple):
     rows: Sequence[int]
     groups: int = 1
     alignment: int = 128
+
+
+class Request(NamedTuple):
+    """What the child process is asked for. `Compilation` has the meaning of the fields."""
+
+    gemms: tuple[Gemm, ...]
+    sms: int
+    folder: Path
+    workers: int
 
 
 def dense_gemms(shapes: Sequence[tuple[int, int]], most: int) -> tuple[Gemm, ...]:

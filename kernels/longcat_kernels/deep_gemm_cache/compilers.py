@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from longcat_kernels.deep_gemm_cache import SAID
+from longcat_kernels.background import SAID
 
 SOURCE = Path(__file__).with_name("no_gpu.c")
 

@@ -14,9 +14,9 @@ from sglang.srt.environ import envs
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from torch import nn
 
+from longcat_kernels.background import BackgroundError
 from longcat_kernels.deep_gemm_cache import Gemm, default_folder, lite_gemms
-from longcat_kernels.deep_gemm_cache.process import CompilationError
-from sglang_longcat.host import deep_gemm, precompile
+from sglang_longcat.host import deep_gemm, kernel_warm_up, precompile
 
 MOE_CONFIG = SimpleNamespace(top_k=4, num_experts=8, num_local_experts=8)
 
@@ -54,31 +54,30 @@ def server(monkeypatch):
     return facts
 
 
-def model(*layers: nn.Module) -> nn.Module:
-    whole = nn.ModuleList(layers)
-    whole.config = SimpleNamespace(hidden_size=256)
-    return whole
+def gemms(*layers: nn.Module) -> tuple[Gemm, ...]:
+    return deep_gemm.gemms(nn.ModuleList(layers), 256)
 
 
 def test_projections_are_read_off_the_model(server):
     """Each shape once, those that DeepGEMM does not multiply never, with the draft's own."""
-    built = model(projection(512, 256), projection(512, 256), projection(100, 256), nn.Linear(4, 4))
+    one = projection(512, 256)
+    built = one, projection(512, 256), projection(100, 256), nn.Linear(4, 4)
     rows = range(1, 2 * 64 + 1, 16)
-    assert deep_gemm.gemms(built) == (Gemm("dense", 512, 256, rows),)
+    assert gemms(*built) == (Gemm("dense", 512, 256, rows),)
     server.speculative_algorithm = "NEXTN"
-    assert [gemm[1:3] for gemm in deep_gemm.gemms(built)] == [(256, 512), (512, 256)]
+    assert [gemm[1:3] for gemm in gemms(*built)] == [(256, 512), (512, 256)]
     server.chunked_prefill_size = -1
-    assert deep_gemm.gemms(built)[0].rows == range(1, 2 * 96 + 1, 16)
+    assert gemms(*built)[0].rows == range(1, 2 * 96 + 1, 16)
 
 
 def test_a_cached_prefix_may_be_longer_than_a_chunk(monkeypatch):
     monkeypatch.setenv("SGLANG_MAX_KV_CHUNK_CAPACITY", "4096")
-    assert deep_gemm.gemms(model(projection(512, 256)))[0].rows == range(1, 4097, 16)
+    assert gemms(projection(512, 256))[0].rows == range(1, 4097, 16)
 
 
 def test_experts_only_where_deep_gemm_computes_them():
-    assert deep_gemm.gemms(model(experts("triton"))) == ()
-    masked, contiguous, *down = deep_gemm.gemms(model(experts("deep_gemm"), experts("deep_gemm")))
+    assert gemms(experts("triton")) == ()
+    masked, contiguous, *down = gemms(*(experts("deep_gemm") for _ in range(2)))
     assert masked == Gemm("masked", 512, 256, tuple(range(1, 65)), 8)  # 128 tokens x 4 / 8 experts
     assert (contiguous.kind, contiguous.groups, contiguous.alignment) == ("contiguous", 8, 128)
     assert contiguous.rows[0] == 4 * 128  # one token fills a tile of four experts
@@ -117,61 +116,80 @@ def test_sglangs_precompilation_is_left_out(monkeypatch, switch, users, expected
 
 
 class Child:
-    """Stands in for `Compilation`."""
+    """Stands in for a child process that compiles."""
 
-    compiled = 3
     failure = ""
 
-    def __init__(self, gemms, sms, folder):
-        self.given = gemms, sms, folder
+    def __init__(self, *given, **named):
+        self.given = given
 
     def join(self):
         if self.failure:
-            raise CompilationError(self.failure)
+            raise BackgroundError(self.failure)
         return 12.0
+
+
+class DeepGemmChild(Child):
+    compiled = 3
 
 
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
-    monkeypatch.setattr(precompile, "_running", [])
-    monkeypatch.setattr(precompile, "Compilation", Child)
+    monkeypatch.setattr(precompile, "_running", {})
+    monkeypatch.setattr(precompile, "Compilation", DeepGemmChild)
+    monkeypatch.setattr(precompile, "WarmUpAhead", Child)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     properties = SimpleNamespace(multi_processor_count=78)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    model_config = SimpleNamespace(dtype=torch.bfloat16)
+    monkeypatch.setattr("sglang.srt.runtime_context.process_model_config", lambda: model_config)
+    monkeypatch.setattr(kernel_warm_up, "server_sizes", lambda *given: given)
     monkeypatch.setenv("SGLANG_DG_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("LONGCAT_PARALLEL_COMPILE", "1")
+    monkeypatch.setenv("LONGCAT_PDL", "0")
+
+
+def start(*layers: nn.Module) -> None:
+    precompile.start_deep_gemm(nn.ModuleList(layers), 256)
+    precompile.start_triton("config", "rows")
 
 
 def test_started_with_the_model_and_joined_once(gpu, caplog, tmp_path):
     caplog.set_level(logging.INFO)
-    precompile.start(model(projection(512, 256)))
-    gemms, sms, folder = precompile._running[0].given
+    start(projection(512, 256))
+    (gemms, sms, folder), triton = (child.given for child in precompile._running.values())
     assert (len(gemms), sms, folder) == (1, 78, tmp_path)
+    assert triton == (("config", torch.bfloat16, "rows"), False)
     precompile.join()
     precompile.join()
     assert [record.getMessage() for record in caplog.records] == [
-        "DeepGEMM: kernels ready after 12.0 s, 3 of them compiled now; the start waited 0.0 s"
+        "DeepGEMM: compiled ahead in 12.0 s, 3 of them new; the start waited 0.0 s",
+        "Triton kernels: compiled ahead in 12.0 s; the start waited 0.0 s",
     ]
 
 
-def test_off_by_default(gpu, monkeypatch):
+def test_off_by_default_and_on_other_gpus(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
+    start(projection(512, 256))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.delenv("LONGCAT_PARALLEL_COMPILE")
-    precompile.start(model(projection(512, 256)))
-    assert precompile._running == []
+    start(projection(512, 256))
+    assert precompile._running == {}
 
 
 def test_a_model_without_such_layers_is_said(gpu, caplog):
+    """A bf16 model: only our own kernels are compiled ahead."""
     caplog.set_level(logging.INFO)
-    precompile.start(model())
+    start()
     assert "no layer of this model is DeepGEMM's" in caplog.text
-    assert precompile._running == []
+    assert list(precompile._running) == ["Triton kernels"]
 
 
 def test_a_failure_is_a_warning_and_the_start_goes_on(gpu, monkeypatch, caplog):
     monkeypatch.setattr(Child, "failure", "exit 1: no space left")
-    precompile.start(model(projection(512, 256)))
+    start(projection(512, 256))
     precompile.join()
-    (record,) = caplog.records
-    assert record.levelname == "WARNING"
-    assert "(exit 1: no space left). The start goes on" in record.getMessage()
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert "DeepGEMM: not all compiled ahead (exit 1: no space left). The start" in caplog.text
