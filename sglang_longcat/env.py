@@ -93,8 +93,8 @@ def small_experts() -> bool:
 
 
 def parallel_compile() -> bool:
-    """LONGCAT_PARALLEL_COMPILE=1: compile DeepGEMM's kernels in parallel while weights load. Off by
-    default, because no GPU has run it yet."""
+    """LONGCAT_PARALLEL_COMPILE=1: compile DeepGEMM's kernels and ours in parallel while weights
+    load, on Hopper. Off by default, because no GPU has run it yet."""
     return _flag("LONGCAT_PARALLEL_COMPILE")
 
 

@@ -14,7 +14,7 @@ LOG = [
     (15.0, "[2026-11-29 10:00:06] Load weight end. elapsed=6.01 s, type=LongcatFlashForCausalLM"),
     (16.5, "[2026-11-29 10:00:07] Memory pool end. avail mem=9.1 GB"),
     (17.0, "[2026-11-29 10:00:08] Triton kernels: 47 variants ready in 0.40 s"),
-    (20.0, "DeepGEMM: kernels ready after 11.2 s, 44 of them compiled now; the start waited 3.0 s"),
+    (20.0, "DeepGEMM: compiled ahead in 11.2 s, 44 of them new; the start waited 3.0 s"),
     (20.5, "Capture target verify CUDA graph begin. backend=full, avail mem=9.00 GB"),
     (28.5, "Capture target verify CUDA graph end. bs=[1, 2], elapsed=8.00 s"),
     (29.0, "Load weight end. elapsed=0.50 s, type=LongcatFlashForCausalLMNextN"),
