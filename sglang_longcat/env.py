@@ -23,6 +23,12 @@ def disabled() -> bool:
     return _flag("LONGCAT_DISABLE")
 
 
+def try_sglang() -> str:
+    """LONGCAT_TRY_SGLANG=VERSION: accept this version of SGLang beside the supported one, if every
+    attribute that we use is there. For trying an upgrade; it is not tested."""
+    return os.environ.get("LONGCAT_TRY_SGLANG", "").strip()
+
+
 def dummy_routing() -> bool:
     """LONGCAT_DUMMY_ROUTING=1: spread the routing of `--load-format dummy` weights, for
     benchmarks."""

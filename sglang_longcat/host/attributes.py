@@ -55,6 +55,8 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("server_args:ServerArgs.attn_dp_size"),
     # hooks
     Needs("model_executor.forward_batch_info:ForwardBatch.init_new", ("batch", "model_runner")),
+    Needs("distributed.bootstrap:_init_parallel_groups", ("backend", "dist_init_method")),
+    Needs("managers.data_parallel_controller:DataParallelController._broadcast_worker_ports"),
     Needs(
         "model_executor.model_runner_components.ngram_embedding_manager"
         ":NgramEmbeddingManager.from_model",

@@ -10,24 +10,44 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from sglang_longcat import env
 from sglang_longcat.host.attributes import ATTRIBUTES, Needs
 
 SUPPORTED = "==0.5.23"
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """An attribute that is not as we need it."""
+
+    target: str  # as in `attributes.py`
+    name: str  # the part of it that is missing or has changed
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"sglang.srt.{self.target}: expected {self.expected}, found {self.found}"
 
 
 def problems() -> list[str]:
     """One line per mismatch: the attribute, what we expect and what SGLang has. Empty: safe to
     register."""
     installed = version("sglang")
-    if f"=={installed}" != SUPPORTED:
+    if f"=={installed}" not in {SUPPORTED, f"=={env.try_sglang()}"}:
         return [f"sglang version: expected {SUPPORTED}, found {installed}"]
-    return [line for needs in ATTRIBUTES for line in _mismatch(needs)]
+    return [str(mismatch) for mismatch in mismatches()]
 
 
-def _mismatch(needs: Needs) -> Iterator[str]:
+def mismatches() -> list[Mismatch]:
+    """The attributes that the installed SGLang does not have as we need them, of any version."""
+    return [mismatch for needs in ATTRIBUTES for mismatch in _mismatches(needs)]
+
+
+def _mismatches(needs: Needs) -> Iterator[Mismatch]:
     module_name, _, path = needs.target.partition(":")
     try:
         package = "sglang" if module_name.startswith("kernels.") else "sglang.srt"
@@ -35,16 +55,14 @@ def _mismatch(needs: Needs) -> Iterator[str]:
         for name in path.split("."):
             attribute = getattr(attribute, name)
     except (ImportError, AttributeError) as error:
-        yield f"sglang.srt.{needs.target}: expected to exist, found {error}"
+        yield Mismatch(needs.target, error.name or path, "to exist", str(error))
         return
     if needs.parameters:
         parameters = inspect.signature(attribute).parameters
         missing = [name for name in needs.parameters if name not in parameters]
         if missing:
-            yield (
-                f"sglang.srt.{needs.target}: expected parameters {', '.join(missing)}, "
-                f"found ({', '.join(parameters)})"
-            )
+            expected, found = f"parameters {', '.join(missing)}", f"({', '.join(parameters)})"
+            yield Mismatch(needs.target, attribute.__name__, expected, found)
 
 
 def require() -> None:

@@ -176,8 +176,14 @@ REQUEST: dict[str, Field] = {
     "encoder_urls": Field(Absent(_TEXT_ONLY)),
 }
 
-# Control requests, by class, that SGLang takes and then fails on in its event loop. What a handler
-# itself fails on, `hooks/scheduler_errors.py` answers.
+# Formats of weights that pass through the model's own reader, tensor by tensor. Others copy into
+# parameters by name: they would miss the N-gram tables, the draft's head and the norms' factors.
+STREAMED = ("auto", "safetensors", "fastsafetensors", "runai_streamer", "instanttensor")
+
+# Control requests, by class, that SGLang takes and then fails on in its event loop, or that would
+# leave wrong weights behind. What a handler itself fails on, `hooks/scheduler_errors.py` answers.
 CONTROL: dict[str, dict[str, Kind]] = {
+    "UpdateWeightsFromTensorReqInput": {"load_format": OneOf(("flattened_bucket",))},
+    "UpdateWeightsFromDistributedReqInput": {"load_format": OneOf(("flattened_bucket",))},
     "SlowDownReqInput": {"forward_sleep_time": Number(-1, 60)},  # seconds that all clients wait
 }

@@ -101,6 +101,21 @@ REFUSED = {
     "endless sleep": ("/slow_down", {"forward_sleep_time": 1e30}, "from -1 to 60"),
     "resume": ("/resume_memory_occupation", {}, "not released"),
     "release of what": ("/release_memory_occupation", {"tags": ["x"]}, "expected some of"),
+    "tensors past the reader": (
+        "/update_weights_from_tensor",
+        {"serialized_named_tensors": [], "load_format": "direct"},
+        "load_format is 'direct'; expected one of 'flattened_bucket'",
+    ),
+    "a trainer's tensors past the reader": (
+        "/update_weights_from_distributed",
+        {"names": [], "dtypes": [], "shapes": [], "load_format": "direct"},
+        "load_format is 'direct'",
+    ),
+    "files past the reader": (
+        "/update_weights_from_disk",
+        {"model_path": "nowhere", "load_format": "npcache"},
+        "load_format is 'npcache'",
+    ),
     "embeddings": (GENERATE, {"input_embeds": [[0.0] * 768] * 2}, "takes no embeddings"),
     "beams": (
         GENERATE,

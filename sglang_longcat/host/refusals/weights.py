@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from sglang_longcat.host.refusals.row import Refusal, above, only, switch
+from sglang_longcat.requests.fields import STREAMED
 
-# They stream every tensor through the model's load_weights, or load none.
-_STREAMED = ("auto", "safetensors", "fastsafetensors", "runai_streamer", "instanttensor", "dummy")
+_STREAMED = (*STREAMED, "dummy")  # dummy loads none
 _UNREAD = (
     "the N-gram tables are no parameters of the model, and only safetensors that pass through the "
     "model's own reader fill them"

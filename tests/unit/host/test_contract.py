@@ -70,6 +70,18 @@ def test_other_version(monkeypatch):
     assert "0.5.24 does not match this release" in refused()
 
 
+def test_another_version_can_be_tried(monkeypatch):
+    """Only the one that is named; its attributes are compared all the same."""
+    monkeypatch.setattr(contract, "version", lambda _: "0.5.24")
+    monkeypatch.setenv("LONGCAT_TRY_SGLANG", "0.5.25")
+    assert contract.problems() == ["sglang version: expected ==0.5.23, found 0.5.24"]
+    monkeypatch.setenv("LONGCAT_TRY_SGLANG", "0.5.24")
+    assert contract.problems() == []
+    gone = contract.Needs("models.longcat_flash_of_tomorrow:Model")
+    monkeypatch.setattr(contract, "ATTRIBUTES", (gone,))
+    assert len(contract.problems()) == 1
+
+
 def needed(module, name):
     """True if the table names `name` of `module`, or something inside it."""
     for needs in contract.ATTRIBUTES:
