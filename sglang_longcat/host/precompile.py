@@ -8,6 +8,7 @@ start, where they are joined, and what the log says. For Hopper.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from pathlib import Path
@@ -94,8 +95,16 @@ def _join(name: str, child: Background) -> None:
 
 
 def _enabled() -> bool:
-    return (
-        env.parallel_compile()
-        and torch.cuda.is_available()
-        and torch.cuda.get_device_capability() == HOPPER
+    if not env.parallel_compile() or not torch.cuda.is_available():
+        return False
+    if torch.cuda.get_device_capability() != HOPPER:
+        _warn_of_other_gpu()
+        return False
+    return True
+
+
+@functools.cache
+def _warn_of_other_gpu() -> None:
+    logger.warning(
+        "LONGCAT_PARALLEL_COMPILE=1 does nothing on this GPU: expected Hopper. Unset it."
     )

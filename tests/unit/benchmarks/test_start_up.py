@@ -1,8 +1,13 @@
 """What `benchmarks/start_up.py` makes of an engine's log. No engine of that size runs here."""
 
 import inspect
+import json
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import sglang
 from sglang.srt.mem_cache import kv_cache_configurator
 from sglang.srt.model_executor import model_runner
 from sglang.srt.model_executor.model_runner_components import cuda_graph_setup
@@ -81,3 +86,58 @@ def test_the_table_has_a_row_for_each_arm():
     head, _, *rows = start_up.table({"cold": row, "warm": row}).splitlines()
     assert head.startswith("| arm | python | weights |")
     assert rows[0] == "| cold | 9.0 | 6.0 | 1.5 | 4.0 | 11.0 | 1.5 | 1.2 | 34.2 |"
+
+
+ROUTING = "dummy routing: 14 routers of {}.LongcatFlashForCausalLM"
+
+
+@pytest.fixture
+def interpreter(monkeypatch, tmp_path):
+    """Stands in for Python: prints the log of a start, with this model class."""
+
+    def say(module):
+        script = tmp_path / "python"
+        lines = [ROUTING.format(module), *(text for _, text in LOG)]
+        script.write_text("#!/bin/sh\nprintf '%s\\n' " + shlex.join(lines))
+        script.chmod(0o755)
+
+    monkeypatch.setattr(start_up.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(start_up, "versions", lambda: {"gpu": "none"})
+    return say
+
+
+def test_a_run_measures_its_arms_and_stores_them(interpreter, tmp_path, capsys):
+    interpreter("sglang_longcat.models.longcat_flash")
+    out = tmp_path / "out.json"
+    start_up.main(["--arms", "cold,warm", "--out", str(out)])
+    report = json.loads(out.read_text())
+    assert list(report["cold"]["seconds"]) == [*(name for name, _, _ in start_up.ENDS), "total"]
+    assert report["warm"]["notes"][1] == LOG[4][1]
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| warm | ")
+
+
+def test_another_model_class_ends_the_run(interpreter):
+    """Red if a start of the in-tree class could be taken for ours."""
+    interpreter("sglang.srt.models.longcat_flash")
+    with pytest.raises(SystemExit, match=r"expected sglang_longcat\.models\.longcat_flash\*"):
+        start_up.main(["--arms", "cold"])
+
+
+def test_the_child_starts_a_block_fp8_engine(monkeypatch, tmp_path, capsys):
+    given, requests = {}, []
+
+    def engine(**arguments):
+        given.update(arguments)
+        return SimpleNamespace(
+            generate=lambda **request: requests.append(request), shutdown=lambda: None
+        )
+
+    for name, value in start_up.environment("cold", tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sglang, "Engine", engine)
+    start_up.main(["--child", "--batch", "64", "--engine", '{"tp_size": 2}'])
+    config = json.loads(Path(given["model_path"], "config.json").read_text())
+    assert config["quantization_config"]["weight_block_size"] == [128, 128]
+    assert (given["cuda_graph_max_bs_decode"], given["tp_size"]) == (64, 2)
+    assert len(requests) == 1
+    assert "first answer" in capsys.readouterr().out.splitlines()

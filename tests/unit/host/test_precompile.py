@@ -170,9 +170,13 @@ def test_started_with_the_model_and_joined_once(gpu, caplog, tmp_path):
     ]
 
 
-def test_off_by_default_and_on_other_gpus(gpu, monkeypatch):
+def test_off_by_default_and_on_other_gpus(gpu, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
+    precompile._warn_of_other_gpu.cache_clear()
     start(projection(512, 256))
+    assert [record.getMessage() for record in caplog.records] == [
+        "LONGCAT_PARALLEL_COMPILE=1 does nothing on this GPU: expected Hopper. Unset it."
+    ]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.delenv("LONGCAT_PARALLEL_COMPILE")
     start(projection(512, 256))
