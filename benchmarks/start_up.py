@@ -21,6 +21,7 @@ import argparse
 import json
 import os
 import re
+import site
 import subprocess
 import sys
 import tempfile
@@ -133,6 +134,7 @@ def environment(arm: str, caches: Path) -> dict[str, str]:
     return {
         **arm_environment("longcat"),
         **{name: str(folder / path) for name, path in CACHES.items()},
+        "PYTHONUSERBASE": site.getuserbase(),  # packages installed there, in spite of another HOME
         "LONGCAT_PARALLEL_COMPILE": "1" if parallel else "0",
         "SGLANG_JIT_DEEPGEMM_PRECOMPILE": "0",
         "PYTHONUNBUFFERED": "1",
