@@ -133,6 +133,13 @@ def check_class(log: str, code: int, arm: str) -> None:
         sys.exit(f"{arm}: exit {code}, model classes {classes}, expected {module}*")
 
 
+def run_arms(module: str, arms: str) -> None:
+    """This command line again as `python -m module ... --arm ARM`, in a process for each arm."""
+    for arm in arms.split(","):
+        command = [sys.executable, "-m", module, *sys.argv[1:], "--arm", arm]
+        subprocess.run(command, env=arm_environment(arm), check=True)
+
+
 def arm_environment(arm: str) -> dict[str, str]:
     return {
         **os.environ,
@@ -257,8 +264,10 @@ def steady_rate(engine: Any) -> float:
     return float(sum(state["last_gen_throughput"] for state in states))
 
 
-def random_prompts(size: int, length: int, rng: random.Random) -> list[list[int]]:
-    return [[rng.randrange(10, 131000) for _ in range(length)] for _ in range(size)]
+def random_prompts(
+    size: int, length: int, rng: random.Random, vocabulary: int = 131000
+) -> list[list[int]]:
+    return [[rng.randrange(10, vocabulary) for _ in range(length)] for _ in range(size)]
 
 
 def generate(engine: Any, prompts: list[list[int]], tokens: int) -> None:

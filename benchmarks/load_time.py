@@ -76,7 +76,7 @@ def load(checkpoint: Path, files: Sequence[Path]) -> float:
         ngram.rows,
         slice(0, ngram.width),
         dtype=torch.bfloat16,
-        fp8=False,
+        table_dtype="bf16",
         where="host",
         device=torch.device("cpu"),
         show_progress=False,

@@ -2,18 +2,19 @@
 
     python -m benchmarks.plots        # needs matplotlib
 
-docs/throughput.svg shows decode tok/s by batch, docs/speculation.svg the speed-up by speculation.
-Owns: which measured rows are shown. benchmarks/engine.py measured them.
+docs/throughput.svg shows output tok/s by users, docs/speculation.svg the speed-up by speculation.
+Owns: the drawing, and which rows of benchmarks/engine.py are shown. Those of benchmarks/serving are
+chosen by its `curves`; until they are measured, the first figure shows rows of the engine.
 """
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot
-
 from benchmarks import RESULTS, ROOT
+from benchmarks.serving import curves
 
 INPUT = 4096
 # files, arm, label, style
@@ -40,13 +41,45 @@ SPECULATION = "h200/batches.json"  # ours with and without speculation, in one r
 
 
 def main() -> None:
-    pyplot.rcParams["svg.hashsalt"] = "longcat"  # the same file for the same numbers
-    throughput()
+    if curves.are_measured(RESULTS / "h200"):
+        serving(RESULTS / "h200", ROOT / "docs" / "throughput.svg")
+    else:
+        throughput()
     speculation()
 
 
+def new_figure(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib import pyplot
+
+    pyplot.rcParams["svg.hashsalt"] = "longcat"  # the same file for the same numbers
+    return pyplot.subplots(figsize=(width, height))
+
+
+def serving(folder: Path, target: Path) -> None:
+    """Draw `target` from the two files of `curves` in `folder`."""
+    figure, axes = new_figure(7, 4)
+    draw_serving(axes, curves.read(folder))
+    figure.tight_layout()
+    figure.savefig(target, metadata={"Date": None})
+
+
+def draw_serving(axes: Any, lines: dict[str, curves.Points]) -> None:
+    """Plain numbers on both axes; users in equal steps for equal factors."""
+    for (label, points), style in zip(lines.items(), ("d-", "o-", "o--"), strict=True):
+        axes.plot(*zip(*points, strict=True), style, label=label)
+    users = sorted({users for points in lines.values() for users, _ in points})
+    axes.set(xscale="log", xlabel="concurrent requests (4,096 tokens in, 1,024 out)")
+    axes.minorticks_off()
+    axes.set_xticks(users, labels=[f"{count:,}" for count in users])
+    axes.set(ylabel="output tokens per second, one H200, block FP8")
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(fontsize=8)
+
+
 def throughput() -> None:
-    figure, axes = pyplot.subplots(figsize=(7, 4))
+    figure, axes = new_figure(7, 4)
     for files, arm, label, style in LINES:
         rows = [
             row
@@ -76,7 +109,7 @@ def speculation() -> None:
         min(without[row["batch"]]["tpot_all_ms"]) / min(row["tpot_all_ms"])
         for row in results["spec"]
     ]
-    figure, axes = pyplot.subplots(figsize=(7, 3))
+    figure, axes = new_figure(7, 3)
     axes.plot(batches, gains, "d-", label="3 drafts a step, 3.15 tokens accepted (simulated)")
     for batch, gain in zip(batches, gains, strict=True):
         axes.annotate(f"{gain:.2f}", (batch, gain), (0, 6), textcoords="offset points", ha="center")

@@ -33,9 +33,14 @@ class Phase:
     """Times in us. `idle`: the time without a running kernel, just before kernels of this phase."""
 
     kernels: int = 0
-    launches: int = 0  # a graph counts once
+    graphs: int = 0  # launches of more than one kernel
+    launches: int = 0  # outside of graphs
     busy: float = 0.0
     idle: float = 0.0
+
+    @property
+    def wall(self) -> float:
+        return self.busy + self.idle
 
 
 def mark(kernels: Sequence[Kernel], events: Iterable[dict[str, Any]]) -> str:
@@ -106,12 +111,15 @@ def summary(kernels: Sequence[Kernel], end: float) -> dict[str, Phase]:
     """The sums of each phase, and of "end": the gap before `end`, where the next step starts."""
     phases = {name: Phase() for name in (*PHASES, "end")}
     reached = float(kernels[0]["ts"])
+    sizes = Counter(kernel["correlation"] for kernel in kernels)
     seen: set[int] = set()
     for kernel in kernels:
         phase = phases[kernel["phase"]]
         stop = kernel["ts"] + kernel["dur"]
         phase.kernels += 1
-        phase.launches += kernel["correlation"] not in seen
+        if kernel["correlation"] not in seen:
+            phase.graphs += sizes[kernel["correlation"]] > 1
+            phase.launches += sizes[kernel["correlation"]] == 1
         phase.idle += max(0.0, kernel["ts"] - reached)
         phase.busy += max(0.0, stop - max(reached, kernel["ts"]))
         reached = max(reached, stop)
@@ -122,17 +130,19 @@ def summary(kernels: Sequence[Kernel], end: float) -> dict[str, Phase]:
 
 def table(phases: dict[str, Phase]) -> str:
     """A Markdown table; the rows add up to the step."""
-    total = sum(phase.busy + phase.idle for phase in phases.values())
+    whole = Phase(
+        kernels=sum(phase.kernels for phase in phases.values()),
+        graphs=sum(phase.graphs for phase in phases.values()),
+        launches=sum(phase.launches for phase in phases.values()),
+        busy=sum(phase.busy for phase in phases.values()),
+        idle=sum(phase.idle for phase in phases.values()),
+    )
     lines = [
-        "| phase | kernels | launches | busy ms | idle before ms | share |",
-        "|---|---|---|---|---|---|",
+        "| phase | kernels | graphs | launches outside | busy ms | idle before | wall | share |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for name, phase in phases.items():
-        share = (phase.busy + phase.idle) / total
-        lines.append(
-            f"| {name} | {phase.kernels} | {phase.launches} | {phase.busy / 1e3:.3f} | "
-            f"{phase.idle / 1e3:.3f} | {share:.1%} |"
-        )
-    idle = sum(phase.idle for phase in phases.values())
-    lines.append(f"| step | | | {(total - idle) / 1e3:.3f} | {idle / 1e3:.3f} | 100.0% |")
+    for name, phase in {**phases, "step": whole}.items():
+        times = " | ".join(f"{us / 1e3:.3f}" for us in (phase.busy, phase.idle, phase.wall))
+        counts = f"{phase.kernels} | {phase.graphs} | {phase.launches}"
+        lines.append(f"| {name} | {counts} | {times} | {phase.wall / whole.wall:.1%} |")
     return "\n".join(lines)

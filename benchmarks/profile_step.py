@@ -21,7 +21,6 @@ import json
 import random
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -79,10 +78,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.arm:
         trace_arm(args)
-        return
-    for arm in args.arms.split(","):
-        command = [sys.executable, "-m", "benchmarks.profile_step", *sys.argv[1:], "--arm", arm]
-        subprocess.run(command, env=engine_benchmark.arm_environment(arm), check=True)
+    else:
+        engine_benchmark.run_arms("benchmarks.profile_step", args.arms)
 
 
 def trace_arm(args: argparse.Namespace) -> None:
@@ -95,7 +92,11 @@ def trace_arm(args: argparse.Namespace) -> None:
         engine_benchmark.generate(engine, prompts, 8)  # the same with a cached prefix
         with tempfile.TemporaryDirectory() as directory:
             activities = ["CPU", "GPU"] if args.spans else ["GPU"]
-            engine.start_profile(activities=activities, output_dir=directory)
+            # Without stacks and shapes, which SGLang records unless told otherwise: with --spans
+            # they would slow down the host, whose idle times this is about.
+            engine.start_profile(
+                activities=activities, output_dir=directory, with_stack=False, record_shapes=False
+            )
             engine_benchmark.generate(engine, prompts, 16)
             engine.stop_profile()
             step = median_step(read_trace(Path(directory)))
@@ -109,18 +110,25 @@ def trace_arm(args: argparse.Namespace) -> None:
     engine.shutdown()
 
 
-def read_trace(directory: Path, patience_s: float = 60) -> list[Kernel]:
-    """Kernels and copies of the first rank's trace. Waits until the trace is written."""
+def read_events(directory: Path, patience_s: float = 60) -> list[dict[str, Any]]:
+    """All events of the first rank's trace. Waits until the trace is written."""
     deadline = time.monotonic() + patience_s
     while True:
         try:
             first = min(directory.rglob("*.gz"))
-            events = json.loads(gzip.decompress(first.read_bytes()))["traceEvents"]
-            break
+            events: list[dict[str, Any]] = json.loads(gzip.decompress(first.read_bytes()))[
+                "traceEvents"
+            ]
+            return events
         except (ValueError, EOFError, OSError):
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
+
+
+def read_trace(directory: Path) -> list[Kernel]:
+    """Kernels and copies of the first rank's trace, in the order of their start."""
+    events = read_events(directory)
     wanted = ("kernel", "gpu_memcpy", "gpu_memset")
     kernels = [
         {

@@ -38,16 +38,9 @@ from benchmarks.engine import (
     start_engine,
     versions,
 )
+from benchmarks.serving.model import FP8_CONFIG
 
 ARMS = ("cold", "warm", "cold-parallel", "warm-parallel")
-FP8 = {
-    "quantization_config": {
-        "quant_method": "fp8",
-        "weight_block_size": [128, 128],
-        "activation_scheme": "dynamic",
-        "fmt": "e4m3",
-    }
-}
 # What ends each phase: the first line that matches, or the last. A draft model loads its weights
 # behind the target's graphs, so all of it counts as "graphs".
 ENDS = (
@@ -100,7 +93,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if unknown := set(args.arms.split(",")) - set(ARMS):
         parser.error(f"--arms {','.join(sorted(unknown))}: expected some of {', '.join(ARMS)}")
-    args.arm, args.config = "longcat", json.dumps(FP8)
+    args.arm, args.config = "longcat", json.dumps(FP8_CONFIG)
     return args
 
 

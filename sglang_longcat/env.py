@@ -7,6 +7,7 @@ cached. `docs/switches.md` describes what each one changes.
 from __future__ import annotations
 
 import os
+from typing import Literal, cast
 
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"", "0", "false", "no", "off"}
 
@@ -48,9 +49,11 @@ def ngram_tables() -> str:
     return _choice("LONGCAT_NGRAM_TABLES", "auto", "device", "host")
 
 
-def ngram_fp8() -> bool:
-    """LONGCAT_NGRAM_TABLE_DTYPE=bf16|fp8: fp8 rows take half of the memory and are less precise."""
-    return _choice("LONGCAT_NGRAM_TABLE_DTYPE", "bf16", "fp8") == "fp8"
+def ngram_table_dtype() -> Literal["bf16", "fp8", "int4"]:
+    """LONGCAT_NGRAM_TABLE_DTYPE=bf16|fp8|int4: fp8 rows take half of the memory, int4 rows with a
+    scale for every 32 values a little more than a quarter. Both are less precise."""
+    value = _choice("LONGCAT_NGRAM_TABLE_DTYPE", "bf16", "fp8", "int4")
+    return cast(Literal["bf16", "fp8", "int4"], value)
 
 
 def draft_embedding() -> str:

@@ -15,8 +15,9 @@ from benchmarks.kernels.timing import Call, Case, Implementation, Row, parse, ru
 from longcat_kernels import lite, ngram
 from longcat_kernels.ngram import HashParams, workloads
 from longcat_kernels.ngram.reference import gather
-from longcat_kernels.row_table import SCALE_BYTES, RowTable
+from longcat_kernels.row_table import Format, RowTable, row_width
 
+FORMATS: dict[str, Format] = {"bf16": "plain", "fp8": "fp8", "int4": "int4"}
 PREFILLS = {
     f"prefill 1x{workloads.PREFILL_TOKENS}": [workloads.PREFILL_TOKENS],
     "prefill 8x512": [512] * 8,
@@ -53,8 +54,9 @@ def implementation(
 
 def storage(rows: int, where: str, kind: str) -> RowTable:
     """Rows of zeros: the values do not change the time."""
-    width = lite.NGRAM_COLUMNS + (SCALE_BYTES if kind == "fp8" else 0)
-    dtype = torch.uint8 if kind == "fp8" else torch.bfloat16
+    format = FORMATS[kind]
+    width = row_width(lite.NGRAM_COLUMNS, format)
+    dtype = torch.bfloat16 if format == "plain" else torch.uint8
     if where == "host":
         from sglang_longcat.ngram.host_memory import HostMemory
 
@@ -63,7 +65,7 @@ def storage(rows: int, where: str, kind: str) -> RowTable:
         data.memory = memory  # type: ignore[attr-defined]  # lives as long as the tensor
     else:
         data = torch.zeros((rows, width), dtype=dtype, device=where)
-    return RowTable(data, lite.NGRAM_COLUMNS, torch.bfloat16)
+    return RowTable(data, lite.NGRAM_COLUMNS, torch.bfloat16, format)
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
@@ -74,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     params = workloads.lite_params(device, rows=rows)
     measured: list[Row] = []
     for where in ("cuda", "host") if device == "cuda" else ("cpu",):
-        for kind in ("bf16", "fp8"):
+        for kind in FORMATS:
             table = storage(sum(rows), where, kind)
             fused = implementation(f"{where} {kind}", device, params, table, fused=True)
             both = [fused]

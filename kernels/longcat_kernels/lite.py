@@ -40,3 +40,5 @@ NGRAM_COLUMNS = HIDDEN // NGRAM_TABLES  # 256
 # Ours, not the model's.
 RING = 16  # tokens in each slot's ring, 64 bytes: 3 predecessors and a verify window of at most 13
 FP8_ROW_SCALE_BYTES = 16  # behind an fp8 n-gram row: its fp32 scale, padded to a 16-byte word
+INT4_GROUP = 32  # values of an int4 n-gram row that share a scale: a rank's columns of 8 ranks
+INT4_ROW_ALIGN = 16  # bytes that an int4 row is padded to, so that it consists of 16-byte words

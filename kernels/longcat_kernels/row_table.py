@@ -1,30 +1,47 @@
-"""The rows of the n-gram tables: bf16, fp32, or fp8 with a scale per row.
+"""The rows of the n-gram tables: plain bf16 or fp32, fp8 with a scale per row, or int4 in groups.
 
-Owns the layout that the n-gram kernel reads. Rows of bf16 and fp32 have nothing but their values;
-an fp8 row is:
+Owns the layout that the n-gram kernel reads. A plain row has nothing but its values. The others:
 
-    row r = [columns values in float8_e4m3fn | fp32 scale | padding to 16 bytes]
-    value = float(fp8) * scale[r]
+    fp8   [columns values in float8_e4m3fn | fp32 scale | padding to 16 bytes]
+          value[c] = float(fp8[c]) * scale
+    int4  [columns / 2 bytes | a bf16 scale for each 32 columns | padding to 16 bytes]
+          value[c] = code[c] * scale[c // 32], with codes -8 to 7 in two's complement:
+          byte k has the code of column k in its low half, of column columns / 2 + k in its high one
 
-so that a row and its scale are one contiguous piece. It consists of 16-byte words for every width
-that is a multiple of 16.
+so that a row and its scales are one contiguous piece. It consists of 16-byte words for every width
+that is a multiple of 32. A row of 256 columns takes 512, 272 and 144 bytes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from longcat_kernels.lite import FP8_ROW_SCALE_BYTES
+from longcat_kernels.lite import FP8_ROW_SCALE_BYTES, INT4_GROUP, INT4_ROW_ALIGN
 
-SCALE_BYTES = FP8_ROW_SCALE_BYTES
+Format = Literal["plain", "fp8", "int4"]
 FP8 = torch.float8_e4m3fn
+_SCALE = 4  # bytes of an fp8 row's scale
+
+
+def row_width(columns: int, format: Format) -> int:
+    """Elements of a row's storage. ValueError if int4 cannot hold that many columns."""
+    if format == "plain":
+        return columns
+    if format == "fp8":
+        return columns + FP8_ROW_SCALE_BYTES
+    if columns % 2:
+        raise ValueError(f"int4 rows of {columns} columns: expected an even number. Use fp8 rows.")
+    used = columns // 2 + 2 * _groups(columns)
+    return -(-used // INT4_ROW_ALIGN) * INT4_ROW_ALIGN
 
 
 @dataclass(frozen=True)
 class RowTable:
-    """storage: [rows, columns] of `dtype`, or [rows, columns + 16] uint8 of fp8 rows (above).
+    """storage: [rows, columns] of `dtype` for plain rows, else [rows, row_width] uint8 (above),
+    which give values of `dtype`.
 
     A CUDA kernel reads a CPU tensor in place, so that tensor's memory must be registered with CUDA.
     """
@@ -32,19 +49,16 @@ class RowTable:
     storage: torch.Tensor
     columns: int
     dtype: torch.dtype
+    format: Format = "plain"
 
     def __post_init__(self) -> None:
-        width = self.columns + (SCALE_BYTES if self.scaled else 0)
-        kind = torch.uint8 if self.scaled else self.dtype
+        width = row_width(self.columns, self.format)
+        kind = self.dtype if self.format == "plain" else torch.uint8
         if tuple(self.storage.shape[1:]) != (width,) or self.storage.dtype != kind:
             raise ValueError(
                 f"row storage is {self.storage.dtype} {tuple(self.storage.shape)}: expected "
-                f"{kind} [rows, {width}] for rows of {self.columns} columns."
+                f"{kind} [rows, {width}] for {self.format} rows of {self.columns} columns."
             )
-
-    @property
-    def scaled(self) -> bool:
-        return self.storage.dtype == torch.uint8
 
     @property
     def stride(self) -> int:
@@ -54,17 +68,23 @@ class RowTable:
     @property
     def elements(self) -> torch.Tensor:
         """The storage as kernels address it."""
-        return self.storage.view(FP8) if self.scaled else self.storage
+        return self.storage.view(FP8) if self.format == "fp8" else self.storage
+
+    def values(self, stored: torch.Tensor) -> torch.Tensor:
+        """Rows of the storage, [..., stride] -> their values, [..., columns] of `dtype`. The
+        products are formed in fp32 and rounded once."""
+        if self.format == "plain":
+            return stored
+        decode = _fp8_values if self.format == "fp8" else _int4_values
+        return decode(stored, self.columns).to(self.dtype)
 
 
-def quantise(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """weight [rows, columns], scale [rows] fp32 -> fp8 rows [rows, columns + 16] uint8."""
-    out = torch.zeros(
-        (weight.shape[0], weight.shape[1] + SCALE_BYTES), dtype=torch.uint8, device=weight.device
-    )
-    values = weight.float() / scale[:, None]
-    out[:, : weight.shape[1]] = values.to(FP8).view(torch.uint8)
-    out[:, weight.shape[1] : weight.shape[1] + 4] = scale.float()[:, None].view(torch.uint8)
+def quantise_fp8(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """weight [rows, columns], scale [rows] fp32 -> fp8 rows [rows, row_width] uint8."""
+    columns = weight.shape[1]
+    out = _storage(weight, "fp8")
+    out[:, :columns] = (weight.float() / scale[:, None]).to(FP8).view(torch.uint8)
+    out[:, columns : columns + _SCALE] = scale.float()[:, None].view(torch.uint8)
     return out
 
 
@@ -75,3 +95,43 @@ def row_scales(weight: torch.Tensor) -> torch.Tensor:
     """
     largest = weight.abs().amax(dim=1).float()
     return torch.where(largest > 0, largest / torch.finfo(FP8).max, 1.0)
+
+
+def quantise_int4(weight: torch.Tensor) -> torch.Tensor:
+    """weight [rows, columns] -> int4 rows [rows, row_width] uint8. A group's value of the largest
+    magnitude becomes code -8, whatever its sign: all 16 codes are used. The last group of a row may
+    be shorter. Ranks whose columns are whole groups get the values of one rank."""
+    columns = weight.shape[1]
+    half, count, out = columns // 2, _groups(columns), _storage(weight, "int4")
+    padded = torch.nn.functional.pad(weight.float(), (0, count * INT4_GROUP - columns))
+    groups = padded.unflatten(1, (count, INT4_GROUP))
+    peaks = groups.gather(2, groups.abs().argmax(2, keepdim=True))
+    scales = (peaks / -8).bfloat16()
+    divisors = torch.where(scales == 0, 1, scales).float()
+    codes = (groups / divisors).round_().clamp_(-8, 7).to(torch.int8).flatten(1) & 15
+    out[:, :half] = (codes[:, :half] | codes[:, half:columns] << 4).view(torch.uint8)
+    out[:, half : half + 2 * count] = scales[:, :, 0].contiguous().view(torch.uint8)
+    return out
+
+
+def _groups(columns: int) -> int:
+    return -(-columns // INT4_GROUP)
+
+
+def _storage(weight: torch.Tensor, format: Format) -> torch.Tensor:
+    shape = (weight.shape[0], row_width(weight.shape[1], format))
+    return torch.zeros(shape, dtype=torch.uint8, device=weight.device)
+
+
+def _fp8_values(stored: torch.Tensor, columns: int) -> torch.Tensor:
+    scale = stored[..., columns : columns + _SCALE].contiguous().view(torch.float32)
+    return stored[..., :columns].contiguous().view(FP8).float() * scale
+
+
+def _int4_values(stored: torch.Tensor, columns: int) -> torch.Tensor:
+    half, count = columns // 2, _groups(columns)
+    scales = stored[..., half : half + 2 * count].contiguous().view(torch.bfloat16).float()
+    scales = scales.repeat_interleave(INT4_GROUP, -1)[..., :columns]
+    packed = stored[..., :half]
+    codes = torch.cat((packed & 15, packed >> 4), dim=-1).to(torch.int8)
+    return torch.where(codes > 7, codes - 16, codes).float() * scales

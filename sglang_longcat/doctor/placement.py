@@ -52,7 +52,7 @@ def check(here: Machine, config: LongcatConfig, flags: MemoryFlags) -> list[Find
     if flags.tp > len(here.gpus):
         text = f"--tp {flags.tp}, but {len(here.gpus)} GPUs are visible; use a smaller one"
         return [Finding.error("placement", text)]
-    flags = replace(flags, table_dtype="fp8" if env.ngram_fp8() else "bf16")
+    flags = replace(flags, table_dtype=env.ngram_table_dtype())
     try:
         plan = _plan(here, config, replace(flags, tables=env.ngram_tables()))
     except ValueError as error:
@@ -78,7 +78,7 @@ def _plan(here: Machine, config: LongcatConfig, flags: MemoryFlags) -> MemoryPla
     gpu = min(here.gpus, key=lambda gpu: gpu.free)
     memory = MachineMemory(gpu_total=gpu.total, gpu_free=gpu.free, host=here.host)
     reserve_mb = reserve.default_runtime_reserve_mb(
-        gpu.total / MIB, flags.tp, attention_dp=flags.attention_dp
+        gpu.total / MIB, flags.tp, attention_dp=flags.attention_dp, draft=flags.draft
     )
     return plan_memory(config, memory, replace(flags, reserve_mb=int(reserve_mb)))
 
@@ -105,7 +105,7 @@ def _host(here: Machine, room: placement.Room) -> list[Finding]:
                 "host memory",
                 f"the tables need {room.tables_on_node * placement.HOST_MARGIN / GIB:.1f} GiB, and "
                 f"{here.host / GIB:.1f} are available. Give the machine or container more memory, "
-                "or halve the tables with LONGCAT_NGRAM_TABLE_DTYPE=fp8.",
+                "or store fewer bytes with LONGCAT_NGRAM_TABLE_DTYPE=fp8 or int4.",
             )
         )
     if here.memlock != UNLIMITED and here.memlock < room.tables_on_node:

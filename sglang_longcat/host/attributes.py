@@ -151,6 +151,8 @@ ATTRIBUTES: tuple[Needs, ...] = (
     ),
     Needs("runtime_context:process_model_config"),
     Needs("server_args:ServerArgs.speculative_num_draft_tokens"),
+    Needs("server_args:ServerArgs.speculative_algorithm"),
+    Needs("server_args:ServerArgs.max_running_requests"),
     Needs("configs.model_config:ModelConfig", ("dtype",)),
     Needs("model_executor.forward_batch_info:ForwardMode.is_extend_without_speculative"),
     Needs("model_executor.forward_batch_info:ForwardMode.is_target_verify"),

@@ -54,7 +54,7 @@ def kernel_sizes(
         eos=len(config.eos_token_ids),
         ring=RING,
         columns=rows.columns,
-        fp8_rows=rows.scaled,
+        row_format=rows.format,
         fp8_inputs=config.quant is not None and config.quant.is_block_fp8,
         expert_columns=config.expert_ffn_hidden_size // expert_ranks,
         windows=tuple(sorted({1, draft_tokens or 1})),

@@ -14,10 +14,10 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sglang_longcat.host import hf_config
-from sglang_longcat.planning.reserve import PREFIX_TOKENS, runtime_reserve_mb
+from sglang_longcat.planning import reserve
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -46,9 +46,11 @@ def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> N
         return
     gpu_mb = get_device_memory_capacity(cfg.device)
     chunk = cfg.chunked_prefill_size
-    reserve_mb = runtime_reserve_mb(
+    graph_rows, window = _graph_sizes(cfg)
+    reserve_mb = reserve.runtime_reserve_mb(
         prefill_tokens=chunk if chunk > 0 else cfg.max_prefill_tokens,
-        graph_rows=cfg.cuda_graph_config.decode.max_bs or 0,
+        graph_rows=graph_rows,
+        window=window,
         ranks=cfg.tp_size,
         attention_dp=cfg.attn_dp_size,
         fused_allreduce=cfg.flashinfer_allreduce_fusion_backend is not None,
@@ -60,7 +62,17 @@ def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> N
             server_args, "sglang_longcat.host.memory_share", mem_fraction_static=fraction
         )
         if not envs.SGLANG_MAX_KV_CHUNK_CAPACITY.is_set():
-            envs.SGLANG_MAX_KV_CHUNK_CAPACITY.set(PREFIX_TOKENS)
+            envs.SGLANG_MAX_KV_CHUNK_CAPACITY.set(reserve.PREFIX_TOKENS)
+
+
+def _graph_sizes(cfg: Any) -> tuple[int, int]:
+    """(requests of the largest CUDA graph, tokens of each). SGLang settles speculation after this
+    step, so a window that the user does not give is not known yet."""
+    rows = cfg.cuda_graph_config.decode.max_bs or 0
+    if cfg.speculative_algorithm is None:
+        return rows, 1
+    window = cfg.speculative_num_draft_tokens or reserve.WINDOW
+    return reserve.drafting_graph_rows(rows, cfg.max_running_requests), window
 
 
 @functools.cache

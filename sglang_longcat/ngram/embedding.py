@@ -27,6 +27,7 @@ from sglang.srt.model_executor.runner_utils.forward_batch import get_forward_bat
 from sglang.srt.runtime_context import get_parallel, get_schedule, get_server_args
 from torch import nn
 
+from longcat_kernels.lite import INT4_GROUP
 from sglang_longcat import env, metrics
 from sglang_longcat.config import ConfigError, LongcatConfig
 from sglang_longcat.layers.allreduce_norm import defer_allreduce, use_allreduce_norm
@@ -67,6 +68,12 @@ class NgramEmbedding(nn.Module):
                 f"{self.tp_size} tensor-parallel ranks. Use a --tp-size that divides it."
             )
         self.columns = self.ngram.width // self.tp_size
+        odd = self.columns % (INT4_GROUP if self.tp_size > 1 else 2)
+        if env.ngram_table_dtype() == "int4" and odd:
+            raise ConfigError(
+                f"LONGCAT_NGRAM_TABLE_DTYPE=int4 keeps a scale for {INT4_GROUP} columns, and each "
+                f"of {self.tp_size} ranks has {self.columns}. Use fp8, or fewer ranks."
+            )
         self.word_embed = VocabParallelEmbedding(
             config.vocab_size, config.hidden_size, use_attn_tp_group=self.use_attn_tp
         )
@@ -77,7 +84,7 @@ class NgramEmbedding(nn.Module):
             self.ngram.rows,
             own,
             dtype=weight.dtype,
-            fp8=env.ngram_fp8(),
+            table_dtype=env.ngram_table_dtype(),
             where=self._place(config, weight.dtype, sharers),
             device=weight.device,
             show_progress=parallel.tp_rank == 0,
@@ -110,7 +117,7 @@ class NgramEmbedding(nn.Module):
         are not."""
         args = get_server_args()
         drafts = (args.speculative_algorithm or "").upper() in MTP_ALGORITHMS
-        row = sizing.row_bytes(self.columns, dtype.itemsize, fp8=env.ngram_fp8())
+        row = sizing.row_bytes(self.columns, dtype.itemsize, env.ngram_table_dtype())
         tables = sum(self.ngram.rows) * row
         room = 0  # a CPU has host memory only
         if self.word_embed.weight.is_cuda:

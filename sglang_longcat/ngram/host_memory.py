@@ -151,6 +151,7 @@ def require_room(needed: int, available: int) -> None:
         raise NotEnoughHostMemory(
             f"the N-gram tables need {needed / GIB:.1f} GiB of host memory on this node, and "
             f"{math.floor(available / GIB * 10) / 10:.1f} GiB are available to this process. Give "
-            "the machine or container more memory, halve the tables with "
-            "LONGCAT_NGRAM_TABLE_DTYPE=fp8, or keep them on the GPU: LONGCAT_NGRAM_TABLES=device."
+            "the machine or container more memory, store fewer bytes with "
+            "LONGCAT_NGRAM_TABLE_DTYPE=fp8 or int4, or keep the tables on the GPU: "
+            "LONGCAT_NGRAM_TABLES=device."
         )

@@ -15,12 +15,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from longcat_kernels.ngram import reference
-from longcat_kernels.row_table import RowTable, quantise, row_scales
+from longcat_kernels.row_table import (
+    Format,
+    RowTable,
+    quantise_fp8,
+    quantise_int4,
+    row_scales,
+    row_width,
+)
 from sglang_longcat.ngram.host_memory import HostMemory, cores
 from sglang_longcat.ngram.sharing import Sharers
 from sglang_longcat.planning.placement import Where
-from sglang_longcat.planning.sizing import row_bytes
+from sglang_longcat.planning.sizing import TableDtype
 
 logger = logging.getLogger(__name__)
 _BLOCK_ROWS = 1 << 18  # 128 MiB of full-width rows: what one loading thread holds at a time
@@ -28,7 +34,7 @@ _BLOCK_ROWS = 1 << 18  # 128 MiB of full-width rows: what one loading thread hol
 
 @dataclass
 class QuantisationError:
-    """Of fp8 rows: sum |error|, sum |value|, and the largest |error| / max |value| of any row."""
+    """Of fp8 or int4 rows: sum |error|, sum |value|, the largest |error| / max |value| of a row."""
 
     error: float = 0.0
     total: float = 0.0
@@ -66,27 +72,29 @@ class NgramTables(nn.Module):
         columns: slice,
         *,
         dtype: torch.dtype,
-        fp8: bool,
+        table_dtype: TableDtype,
         where: Where,
         device: torch.device,
         show_progress: bool,
         sharers: Sharers | None = None,
     ) -> None:
         super().__init__()
-        self.rows, self.columns, self.fp8, self.where = rows, columns, fp8, where
+        self.rows, self.columns, self.where = rows, columns, where
+        self.format: Format = "plain" if table_dtype == "bf16" else table_dtype
         self.sharers = sharers if where == "host" else None
         count = columns.stop - columns.start
-        stride = row_bytes(count, dtype.itemsize, fp8=fp8) // (1 if fp8 else dtype.itemsize)
-        shape, kind = (sum(rows), stride), torch.uint8 if fp8 else dtype
+        shape = (sum(rows), row_width(count, self.format))
+        kind = dtype if self.format == "plain" else torch.uint8
         if where == "host":
             size = shape[0] * shape[1] * kind.itemsize
-            allocate = self.sharers.allocate if self.sharers else HostMemory
-            self.memory = allocate(size, pin=device.type == "cuda")
+            reserve = self.sharers.allocate if self.sharers else HostMemory
+            self.memory = reserve(size, pin=device.type == "cuda")
             storage = self.memory.bytes.view(kind).view(shape)
         else:
-            storage = (torch.zeros if fp8 else torch.empty)(shape, dtype=kind, device=device)
+            allocate = torch.empty if self.format == "plain" else torch.zeros
+            storage = allocate(shape, dtype=kind, device=device)
             self.storage = nn.Parameter(storage, requires_grad=False)
-        self.table = RowTable(storage, count, dtype)
+        self.table = RowTable(storage, count, dtype, self.format)
         self.error = QuantisationError()
         self.loaded: set[int] = set()
         self._bar = tqdm(
@@ -128,16 +136,17 @@ class NgramTables(nn.Module):
         self._bar.update()
         if len(self.loaded) == len(self.rows):
             self._bar.close()
-            if self.fp8:
-                logger.info("N-gram tables in fp8: %s", self.error)
+            if self.format != "plain":
+                logger.info("N-gram tables in %s: %s", self.format, self.error)
 
     def _load_block(self, target: torch.Tensor, source: torch.Tensor) -> QuantisationError:
         own = source[:, self.columns]
-        if not self.fp8:
+        if self.format == "plain":
             # To a GPU a column slice goes through a contiguous buffer on the host.
             target.copy_(own.contiguous() if target.is_cuda else own)
             return QuantisationError()
-        stored = quantise(own, row_scales(source))
+        fp8 = self.format == "fp8"
+        stored = quantise_fp8(own, row_scales(source)) if fp8 else quantise_int4(own)
         target.copy_(stored)
-        table, every = RowTable(stored, own.shape[1], torch.float32), torch.arange(len(stored))
-        return QuantisationError.of(own.float(), reference.gather(every[:, None], table))
+        table = RowTable(stored, own.shape[1], torch.float32, self.format)
+        return QuantisationError.of(own.float(), table.values(stored))

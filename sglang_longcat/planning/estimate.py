@@ -30,7 +30,7 @@ class Choice:
     tp: int
     dtype: sizing.Dtype  # of the linear layers
     tables: Where
-    table_dtype: sizing.Dtype
+    table_dtype: sizing.TableDtype
     attention_dp: int = 1  # replicas of attention among the tp ranks
 
 
@@ -117,7 +117,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", **dtypes, default=["bf16"], help="of the linear layers")
     parser.add_argument("--tables", nargs="+", choices=("device", "host"), default=None)
-    parser.add_argument("--table-dtype", **dtypes, default=["bf16"])
+    tables: dict[str, Any] = {"nargs": "+", "choices": ("bf16", "fp8", "int4")}
+    parser.add_argument("--table-dtype", **tables, default=["bf16"])
     parser.add_argument("--context", type=_positive, default=4096, help="tokens of a request")
     parser.add_argument("--batch", nargs="+", type=_positive, default=[1, 8, 32, 128, 400])
     parser.add_argument("--mem-fraction", type=float, help="without it as the plugin chooses")

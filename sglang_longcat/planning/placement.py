@@ -61,7 +61,8 @@ def choose(wish: str, room: Room) -> tuple[Where, str]:
         f"the N-gram tables need {room.tables / GIB:.1f} GiB of GPU memory on each rank, where "
         f"{room.device / GIB:.1f} GiB are left, or {room.tables_on_node / GIB:.1f} GiB of host "
         f"memory, where {room.host / GIB:.1f} GiB are. Use more GPUs (--tp-size), give the "
-        "machine or container more memory, or halve the tables with LONGCAT_NGRAM_TABLE_DTYPE=fp8."
+        "machine or container more memory, or store fewer bytes with LONGCAT_NGRAM_TABLE_DTYPE=fp8 "
+        "or int4."
     )
 
 

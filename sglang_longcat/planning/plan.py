@@ -45,7 +45,7 @@ class MemoryFlags:
     mem_fraction: float | None = None  # --mem-fraction-static; None: all but reserve_mb
     reserve_mb: float | None = None  # None: what the plugin keeps with SGLang's default flags
     tables: str = "auto"  # LONGCAT_NGRAM_TABLES
-    table_dtype: sizing.Dtype = "bf16"
+    table_dtype: sizing.TableDtype = "bf16"
     kv_dtype: sizing.Dtype = "bf16"
     draft: bool = False  # speculative decoding with the MTP layer
     tokens_wanted: int = 0  # `auto` keeps the tables on the GPU if the KV cache then has so many
@@ -122,6 +122,6 @@ def _reserve_bytes(memory: MachineMemory, flags: MemoryFlags) -> float:
     reserve_mb = flags.reserve_mb
     if reserve_mb is None:
         reserve_mb = reserve.default_runtime_reserve_mb(
-            memory.gpu_total / MIB, flags.tp, attention_dp=flags.attention_dp
+            memory.gpu_total / MIB, flags.tp, attention_dp=flags.attention_dp, draft=flags.draft
         )
     return reserve_mb * MIB

@@ -11,11 +11,12 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from longcat_kernels.lite import FP8_ROW_SCALE_BYTES
+from longcat_kernels.lite import FP8_ROW_SCALE_BYTES, INT4_GROUP, INT4_ROW_ALIGN
 from sglang_longcat.checkpoint.layout import add_scales, expected_tensors, tensor_dtype
 from sglang_longcat.config import LongcatConfig, QuantConfig
 
 Dtype = Literal["bf16", "fp8"]
+TableDtype = Literal["bf16", "fp8", "int4"]  # bf16 stands for the model's own type
 GIB, MIB = 1 << 30, 1 << 20
 WIDTH = {"F32": 4, "BF16": 2, "F8_E4M3": 1}  # bytes of a value, by safetensors' name of its dtype
 KV_WIDTH = {"bf16": 2, "fp8": 1}
@@ -52,7 +53,7 @@ def parts(
     *,
     ranks: int = 1,
     attention_dp: int = 1,
-    table_dtype: Dtype = "bf16",
+    table_dtype: TableDtype = "bf16",
     mtp: bool = False,
 ) -> Parts:
     """One rank's share. Expert parallelism does not change it, since experts are equal in size.
@@ -103,17 +104,23 @@ def _use(name: str) -> str:
     return "experts" if ".experts." in name else "rest"
 
 
-def table_bytes(config: LongcatConfig, dtype: Dtype = "bf16", *, ranks: int = 1) -> int:
+def table_bytes(config: LongcatConfig, dtype: TableDtype = "bf16", *, ranks: int = 1) -> int:
     """The n-gram tables of one rank, which holds its columns of every row."""
     if config.ngram is None:
         return 0
     columns = config.ngram.width // ranks
-    return sum(config.ngram.rows) * row_bytes(columns, WIDTH["BF16"], fp8=dtype == "fp8")
+    return sum(config.ngram.rows) * row_bytes(columns, WIDTH["BF16"], dtype)
 
 
-def row_bytes(columns: int, value_bytes: int, *, fp8: bool) -> int:
-    """One rank's part of a row of a table. An fp8 row carries its scale, whatever `value_bytes`."""
-    return columns + FP8_ROW_SCALE_BYTES if fp8 else columns * value_bytes
+def row_bytes(columns: int, value_bytes: int, dtype: TableDtype) -> int:
+    """One rank's part of a row of a table. Rows of fp8 and int4 carry their scales and do not
+    depend on `value_bytes`. The layout is `longcat_kernels.row_table`'s."""
+    if dtype == "bf16":
+        return columns * value_bytes
+    if dtype == "fp8":
+        return columns + FP8_ROW_SCALE_BYTES
+    used = columns // 2 + 2 * -(-columns // INT4_GROUP)
+    return -(-used // INT4_ROW_ALIGN) * INT4_ROW_ALIGN
 
 
 def weight_bytes(config: LongcatConfig, *, mtp: bool = False) -> int:

@@ -66,8 +66,9 @@ POINTERS = {
 ALIGNED = ("latents_ptr", "latent_stride")  # for loads into shared memory of 16 bytes each
 BF16 = {"rows": "*bf16", "out": "*bf16"}
 FP8 = {"rows": "*fp8e4nv", "out": "*bf16"}
-NGRAM = {"RING": 16, "N": 4, "EOS": 2, "BLOCK": 16, "PDL": True}
-IDS = {**NGRAM, "ROWS": False, "SCALED": False, "COLUMNS": 1}
+INT4 = {"rows": "*u8", "out": "*bf16"}
+NGRAM = {"RING": 16, "N": 4, "EOS": 2, "BLOCK": 16, "GROUP": 32, "PDL": True}
+IDS = {**NGRAM, "ROWS": False, "FORMAT": "plain", "COLUMNS": 1}
 ROWS = {**NGRAM, "ROWS": True, "COLUMNS": 256}
 WIDTHS = {"LATENT": 512, "ROPE": 64, "PDL": True}
 STORE = {**WIDTHS, "Q": 1536, "Q_BLOCK": 2048, "LATENT_BLOCK": 512, "GROUP": 0}
@@ -86,8 +87,9 @@ MMA = {**LINEAR, "AHEAD": 1, "STAGES": 4}
 CASES = [
     ("ngram", "_ngram_kernel", {}, {**IDS, "WIDTH": 0}, 1),
     ("ngram", "_ngram_kernel", {}, {**IDS, "WIDTH": 4}, 1),
-    ("ngram", "_ngram_kernel", BF16, {**ROWS, "WIDTH": 0, "SCALED": False}, 4),
-    ("ngram", "_ngram_kernel", FP8, {**ROWS, "WIDTH": 1, "SCALED": True}, 4),
+    ("ngram", "_ngram_kernel", BF16, {**ROWS, "WIDTH": 0, "FORMAT": "plain"}, 4),
+    ("ngram", "_ngram_kernel", FP8, {**ROWS, "WIDTH": 1, "FORMAT": "fp8"}, 4),
+    ("ngram", "_ngram_kernel", INT4, {**ROWS, "WIDTH": 4, "FORMAT": "int4"}, 4),
     ("moe_router", "_route_kernel", {}, {**ROUTE, "SPLITS": 1, "GROUPS": 1, "WIDTH": 512}, 1),
     ("moe_router", "_route_kernel", {}, {**ROUTE, "SPLITS": 24, "GROUPS": 4, "WIDTH": 128}, 4),
     ("moe_router", "_logits_kernel", {}, {**LOGITS, "BLOCK_T": 8}, 4),

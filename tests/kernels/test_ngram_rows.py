@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import mmap
 import os
+import struct
 
 import pytest
 import torch
@@ -12,11 +13,11 @@ import torch
 from longcat_kernels import lite, ngram
 from longcat_kernels.ngram import HashParams, Window, workloads
 from longcat_kernels.ngram.workloads import make_rows
-from longcat_kernels.row_table import RowTable, quantise, row_scales
+from longcat_kernels.row_table import RowTable, quantise_fp8, quantise_int4, row_scales
 
 SMALL_ROWS = tuple(50 + 2 * i for i in range(lite.NGRAM_TABLES))
 COLUMNS = [256, 128, 32, 48]  # TP1, TP2, TP8, and no power of two
-KINDS = ["bf16", "fp32", "fp8"]
+KINDS = ["bf16", "fp32", "fp8", "int4"]
 
 
 def small_params(device: str) -> HashParams:
@@ -25,22 +26,35 @@ def small_params(device: str) -> HashParams:
 
 def random_rows(kind: str, columns: int, device: str) -> RowTable:
     rows = make_rows(sum(SMALL_ROWS), columns, kind, seed=2, device=device)
-    if kind == "fp8" and os.environ.get("TRITON_INTERPRET") == "1":
+    if rows.format != "plain" and os.environ.get("TRITON_INTERPRET") == "1":
         # Triton's interpreter cuts fp32 to bf16 where the compiler rounds.
         return dataclasses.replace(rows, dtype=torch.float32)
     return rows
 
 
 def plain(ids: torch.Tensor, rows: RowTable) -> torch.Tensor:
-    """Row by row in Python; fp8 as value * scale in fp32."""
+    """Row by row in Python; fp8 and int4 as value * scale in fp32."""
     out = []
     for id in ids.flatten().tolist():
         row = rows.storage[id].cpu()
-        if rows.scaled:
+        if rows.format == "fp8":
             scale = row[rows.columns : rows.columns + 4].view(torch.float32)
             row = (row[: rows.columns].view(torch.float8_e4m3fn).float() * scale).to(rows.dtype)
+        if rows.format == "int4":
+            row = plain_int4(row, rows.columns).to(rows.dtype)
         out.append(row)
     return torch.stack(out).view(ids.shape[0], -1)
+
+
+def plain_int4(row: torch.Tensor, columns: int) -> torch.Tensor:
+    """Value by value, from the bytes that the layout names."""
+    data, half = bytes(row.tolist()), columns // 2
+    codes = [data[c % half] >> 4 * (c // half) & 15 for c in range(columns)]
+    scales = [half + 2 * (c // 32) for c in range(columns)]
+    # A bf16 number is the upper half of the fp32 number with the same value.
+    spread = [struct.unpack("<f", bytes(2) + data[at : at + 2])[0] for at in scales]
+    signed = [code - 16 if code > 7 else code for code in codes]
+    return torch.tensor(signed).float() * torch.tensor(spread)
 
 
 @pytest.mark.parametrize("columns", COLUMNS)
@@ -98,18 +112,44 @@ def test_fp8_rows_stay_within_their_rounding() -> None:
     weight = torch.randn(100, 64) * torch.logspace(-6, 6, 100)[:, None]
     weight[7] = 0
     scale = row_scales(weight)
-    rows = RowTable(quantise(weight, scale), 64, torch.float32)
+    rows = RowTable(quantise_fp8(weight, scale), 64, torch.float32, "fp8")
     got = ngram.reference.gather(torch.arange(100)[:, None], rows)
     bound = (weight.abs() / 16).clamp_min((scale * 2**-10)[:, None])
     assert bool(((got - weight).abs() <= bound * 1.001).all())
     assert not got[7].any()
 
 
+def test_int4_rows_stay_within_their_rounding() -> None:
+    """A step is 1/8 of the group's largest magnitude: half of it for every value, but a whole one
+    for values near the largest with the other sign, which have code 7 at most. bf16 rounds the
+    scale by up to 2^-8, and 7 codes with it. Red if a scale is another group's, or a code another
+    column's."""
+    random = torch.Generator().manual_seed(4)
+    weight = torch.randn(100, 128, generator=random) * torch.logspace(-6, 6, 100)[:, None]
+    weight[:, 32:64] *= 100
+    weight[7] = 0
+    rows = RowTable(quantise_int4(weight), 128, torch.float32, "int4")
+    got = ngram.reference.gather(torch.arange(100)[:, None], rows)
+    largest = weight.view(100, 4, 32).abs().amax(2).repeat_interleave(32, 1)
+    wrong = (got - weight).abs()
+    assert bool((wrong <= largest / 8 * (1 + 7 / 256)).all())
+    within = weight.abs() < largest * 7 / 8
+    assert bool((wrong <= largest / 16 * (1 + 1 / 256))[within].all())
+    assert not got[7].any()
+
+
+def test_widths_that_int4_cannot_hold_are_refused() -> None:
+    with pytest.raises(ValueError, match="int4 rows of 33 columns: expected an even number"):
+        quantise_int4(torch.ones(2, 33))
+
+
 def test_storage_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"expected torch.bfloat16 \[rows, 32\]"):
         RowTable(torch.zeros(4, 31, dtype=torch.bfloat16), 32, torch.bfloat16)
-    with pytest.raises(ValueError, match=r"expected torch.uint8 \[rows, 48\]"):
-        RowTable(torch.zeros(4, 32, dtype=torch.uint8), 32, torch.bfloat16)
+    with pytest.raises(ValueError, match=r"expected torch.uint8 \[rows, 48\] for fp8 rows"):
+        RowTable(torch.zeros(4, 32, dtype=torch.uint8), 32, torch.bfloat16, "fp8")
+    with pytest.raises(ValueError, match=r"expected torch.uint8 \[rows, 144\] for int4 rows"):
+        RowTable(torch.zeros(4, 128, dtype=torch.uint8), 256, torch.bfloat16, "int4")
 
 
 @pytest.mark.gpu

@@ -55,7 +55,7 @@ TINY = Sizes(
     eos=2,
     windows=WIDTHS,
     columns=32,
-    fp8_rows=True,
+    row_format="fp8",
     fp8_inputs=True,
     projections=(),
 )
@@ -193,7 +193,7 @@ def feed(device: str, batch: int, sizes: Sizes) -> None:
         eos=tuple(range(2, 2 + sizes.eos)),
         device=device,
     )
-    kind = "fp8" if sizes.fp8_rows else "bf16"
+    kind = "bf16" if sizes.row_format == "plain" else sizes.row_format
     rows = ngram_workloads.make_rows(8, sizes.columns, kind, seed=0, device=device)
     for width in sizes.windows:
         inputs = ngram_workloads.make_inputs([width] * batch, seed=0, device=device)

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from longcat_kernels.ngram import reference
-from longcat_kernels.row_table import RowTable, quantise, row_scales
+from longcat_kernels.row_table import Format, RowTable, quantise_fp8, quantise_int4, row_scales
 from sglang_longcat.reference import ReferenceModel
 from tests.harness import HarnessError, engine
 from tests.model.scoring import Oracle, ask, assert_same
@@ -23,26 +22,29 @@ def test_tables_as_a_parameter(tiny: Path, prompts: dict[str, list[int]], oracle
         assert "N-gram tables: device (LONGCAT_NGRAM_TABLES=device)" in llm.log
 
 
-def rounded(table: torch.Tensor) -> torch.Tensor:
-    """What fp8 storage makes of a table's rows."""
-    rows = RowTable(quantise(table, row_scales(table)), table.shape[1], torch.float32)
-    return reference.gather(torch.arange(len(table))[:, None], rows)
+def rounded(table: torch.Tensor, kind: str) -> torch.Tensor:
+    """What fp8 or int4 storage makes of a table's rows."""
+    fp8 = quantise_fp8(table, row_scales(table))
+    stored: dict[Format, torch.Tensor] = {"fp8": fp8, "int4": quantise_int4(table)}
+    rows = RowTable(stored[kind], table.shape[1], torch.float32, kind)
+    return rows.values(rows.storage)
 
 
+@pytest.mark.parametrize("kind", ["fp8", "int4"])
 @pytest.mark.parametrize("tp_size", [1, 2])
-def test_fp8_tables(
-    tiny: Path, prompts: dict[str, list[int]], oracle: Oracle, tp_size: int
+def test_quantised_tables(
+    tiny: Path, prompts: dict[str, list[int]], oracle: Oracle, tp_size: int, kind: str
 ) -> None:
-    """Exact against an oracle whose tables went through fp8 whole: red if ranks scale by their own
-    columns, or a scale belongs to another row."""
+    """Exact against an oracle whose tables went through the format whole: red if ranks scale by
+    their own columns, or a scale belongs to another row or group."""
     judge = Oracle(tiny)
     model = ReferenceModel.from_checkpoint(tiny)
-    model.embedding.tables = [rounded(table) for table in model.embedding.tables]
+    model.embedding.tables = [rounded(table, kind) for table in model.embedding.tables]
     judge.logits = model
-    flags = {"tp_size": tp_size, "env": {"LONGCAT_NGRAM_TABLE_DTYPE": "fp8"}}
+    flags = {"tp_size": tp_size, "env": {"LONGCAT_NGRAM_TABLE_DTYPE": kind}}
     with engine(tiny, **flags) as llm:
         answers = ask(llm, list(prompts.values())[:6], logprobs_from=0)
-        assert "N-gram tables in fp8: mean relative error" in llm.log
+        assert f"N-gram tables in {kind}: mean relative error" in llm.log
     assert_same(answers, judge)
     assert max(map(oracle.gap, answers)) > 0.01, "rounding made no difference"
 

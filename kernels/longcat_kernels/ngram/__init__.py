@@ -16,8 +16,8 @@ one launch, `*_ids` leave out the last. The rows may lie in GPU memory or in pin
 which a CUDA kernel reads in place: a token takes 12 rows of 512 bytes. `row_table` has their
 layout.
 
-All results are exact: bf16 and fp32 rows are copied, fp8 rows are multiplied in fp32 and rounded
-once.
+All results are exact: bf16 and fp32 rows are copied, fp8 and int4 rows are multiplied in fp32 and
+rounded once.
 """
 
 from __future__ import annotations

@@ -97,25 +97,54 @@ def _emit(
     out_ptr,
     tables,
     ROWS: tl.constexpr,
-    SCALED: tl.constexpr,
+    FORMAT: tl.constexpr,  # of the rows: "plain", "fp8" or "int4"
+    GROUP: tl.constexpr,  # values of an int4 row that share a scale
     BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr,  # columns, rounded up to a power of two
 ):
     """Stores the ids of token t, or the rows that they name: out [T, tables, columns]."""
     column = tl.arange(0, BLOCK)
+    live = column < tables
     if ROWS:
-        c = tl.arange(0, COLUMNS)
-        inside = (column < tables)[:, None] & (c < rows.columns)[None, :]
-        base = ids * rows.stride
-        values = tl.load(rows.elements + base[:, None] + c[None, :], mask=inside, other=0.0)
-        if SCALED:  # a row of fp8 values is followed by its fp32 scale
-            scale_ptr = (rows.elements + base + rows.columns).to(tl.pointer_type(tl.float32))
-            scale = tl.load(scale_ptr, mask=column < tables, other=0.0)
-            values = values.to(tl.float32) * scale[:, None]
-        target = out_ptr + (t * tables + column)[:, None] * rows.columns + c[None, :]
-        tl.store(target, values.to(out_ptr.dtype.element_ty), mask=inside)
+        source = rows.elements + ids * rows.stride
+        target = out_ptr + (t * tables + column) * rows.columns
+        if FORMAT == "int4":
+            _copy_int4(source, target, live, rows.columns, GROUP, COLUMNS // 2)
+        else:
+            _copy(source, target, live, rows.columns, FORMAT, COLUMNS)
     else:
-        tl.store(out_ptr + t * tables + column, ids, mask=column < tables)
+        tl.store(out_ptr + t * tables + column, ids, mask=live)
+
+
+@triton.jit
+def _copy(source, target, live, columns, FORMAT: tl.constexpr, COLUMNS: tl.constexpr):
+    """source, target: [BLOCK] pointers to rows, of which the `live` ones exist."""
+    c = tl.arange(0, COLUMNS)
+    inside = live[:, None] & (c < columns)[None, :]
+    values = tl.load(source[:, None] + c[None, :], mask=inside, other=0.0)
+    if FORMAT == "fp8":  # the row's fp32 scale is behind its values
+        scale_ptr = (source + columns).to(tl.pointer_type(tl.float32))
+        values = values.to(tl.float32) * tl.load(scale_ptr, mask=live, other=0.0)[:, None]
+    values = values.to(target.dtype.element_ty)
+    tl.store(target[:, None] + c[None, :], values, mask=inside)
+
+
+@triton.jit
+def _copy_int4(source, target, live, columns, GROUP: tl.constexpr, HALF: tl.constexpr):
+    """As `_copy`. A byte has a column of the first half of the row, and one of the second."""
+    c = tl.arange(0, HALF)
+    half = columns // 2
+    inside = live[:, None] & (c < half)[None, :]
+    packed = tl.load(source[:, None] + c[None, :], mask=inside, other=0).to(tl.int32)
+    scales = (source + half).to(tl.pointer_type(tl.bfloat16))
+    for part in tl.static_range(2):
+        column = part * half + c
+        code = (packed >> 4 * part) & 15
+        scale_ptr = scales[:, None] + (column // GROUP)[None, :]
+        scale = tl.load(scale_ptr, mask=inside, other=0.0).to(tl.float32)
+        # Two's complement of four bits: 8 to 15 are -8 to -1.
+        values = ((code ^ 8) - 8).to(tl.float32) * scale
+        tl.store(target[:, None] + column[None, :], values.to(target.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -168,7 +197,8 @@ def _ngram_kernel(
     EOS: tl.constexpr,
     WIDTH: tl.constexpr,  # tokens a request; 0: ragged
     ROWS: tl.constexpr,
-    SCALED: tl.constexpr,
+    FORMAT: tl.constexpr,
+    GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr,
     PDL: tl.constexpr,
@@ -200,7 +230,7 @@ def _ngram_kernel(
     first = tl.load(positions_ptr + t).to(tl.int64)
     for i in range(count):
         ids = _hash(text, params, t + i, offset + i, slot, first + i, RING, N, EOS, BLOCK)
-        _emit(ids, rows, t + i, out_ptr, tables, ROWS, SCALED, BLOCK, COLUMNS)
+        _emit(ids, rows, t + i, out_ptr, tables, ROWS, FORMAT, GROUP, BLOCK, COLUMNS)
     if WIDTH > 0:
         # A window and its look-back are at most R positions (`window_width`): no program overwrites
         # a cell that another one reads, and each writes its own token without waiting.

@@ -6,6 +6,7 @@ import torch
 import triton
 
 from longcat_kernels.dispatch import pdl_options
+from longcat_kernels.lite import INT4_GROUP
 from longcat_kernels.ngram._triton import _ngram_kernel
 from longcat_kernels.ngram.inputs import HashParams, Prefill, Window
 from longcat_kernels.row_table import RowTable
@@ -51,7 +52,8 @@ def launch(
             EOS=params.eos.shape[0],
             WIDTH=width,
             ROWS=rows is not None,
-            SCALED=rows is not None and rows.scaled,
+            FORMAT=rows.format if rows else "plain",
+            GROUP=INT4_GROUP,
             BLOCK=triton.next_power_of_2(params.tables),
             COLUMNS=triton.next_power_of_2(columns),
             num_warps=4 if rows else 1,

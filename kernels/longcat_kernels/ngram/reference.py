@@ -26,11 +26,7 @@ def extend_rows(
 def gather(row_ids: torch.Tensor, rows: RowTable) -> torch.Tensor:
     """row_ids [T, tables] -> [T, tables * columns] of rows.dtype, on the device of row_ids."""
     values = torch.nn.functional.embedding(row_ids.to(rows.storage.device), rows.storage)
-    if rows.scaled:
-        fp8, rest = values.split((rows.columns, rows.stride - rows.columns), dim=-1)
-        scale = rest[..., :4].contiguous().view(torch.float32)
-        values = (fp8.contiguous().view(torch.float8_e4m3fn).float() * scale).to(rows.dtype)
-    return values.flatten(1).to(row_ids.device)
+    return rows.values(values).flatten(1).to(row_ids.device)
 
 
 def window_ids(window: Window, ring: torch.Tensor, params: HashParams) -> torch.Tensor:

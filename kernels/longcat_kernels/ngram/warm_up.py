@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from longcat_kernels.ngram import Prefill, Window, extend_rows, make_hash_params, window_rows
-from longcat_kernels.row_table import SCALE_BYTES, RowTable
+from longcat_kernels.row_table import RowTable, row_width
 
 if TYPE_CHECKING:
     from longcat_kernels.warm_up import Sizes
@@ -40,7 +40,7 @@ def warm_up(device: torch.device | str, sizes: Sizes) -> None:
 
 
 def _rows(device: torch.device | str, sizes: Sizes) -> RowTable:
-    stride = sizes.columns + (SCALE_BYTES if sizes.fp8_rows else 0)
-    kind = torch.uint8 if sizes.fp8_rows else sizes.dtype
-    storage = torch.zeros((3 * len(sizes.orders), stride), dtype=kind, device=device)
-    return RowTable(storage, sizes.columns, sizes.dtype)
+    shape = 3 * len(sizes.orders), row_width(sizes.columns, sizes.row_format)
+    kind = sizes.dtype if sizes.row_format == "plain" else torch.uint8
+    storage = torch.zeros(shape, dtype=kind, device=device)
+    return RowTable(storage, sizes.columns, sizes.dtype, sizes.row_format)

@@ -21,7 +21,7 @@ from longcat_kernels.lite import (
     VOCAB,
 )
 from longcat_kernels.ngram import HashParams, Prefill, Window, make_hash_params
-from longcat_kernels.row_table import RowTable, quantise, row_scales
+from longcat_kernels.row_table import RowTable, quantise_fp8, quantise_int4, row_scales
 
 DECODE_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 ROW_DECODE_BATCHES = (1, 4, 16, 64, 256, 512, 1024)
@@ -90,12 +90,14 @@ def _tokens(shape: tuple[int, ...], random: torch.Generator) -> torch.Tensor:
 
 
 def make_rows(count: int, columns: int, kind: str, *, seed: int, device: str) -> RowTable:
-    """`count` random rows of the given kind: bf16, fp32, or fp8 (giving bf16)."""
+    """`count` random rows of the given kind: bf16, fp32, or fp8 and int4 (both giving bf16)."""
     random = torch.Generator().manual_seed(seed)
     weight = torch.randn(count, columns, generator=random)
     if kind == "fp8":
-        storage = quantise(weight, row_scales(weight))
-        return RowTable(storage.to(device), columns, torch.bfloat16)
+        storage = quantise_fp8(weight, row_scales(weight)).to(device)
+        return RowTable(storage, columns, torch.bfloat16, "fp8")
+    if kind == "int4":
+        return RowTable(quantise_int4(weight).to(device), columns, torch.bfloat16, "int4")
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[kind]
     return RowTable(weight.to(device, dtype), columns, dtype)
 

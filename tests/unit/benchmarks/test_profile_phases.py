@@ -70,8 +70,10 @@ def test_the_table_adds_up_to_the_step() -> None:
     summary = phases.summary(kernels, end=100.0)
     assert (summary["verify"].busy, summary["verify"].idle) == (30, 0)
     assert (summary["draft"].busy, summary["draft"].idle) == (30, 5)
-    assert (summary["draft"].kernels, summary["draft"].launches) == (2, 1)
+    draft, verify = summary["draft"], summary["verify"]
+    assert (draft.kernels, draft.graphs, draft.launches) == (2, 1, 0)
+    assert (verify.kernels, verify.graphs, verify.launches) == (1, 0, 1)
     assert summary["end"].idle == 35
-    assert sum(phase.busy + phase.idle for phase in summary.values()) == 100
+    assert sum(phase.wall for phase in summary.values()) == 100
     lines = phases.table(summary).splitlines()
-    assert lines[-1] == "| step | | | 0.060 | 0.040 | 100.0% |"
+    assert lines[-1] == "| step | 3 | 1 | 1 | 0.060 | 0.040 | 0.100 | 100.0% |"

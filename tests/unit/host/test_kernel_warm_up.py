@@ -41,7 +41,7 @@ def test_verify_windows_several_eos_and_fp8_rows():
     rows = make_rows(1, 128, "fp8", seed=0, device="cpu")
     sizes = kernel_sizes(config, torch.float16, rows, draft_tokens=4)
     assert (sizes.windows, sizes.eos, sizes.dtype) == ((1, 4), 2, torch.float16)
-    assert (sizes.columns, sizes.fp8_rows) == (128, True)
+    assert (sizes.columns, sizes.row_format) == (128, "fp8")
 
 
 def test_block_fp8_weights_want_quantised_inputs():

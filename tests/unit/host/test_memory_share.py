@@ -9,11 +9,12 @@ import pytest
 from sglang.srt.arg_groups import memory_hook, overrides, parallel_hook, resolution_hooks
 from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.environ import envs
-from sglang.srt.model_executor.cuda_graph_config import CudaGraphConfig
+from sglang.srt.model_executor.cuda_graph_config import CudaGraphConfig, PhaseConfig
 from sglang.srt.server_args import ServerArgs
 
 from sglang_longcat.host import hf_config, memory_share
 from sglang_longcat.planning import reserve
+from sglang_longcat.testing.engine_flags import nextn
 from sglang_longcat.testing.tiny import write_tiny
 
 H100, H200, B200 = 81_559, 143_771, 183_359  # MiB, as nvidia-smi shows them
@@ -25,13 +26,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("memory") / "tiny")
 
 
-def settle(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capacity: int, **flags: Any) -> float:
+def settle(
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capacity: int,
+    graphs: CudaGraphConfig | None = None,
+    **flags: Any,
+) -> float:
     """What the step leaves, with SGLang's own step replaced by its result on an 80 GB GPU."""
     monkeypatch.setattr("sglang.srt.utils.get_device_memory_capacity", lambda device: capacity)
     monkeypatch.delenv("SGLANG_MAX_KV_CHUNK_CAPACITY", raising=False)
     given = ServerArgs(model_path=str(checkpoint), chunked_prefill_size=8192, **flags)
     parallel_hook.handle_deprecated_dp_attention(given)  # as SGLang does first of all
-    overrides.declare_resolution(given, "test", device="cuda", cuda_graph_config=CudaGraphConfig())
+    graphs = graphs or CudaGraphConfig()
+    overrides.declare_resolution(given, "test", device="cuda", cuda_graph_config=graphs)
 
     def upstream(args: ServerArgs) -> None:
         if resolving_view(args).mem_fraction_static is None:
@@ -84,6 +92,32 @@ def test_the_fused_all_reduce_has_its_memory(
     assert (plain - settle(checkpoint, monkeypatch, H200, tp_size=8, **fused)) * H200 > 700
     one_gpu = settle(checkpoint, monkeypatch, H200)
     assert settle(checkpoint, monkeypatch, H200, **fused) == one_gpu
+
+
+def test_a_verify_window_has_its_memory(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red if one row a request is counted: 400 windows of four tokens have 1,600 rows of logits,
+    0.2 GiB in bf16 from the GEMM and 0.8 in fp32 for each of four copies. Red too if graphs of more
+    requests than the server runs take memory: 48 if the user gives no number."""
+    graphs = CudaGraphConfig(decode=PhaseConfig(max_bs=400))
+    size = {"max_running_requests": 400, "graphs": graphs}
+    plain = settle(checkpoint, monkeypatch, H200, **size)
+    drafts = settle(checkpoint, monkeypatch, H200, **size, **nextn(3))
+    logits = 1600 * 131_072 * (2 + 4 * 4) / 2**20
+    assert logits < (plain - drafts) * H200 + 400 * 3.5 < 2 * logits
+    wider = settle(checkpoint, monkeypatch, H200, **size, **nextn(5))
+    assert (drafts - wider) * H200 > 800 * 131_072 * (2 + 4 * 4) / 2**20
+    few = settle(checkpoint, monkeypatch, H200, graphs=graphs, **nextn(3))
+    assert (few - drafts) * H200 == pytest.approx((400 - 48) * 11, rel=0.05)
+
+
+def test_the_plans_default_is_the_servers_with_drafts(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red if `estimate --draft` expects another reserve than a server with NEXTN keeps."""
+    graphs = CudaGraphConfig(decode=PhaseConfig(max_bs=256))
+    fraction = settle(checkpoint, monkeypatch, H200, graphs=graphs, **nextn(3))
+    planned = reserve.default_runtime_reserve_mb(H200, 1, draft=True)
+    assert (1 - fraction) * H200 == pytest.approx(planned, abs=0.001 * H200)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_environment_files(file, monkeypatch):
         assert f"{name}=" in Path(env.__file__).read_text()
         monkeypatch.setenv(name, value)
     env.ngram_tables()
-    env.ngram_fp8()
+    env.ngram_table_dtype()
 
 
 def sh(*words, **variables):

@@ -140,7 +140,7 @@ def test_loading_that_fails_half_way_leaves_nothing_pinned(
             rows,
             slice(0, 512),
             dtype=torch.bfloat16,
-            fp8=False,
+            table_dtype="bf16",
             where="host",
             device=torch.device("cuda"),
             show_progress=False,

@@ -10,23 +10,24 @@ from sglang_longcat.ngram import tables as module
 from sglang_longcat.ngram.sharing import Sharers
 from sglang_longcat.ngram.tables import NgramTables, QuantisationError
 from sglang_longcat.planning.placement import Where
-from sglang_longcat.planning.sizing import row_bytes
+from sglang_longcat.planning.sizing import TableDtype, row_bytes
 
 ROWS, WIDTH = (5, 7, 9), 64
+QUANTISED: tuple[TableDtype, ...] = ("fp8", "int4")
 
 
 def make(
     where: Where,
     columns: slice = slice(0, WIDTH),
     *,
-    fp8: bool = False,
+    table_dtype: TableDtype = "bf16",
     sharers: Sharers | None = None,
 ) -> NgramTables:
     return NgramTables(
         ROWS,
         columns,
         dtype=torch.bfloat16,
-        fp8=fp8,
+        table_dtype=table_dtype,
         where=where,
         device=torch.device("cpu"),
         show_progress=False,
@@ -57,7 +58,7 @@ def test_ranks_hold_their_columns_and_nothing_else(
             rank.load(index, weights[index])
     assert torch.equal(torch.cat([every_row(rank) for rank in ranks], dim=1), torch.cat(weights))
     held = sum(rank.table.storage.nbytes for rank in ranks)
-    assert held == sum(ROWS) * row_bytes(WIDTH, torch.bfloat16.itemsize, fp8=False)
+    assert held == sum(ROWS) * row_bytes(WIDTH, torch.bfloat16.itemsize, "bf16")
 
 
 def test_a_rank_that_does_not_own_its_memory_leaves_it_alone(weights: list[torch.Tensor]) -> None:
@@ -78,34 +79,47 @@ def test_only_device_storage_is_a_parameter_of_the_model() -> None:
     assert [parameter.shape for parameter in make("device").parameters()] == [(sum(ROWS), WIDTH)]
 
 
-def test_fp8_ranks_share_a_scale(weights: list[torch.Tensor]) -> None:
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_quantised_ranks_share_a_scale(kind: TableDtype, weights: list[torch.Tensor]) -> None:
     """Red if a rank scales by its own columns: TP2 would then be another model than TP1."""
-    whole = make("host", fp8=True)
-    halves = [make("host", slice(0, 32), fp8=True), make("host", slice(32, 64), fp8=True)]
+    whole = make("host", table_dtype=kind)
+    slices = slice(0, 32), slice(32, 64)
+    halves = [make("host", columns, table_dtype=kind) for columns in slices]
     for tables in (whole, *halves):
         for index, weight in enumerate(weights):
             tables.load(index, weight)
     assert torch.equal(torch.cat([every_row(half) for half in halves], dim=1), every_row(whole))
 
 
-def test_the_error_of_fp8_is_reported(
-    weights: list[torch.Tensor], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("kind", "least", "most", "largest"),
+    [("fp8", 0.01, 0.04, (0.02, 1 / 16)), ("int4", 0.04, 0.12, (0.05, 1 / 8))],
+)
+def test_the_error_is_reported(
+    weights: list[torch.Tensor],
+    caplog: pytest.LogCaptureFixture,
+    kind: TableDtype,
+    least: float,
+    most: float,
+    largest: tuple[float, float],
 ) -> None:
-    tables = make("device", fp8=True)
+    """Random normal values: half a step is 1/16 of a value in fp8, and 1/16 of the largest of its
+    group in int4, twice that where it has the other sign."""
+    tables = make("device", table_dtype=kind)
     with caplog.at_level("INFO"):
         for index, weight in enumerate(weights):
             tables.load(index, weight)
     every = torch.cat(weights).float()
     wrong = (every_row(tables).float() - every).abs()
-    assert "N-gram tables in fp8: mean relative error" in caplog.text
+    assert f"N-gram tables in {kind}: mean relative error" in caplog.text
     mean = tables.error.error / tables.error.total
     assert mean == pytest.approx((wrong.sum() / every.abs().sum()).item(), rel=0.1)
-    assert 0.01 < mean < 0.04
-    assert 0.02 < tables.error.largest < 1 / 16
+    assert least < mean < most
+    assert largest[0] < tables.error.largest <= largest[1]
 
 
 def test_a_second_load_replaces_the_first(weights: list[torch.Tensor]) -> None:
-    tables = make("host", fp8=True)
+    tables = make("host", table_dtype="fp8")
     for factor in (1, 3):
         for index, weight in enumerate(weights):
             tables.load(index, weight * factor)

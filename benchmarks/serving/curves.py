@@ -1,0 +1,37 @@
+"""The curves of docs/throughput.svg: output tokens/s over users, from the files of two recipes.
+
+Owns: which arms are shown, and how the recipes are joined. `benchmarks/plots.py` draws them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+FILES = ("serving-fp8-latency.json", "serving-fp8-throughput.json")
+LABELS = {
+    "ours": "ours, 3 drafts a step (acceptance simulated: 3.15 tokens)",
+    "no-drafts": "ours without drafts",
+    "in-tree": "in-tree",
+}
+Points = list[tuple[int, float]]  # users and tokens/s
+
+
+def are_measured(folder: Path) -> bool:
+    return all((folder / name).exists() for name in FILES)
+
+
+def read(folder: Path) -> dict[str, Points]:
+    """By label. Where both recipes were measured with as many users, the faster counts. Raises
+    ValueError if no file has one of the arms."""
+    reports = [json.loads((folder / name).read_text())["results"] for name in FILES]
+    curves = {}
+    for arm, label in LABELS.items():
+        best: dict[int, float] = {}
+        for report in reports:
+            for row in report.get(arm, {"runs": []})["runs"]:
+                best[row["users"]] = max(row["tok_s"], best.get(row["users"], 0.0))
+        if not best:
+            raise ValueError(f"{folder} has no run of {arm}: measure it, then draw the figure")
+        curves[label] = sorted(best.items())
+    return curves
