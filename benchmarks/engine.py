@@ -109,7 +109,6 @@ def parse() -> argparse.Namespace:
 
 def run_arm(arm: str) -> list[dict[str, Any]]:
     """Run one arm in its own process. Returns one row per batch."""
-    module = ARMS[arm].module
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.engine", *sys.argv[1:], "--arm", arm],
         env=arm_environment(arm),
@@ -122,10 +121,16 @@ def run_arm(arm: str) -> list[dict[str, Any]]:
     for line in process.stdout:
         print(f"[{arm}] {line}", end="", flush=True)
         lines.append(line)
-    classes = re.findall(r"dummy routing: \d+ routers of (\S+)", "".join(lines))
-    if process.wait() or not classes or not all(name.startswith(module) for name in classes):
-        sys.exit(f"{arm}: exit {process.returncode}, model classes {classes}, expected {module}*")
+    check_class("".join(lines), process.wait(), arm)
     return [json.loads(line[7:]) for line in lines if line.startswith("RESULT ")]
+
+
+def check_class(log: str, code: int, arm: str) -> None:
+    """Ends this run if the process failed, or did not run the model class of its arm."""
+    module = ARMS[arm].module
+    classes = re.findall(r"dummy routing: \d+ routers of (\S+)", log)
+    if code or not classes or not all(name.startswith(module) for name in classes):
+        sys.exit(f"{arm}: exit {code}, model classes {classes}, expected {module}*")
 
 
 def run_arms(module: str, arms: str) -> None:

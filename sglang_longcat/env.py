@@ -116,6 +116,12 @@ def small_experts() -> bool:
     return _flag("LONGCAT_SMALL_EXPERTS")
 
 
+def parallel_compile() -> bool:
+    """LONGCAT_PARALLEL_COMPILE=1: compile DeepGEMM's kernels and ours in parallel while weights
+    load, on Hopper. Off by default, because no GPU has run it yet."""
+    return _flag("LONGCAT_PARALLEL_COMPILE")
+
+
 # Optional operations: LONGCAT_SGLANG_OPS switches each back to what SGLang launches.
 OPTIONAL_OPS = (
     "expert_finalize",

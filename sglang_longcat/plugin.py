@@ -39,7 +39,7 @@ def _register() -> None:
 
     from longcat_kernels import dispatch
     from sglang_longcat import hooks, tool_parser
-    from sglang_longcat.host import hf_config, memory_share, refuse_early
+    from sglang_longcat.host import hf_config, memory_share, precompile, refuse_early
     from sglang_longcat.tool_parser import reasoning_tokens
 
     dispatch.allow_pdl(env.pdl())
@@ -47,6 +47,7 @@ def _register() -> None:
     ModelRegistry.register("sglang_longcat.models", overwrite=True, strict=True)
     hooks.register_all()
     memory_share.register()
+    precompile.register()
     refuse_early.register()
     tool_parser.register()
     reasoning_tokens.register()

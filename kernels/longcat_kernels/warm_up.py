@@ -1,10 +1,12 @@
 """Compiles and loads every kernel variant that serving uses, before the first request does.
 
-    python -m longcat_kernels.warm_up       # `make kernels`
+    python -m longcat_kernels.warm_up           # `make kernels`
+    python -m longcat_kernels.warm_up --fp8     # for block FP8: DeepGEMM's kernels too
 
 With a GPU it compiles for that GPU. Without one it compiles for Hopper, into Triton's cache on disk
 (TRITON_CACHE_DIR), where a server on a Hopper GPU finds the kernels. A server runs the same while
-it starts.
+it starts. With --fp8, DeepGEMM's cache (SGLANG_DG_CACHE_DIR) gets the kernels of one Hopper GPU, by
+`deep_gemm_cache`.
 
 Owns: the list of ops and the sizes that decide variants. Each op's `warm_up.py` knows its variants:
 Triton makes one per dtype, constexpr, and integer argument that is 1 or divisible by 16.
@@ -23,6 +25,7 @@ import torch
 
 from longcat_kernels import lite, row_table
 from longcat_kernels.compile_only import compile_only
+from longcat_kernels.deep_gemm_cache import HOPPER_SMS, default_folder, lite_gemms
 from longcat_kernels.small_linear import workloads as small_linear
 
 OPS = (
@@ -35,6 +38,7 @@ OPS = (
     "small_linear",
 )
 HOPPER_SM = 90
+TOKENS = 32_768  # more than any chunk or cached prefix has by default
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--window", type=int, nargs="+", default=[1, 2, 3, 4], help="tokens a request and step"
     )
-    sizes = Sizes(windows=tuple(parser.parse_args(arguments).window))
+    parser.add_argument("--fp8", action="store_true", help="for a checkpoint in block FP8")
+    parser.add_argument("--sms", type=int, default=HOPPER_SMS, help="multiprocessors of the GPU")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="of the longest prefill chunk")
+    options = parser.parse_args(arguments)
+    sizes = Sizes(windows=tuple(options.window), fp8_inputs=options.fp8)
     begin = time.perf_counter()
     if torch.cuda.is_available():
         count, where = warm_up("cuda", sizes), torch.cuda.get_device_name()
@@ -112,6 +120,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with compile_only(HOPPER_SM):
             count, where = warm_up("cpu", sizes), f"no GPU here: compiled for sm_{HOPPER_SM}"
     print(f"{count} kernel variants in {time.perf_counter() - begin:.1f} s ({where})")
+    if options.fp8:
+        fill_deep_gemm(options.tokens, options.sms)
+
+
+def fill_deep_gemm(tokens: int, sms: int) -> None:
+    """BackgroundError if a kernel cannot be compiled. Needs no GPU, and uses none."""
+    from longcat_kernels.deep_gemm_cache.process import Compilation
+
+    folder = default_folder()
+    compilation = Compilation(lite_gemms(tokens), sms, folder)
+    seconds = compilation.join()
+    print(
+        f"DeepGEMM: {compilation.total} kernels in {folder}, {compilation.compiled} of them "
+        f"compiled now, in {seconds:.1f} s (for a Hopper GPU with {sms} multiprocessors)"
+    )
 
 
 if __name__ == "__main__":

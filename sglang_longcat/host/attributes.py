@@ -269,6 +269,15 @@ ATTRIBUTES: tuple[Needs, ...] = (
     ),
     # refused flags
     Needs("layers.deep_gemm_wrapper:ENABLE_JIT_DEEPGEMM"),
+    # DeepGEMM's kernels, compiled ahead
+    Needs("layers.deep_gemm_wrapper:get_contiguous_layout_alignment", ("expected_m", "num_groups")),
+    Needs(
+        "layers.moe.moe_runner.deep_gemm:_get_compact_all_tokens",
+        ("num_assignments", "num_experts", "block_e"),
+    ),
+    Needs("environ:envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE"),
+    Needs("environ:envs.SGLANG_DG_CACHE_DIR"),
+    Needs("layers.quantization.fp8:Fp8MoEMethod", ("quant_config",)),
     # block FP8 on a GPU
     Needs("layers.layernorm:RMSNorm.forward"),
     Needs("layers.layernorm:RMSNorm.forward_cuda", ("x", "residual", "post_residual_addition")),

@@ -80,20 +80,25 @@ def _projections(
     return (*shapes, draft) if drafts else shapes
 
 
+def server_sizes(config: LongcatConfig, dtype: torch.dtype, rows: RowTable) -> Sizes:
+    """`kernel_sizes` for the flags of this server, on this rank."""
+    from sglang.srt.runtime_context import get_parallel, get_server_args, process_model_config
+
+    draft_tokens = get_server_args().speculative_num_draft_tokens
+    parallel, context = get_parallel(), process_model_config().context_len
+    ranks = parallel.tp_size, parallel.attn_tp_size
+    return kernel_sizes(config, dtype, rows, draft_tokens, *ranks, context, parallel.moe_tp_size)
+
+
 def warm_up_kernels(config: LongcatConfig, dtype: torch.dtype, rows: RowTable, device: str) -> None:
     """Compiles, or loads from Triton's cache, every kernel that this server will launch. Logs one
     line. Does nothing on a CPU."""
-    from sglang.srt.runtime_context import get_parallel, get_server_args, process_model_config
+    from sglang.srt.runtime_context import get_parallel
 
     if torch.device(device).type != "cuda":
         return
     begin = time.perf_counter()
-    draft_tokens = get_server_args().speculative_num_draft_tokens
-    parallel = get_parallel()
-    ranks = parallel.tp_size, parallel.attn_tp_size
-    context = process_model_config().context_len
-    sizes = kernel_sizes(config, dtype, rows, draft_tokens, *ranks, context, parallel.moe_tp_size)
-    count = warm_up(device, sizes)
-    if parallel.tp_rank == 0:
+    count = warm_up(device, server_sizes(config, dtype, rows))
+    if get_parallel().tp_rank == 0:
         seconds = time.perf_counter() - begin
         logger.info("Triton kernels: %d variants ready in %.2f s", count, seconds)

@@ -84,7 +84,7 @@ def install_pair_method(*layers: torch.nn.Module | None) -> None:
         return
     for layer in layers:
         method: Any = getattr(layer, "quant_method", None)
-        if layer is not None and type(method) is Fp8LinearMethod and _multiplies_pairs(layer):
+        if layer is not None and type(method) is Fp8LinearMethod and uses_deep_gemm(layer):
             layer.quant_method = Fp8PairMethod(method.quant_config)
 
 
@@ -130,7 +130,7 @@ def _is_gpu_bf16(x: torch.Tensor) -> bool:
     return x.is_cuda and x.dtype == torch.bfloat16
 
 
-def _multiplies_pairs(layer: Any) -> bool:
+def uses_deep_gemm(layer: Any) -> bool:
     """True for DeepGEMM with fp32 scales, as SGLang chooses it on Hopper for 128 x 128 blocks.
     False for power-of-two scales (`scale_fmt` ue8m0, Blackwell): they round activations in another
     way."""

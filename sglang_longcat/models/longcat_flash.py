@@ -27,6 +27,7 @@ from torch import nn
 from sglang_longcat import hooks, plugin
 from sglang_longcat.checkpoint.reader import CheckpointReader
 from sglang_longcat.config import LongcatConfig
+from sglang_longcat.host import precompile
 from sglang_longcat.host.refused_flags import refuse_contradictions, refuse_unsupported
 from sglang_longcat.layers.allreduce_norm import final_norm
 from sglang_longcat.layers.branches import prepare_streams
@@ -78,6 +79,7 @@ class LongcatModel(upstream.LongcatFlashModel):
                 )
                 for i in range(config.num_hidden_layers)
             )
+        precompile.start_deep_gemm(self.layers, lite.hidden_size)
         # After the layers, because the tables' place depends on the memory that these leave free.
         self.embed_tokens = NgramEmbedding(lite)
         self.norm = FinalNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -154,6 +156,7 @@ class LongcatFlashForCausalLM(NgramStateMixin, upstream.LongcatFlashForCausalLM)
         )
         self.logits_processor = LogitsProcessor(config)
         self.arrivals = {}
+        precompile.start_triton(self.lite, self.embedding.tables.table)
 
     @property
     def embedding(self) -> NgramEmbedding:

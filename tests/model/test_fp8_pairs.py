@@ -59,7 +59,7 @@ def register():
     register_longcat()  # whichever of the two plugins SGLang loads first
     attention.use_mla_prologue = lambda *args: True
     fp8.Fp8LinearMethod, fp8.Fp8PairMethod = TorchBlockFp8Linear, Linear
-    fp8._multiplies_pairs = fp8._is_gpu_bf16 = fp8._experts_accept_pair = lambda _: True
+    fp8.uses_deep_gemm = fp8._is_gpu_bf16 = fp8._experts_accept_pair = lambda _: True
     fp8.add_norm_quantise = normed_pair
     fp8.per_token_group_quant = lambda x, **_: quantise(swiglu(x))
     TorchBlockFp8Experts.apply = experts

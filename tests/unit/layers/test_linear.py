@@ -158,7 +158,7 @@ def test_the_first_projection_asks_the_table_first(monkeypatch):
 @pytest.fixture
 def fp8_layer(monkeypatch: pytest.MonkeyPatch) -> LinearBase:
     """A layer as SGLang makes it for block FP8 on Hopper, with our method."""
-    monkeypatch.setattr(fp8_inputs, "_multiplies_pairs", lambda layer: True)
+    monkeypatch.setattr(fp8_inputs, "uses_deep_gemm", lambda layer: True)
     monkeypatch.setattr(
         fp8_inputs.Fp8PairMethod,
         "__init__",

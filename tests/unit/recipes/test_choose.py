@@ -233,7 +233,9 @@ def test_small_checkpoints():
 
 def test_format_without_a_recipe():
     config = replace(lite("bf16"), quant=QuantConfig(method="awq", block=None, ignored=()))
-    with pytest.raises(NoRecipe, match="no recipe is for awq checkpoints .* bf16, block-fp8, int4"):
+    with pytest.raises(
+        NoRecipe, match=r"no recipe is for awq checkpoints .* bf16, block-fp8, int4"
+    ):
         choose(machine("H200"), config, BALANCED, {})
 
 

@@ -1,0 +1,110 @@
+"""Compiles kernels while weights load, with LONGCAT_PARALLEL_COMPILE=1: DeepGEMM's and our own.
+
+Without it DeepGEMM compiles one kernel after the other while SGLang captures graphs (or, by
+SGLang's default, for minutes at the first GEMM of each shape), and our Triton kernels wait for the
+weights. Child processes without a GPU compile both kinds into the caches on disk. Owns when they
+start, where they are joined, and what the log says. For Hopper.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from longcat_kernels.background import Background, BackgroundError
+from longcat_kernels.deep_gemm_cache.process import Compilation
+from longcat_kernels.dispatch import HOPPER
+from longcat_kernels.row_table import RowTable
+from longcat_kernels.warm_up_ahead import WarmUpAhead
+from sglang_longcat import env
+from sglang_longcat.config import LongcatConfig
+
+logger = logging.getLogger(__name__)
+_running: dict[str, Background] = {}  # of this process, by what it compiles
+
+
+def register() -> None:
+    """Switches SGLang's own precompilation off, unless the user has set it. SGLang reads the
+    variable when a scheduler imports its wrapper of DeepGEMM, so it is set in the process that
+    starts schedulers."""
+    from sglang.srt.environ import envs
+
+    if env.parallel_compile() and not envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.is_set():
+        envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.set(False)
+
+
+def start_deep_gemm(layers: nn.Module, hidden: int) -> None:
+    """Call it once the layers are built; hidden: the model's width. Every rank does so, and a lock
+    on the cache's folder gives each kernel to one of them."""
+    if not _enabled():
+        return
+    from sglang.srt.environ import envs
+
+    from sglang_longcat.host.deep_gemm import gemms
+
+    wanted = gemms(layers, hidden)
+    if not wanted:
+        logger.info("LONGCAT_PARALLEL_COMPILE=1: no layer of this model is DeepGEMM's")
+        return
+    sms = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+    _running["DeepGEMM"] = Compilation(wanted, sms, Path(envs.SGLANG_DG_CACHE_DIR.get()))
+
+
+def start_triton(config: LongcatConfig, rows: RowTable) -> None:
+    """Call it once the place of the n-gram tables is known. rows: those of this rank."""
+    if not _enabled():
+        return
+    from sglang.srt.runtime_context import process_model_config
+
+    from sglang_longcat.host.kernel_warm_up import server_sizes
+
+    sizes = server_sizes(config, process_model_config().dtype, rows)
+    _running["Triton kernels"] = WarmUpAhead(sizes, env.pdl())
+
+
+def join() -> None:
+    """Waits for the child processes that were started. A failure is a warning: whoever meets a
+    missing kernel compiles it."""
+    while _running:
+        name = next(iter(_running))
+        _join(name, _running.pop(name))
+
+
+def _join(name: str, child: Background) -> None:
+    begin = time.monotonic()
+    try:
+        seconds = child.join()
+    except BackgroundError as error:
+        logger.warning(
+            "%s: not all compiled ahead (%s). The start goes on and compiles each missing kernel "
+            "when it meets it, one after the other.",
+            name,
+            error,
+        )
+        return
+    new = f", {child.compiled} of them new" if isinstance(child, Compilation) else ""
+    waited = time.monotonic() - begin
+    logger.info(
+        "%s: compiled ahead in %.1f s%s; the start waited %.1f s", name, seconds, new, waited
+    )
+
+
+def _enabled() -> bool:
+    if not env.parallel_compile() or not torch.cuda.is_available():
+        return False
+    if torch.cuda.get_device_capability() != HOPPER:
+        _warn_of_other_gpu()
+        return False
+    return True
+
+
+@functools.cache
+def _warn_of_other_gpu() -> None:
+    logger.warning(
+        "LONGCAT_PARALLEL_COMPILE=1 does nothing on this GPU: expected Hopper. Unset it."
+    )

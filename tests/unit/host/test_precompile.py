@@ -1,0 +1,199 @@
+"""Which GEMMs a server lets compile ahead, when it does so, and what it says.
+
+The library itself runs in tests/kernels/test_deep_gemm_cache.py. No GPU is here, so a stand-in
+takes the place of the child process.
+"""
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from sglang.srt.environ import envs
+from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
+from torch import nn
+
+from longcat_kernels.background import BackgroundError
+from longcat_kernels.deep_gemm_cache import Gemm, default_folder, lite_gemms
+from sglang_longcat.host import deep_gemm, kernel_warm_up, precompile
+
+MOE_CONFIG = SimpleNamespace(top_k=4, num_experts=8, num_local_experts=8)
+
+
+def projection(n: int, k: int) -> nn.Module:
+    layer = nn.Module()
+    layer.weight = SimpleNamespace(shape=torch.Size((n, k)))
+    layer.quant_method = object.__new__(deep_gemm.Fp8LinearMethod)
+    return layer
+
+
+def experts(backend: str) -> FusedMoE:
+    layer = FusedMoE.__new__(FusedMoE)
+    nn.Module.__init__(layer)
+    layer.quant_method = object.__new__(deep_gemm.Fp8MoEMethod)
+    layer.quant_method.block_quant = True
+    layer.runner_backend = SimpleNamespace(is_deep_gemm=lambda: backend == "deep_gemm")
+    layer.moe_runner_config = MOE_CONFIG
+    layer.w13_weight = SimpleNamespace(shape=torch.Size((8, 512, 256)))
+    layer.w2_weight = SimpleNamespace(shape=torch.Size((8, 256, 256)))
+    return layer
+
+
+@pytest.fixture(autouse=True)
+def server(monkeypatch):
+    """Chunks of 64 tokens on two data-parallel ranks, without speculation."""
+    facts = SimpleNamespace(
+        chunked_prefill_size=64, max_prefill_tokens=96, attn_dp_size=2, speculative_algorithm=None
+    )
+    for name in ("get_schedule", "get_parallel", "get_spec"):
+        monkeypatch.setattr(deep_gemm, name, lambda: facts)
+    monkeypatch.setattr(deep_gemm, "uses_deep_gemm", lambda layer: layer.weight.shape[0] != 100)
+    monkeypatch.setattr(deep_gemm, "get_contiguous_layout_alignment", lambda rows, groups: 128)
+    monkeypatch.setenv("SGLANG_MAX_KV_CHUNK_CAPACITY", "32")
+    return facts
+
+
+def gemms(*layers: nn.Module) -> tuple[Gemm, ...]:
+    return deep_gemm.gemms(nn.ModuleList(layers), 256)
+
+
+def test_projections_are_read_off_the_model(server):
+    """Each shape once, those that DeepGEMM does not multiply never, with the draft's own."""
+    one = projection(512, 256)
+    built = one, projection(512, 256), projection(100, 256), nn.Linear(4, 4)
+    rows = range(1, 2 * 64 + 1, 16)
+    assert gemms(*built) == (Gemm("dense", 512, 256, rows),)
+    server.speculative_algorithm = "NEXTN"
+    assert [gemm[1:3] for gemm in gemms(*built)] == [(256, 512), (512, 256)]
+    server.chunked_prefill_size = -1
+    assert gemms(*built)[0].rows == range(1, 2 * 96 + 1, 16)
+
+
+def test_a_cached_prefix_may_be_longer_than_a_chunk(monkeypatch):
+    monkeypatch.setenv("SGLANG_MAX_KV_CHUNK_CAPACITY", "4096")
+    assert gemms(projection(512, 256))[0].rows == range(1, 4097, 16)
+
+
+def test_experts_only_where_deep_gemm_computes_them():
+    assert gemms(experts("triton")) == ()
+    masked, contiguous, *down = gemms(*(experts("deep_gemm") for _ in range(2)))
+    assert masked == Gemm("masked", 512, 256, tuple(range(1, 65)), 8)  # 128 tokens x 4 / 8 experts
+    assert (contiguous.kind, contiguous.groups, contiguous.alignment) == ("contiguous", 8, 128)
+    assert contiguous.rows[0] == 4 * 128  # one token fills a tile of four experts
+    assert contiguous.rows[-1] == 128 * (8 + (128 * 4 - 8) // 128)
+    assert [(gemm.n, gemm.k) for gemm in down] == [(256, 256)] * 2
+
+
+def test_the_published_model_has_these_shapes():
+    """Red if the model's sizes change and `make kernels ARGS=--fp8` fills the cache for others."""
+    shapes = {gemm[1:3] for gemm in lite_gemms(64)}
+    assert shapes == {
+        *((12288, 3072), (3072, 6144), (2112, 3072), (6144, 1536), (3072, 4096), (8192, 512))
+    }
+
+
+@pytest.mark.parametrize("variable", ["", "SGLANG_CACHE_DIR", "SGLANG_DG_CACHE_DIR"])
+def test_make_kernels_fills_the_folder_that_a_server_reads(monkeypatch, tmp_path, variable):
+    for name in ("SGLANG_CACHE_DIR", "SGLANG_DG_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, str(tmp_path))
+    assert default_folder() == Path(envs.SGLANG_DG_CACHE_DIR.get())
+
+
+@pytest.mark.parametrize(
+    ("switch", "users", "expected"), [("0", None, True), ("1", None, False), ("1", "1", True)]
+)
+def test_sglangs_precompilation_is_left_out(monkeypatch, switch, users, expected):
+    """Only with the switch, and not against the user."""
+    monkeypatch.setenv("LONGCAT_PARALLEL_COMPILE", switch)
+    monkeypatch.setenv("SGLANG_JIT_DEEPGEMM_PRECOMPILE", users or "")
+    if users is None:
+        monkeypatch.delenv("SGLANG_JIT_DEEPGEMM_PRECOMPILE")
+    precompile.register()
+    assert envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.get() is expected
+
+
+class Child:
+    """Stands in for a child process that compiles."""
+
+    failure = ""
+
+    def __init__(self, *given, **named):
+        self.given = given
+
+    def join(self):
+        if self.failure:
+            raise BackgroundError(self.failure)
+        return 12.0
+
+
+class DeepGemmChild(Child):
+    compiled = 3
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(precompile, "_running", {})
+    monkeypatch.setattr(precompile, "Compilation", DeepGemmChild)
+    monkeypatch.setattr(precompile, "WarmUpAhead", Child)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    properties = SimpleNamespace(multi_processor_count=78)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    model_config = SimpleNamespace(dtype=torch.bfloat16)
+    monkeypatch.setattr("sglang.srt.runtime_context.process_model_config", lambda: model_config)
+    monkeypatch.setattr(kernel_warm_up, "server_sizes", lambda *given: given)
+    monkeypatch.setenv("SGLANG_DG_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("LONGCAT_PARALLEL_COMPILE", "1")
+    monkeypatch.setenv("LONGCAT_PDL", "0")
+
+
+def start(*layers: nn.Module) -> None:
+    precompile.start_deep_gemm(nn.ModuleList(layers), 256)
+    precompile.start_triton("config", "rows")
+
+
+def test_started_with_the_model_and_joined_once(gpu, caplog, tmp_path):
+    caplog.set_level(logging.INFO)
+    start(projection(512, 256))
+    (gemms, sms, folder), triton = (child.given for child in precompile._running.values())
+    assert (len(gemms), sms, folder) == (1, 78, tmp_path)
+    assert triton == (("config", torch.bfloat16, "rows"), False)
+    precompile.join()
+    precompile.join()
+    assert [record.getMessage() for record in caplog.records] == [
+        "DeepGEMM: compiled ahead in 12.0 s, 3 of them new; the start waited 0.0 s",
+        "Triton kernels: compiled ahead in 12.0 s; the start waited 0.0 s",
+    ]
+
+
+def test_off_by_default_and_on_other_gpus(gpu, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
+    precompile._warn_of_other_gpu.cache_clear()
+    start(projection(512, 256))
+    assert [record.getMessage() for record in caplog.records] == [
+        "LONGCAT_PARALLEL_COMPILE=1 does nothing on this GPU: expected Hopper. Unset it."
+    ]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.delenv("LONGCAT_PARALLEL_COMPILE")
+    start(projection(512, 256))
+    assert precompile._running == {}
+
+
+def test_a_model_without_such_layers_is_said(gpu, caplog):
+    """A bf16 model: only our own kernels are compiled ahead."""
+    caplog.set_level(logging.INFO)
+    start()
+    assert "no layer of this model is DeepGEMM's" in caplog.text
+    assert list(precompile._running) == ["Triton kernels"]
+
+
+def test_a_failure_is_a_warning_and_the_start_goes_on(gpu, monkeypatch, caplog):
+    monkeypatch.setattr(Child, "failure", "exit 1: no space left")
+    start(projection(512, 256))
+    precompile.join()
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert "DeepGEMM: not all compiled ahead (exit 1: no space left). The start" in caplog.text
