@@ -1,7 +1,7 @@
-"""`sglang-longcat serve | doctor | estimate | ...`, or `python -m sglang_longcat`.
+"""`sglang-longcat serve | doctor | estimate | quantize | ...`, or `python -m sglang_longcat`.
 
 Owns: the command line. The work is in `serve`, `doctor`, `planning/estimate.py`,
-`speculation/draft_vocabulary.py` and `checkpoint`.
+`speculation/draft_vocabulary.py`, `quantiser/command.py` and `checkpoint`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from sglang_longcat import __version__, doctor, serve
 from sglang_longcat.checkpoint import CHAT_TEMPLATE
 from sglang_longcat.planning import estimate
+from sglang_longcat.quantiser import command as quantize
 from sglang_longcat.speculation import draft_vocabulary
 
 
@@ -45,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     drafts = commands.add_parser("draft-vocabulary", help="file for --speculative-token-map")
     draft_vocabulary.add_arguments(drafts)
     drafts.set_defaults(run=draft_vocabulary.run)
+    smaller = commands.add_parser("quantize", help="a 4-bit checkpoint from the bf16 one")
+    quantize.add_arguments(smaller)
+    smaller.set_defaults(run=quantize.run)
     template = commands.add_parser("template", help="path of a chat template, for --chat-template")
     template.set_defaults(run=_print_template)
     return parser

@@ -100,7 +100,7 @@ def require_uniform(config: LongcatConfig) -> None:
         return
     layouts: dict[str, str] = {}
     for name in filter(is_linear, expected_tensors(config, mtp=False)):
-        layer = _in_one_layer(name.removesuffix(".weight"))
+        layer = in_one_layer(name.removesuffix(".weight"))
         first = layouts.setdefault(layer, name)
         if is_quantised(first, config.quant) != is_quantised(name, config.quant):
             raise ConfigError(
@@ -109,7 +109,7 @@ def require_uniform(config: LongcatConfig) -> None:
             )
 
 
-def _in_one_layer(module: str) -> str:
+def in_one_layer(module: str) -> str:
     """A name that modules share that become one layer."""
     if ".experts." in module:
         return module.partition(".experts.")[0]
