@@ -51,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         report = _convert(job, args.threads)
     except KeyboardInterrupt:
-        print(f"\nInterrupted: {job.partial} is removed, {job.out} is not written.", file=sys.stderr)
+        print(
+            f"\nInterrupted: {job.partial} is removed, {job.out} is not written.", file=sys.stderr
+        )
         return _INTERRUPTED
     _print(job, report)
     return 0

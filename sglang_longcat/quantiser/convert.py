@@ -60,7 +60,9 @@ def prepare(source: Path, out: Path, options: Options) -> Job:
     """Checks everything that can be checked without reading weights. Raises FileExistsError,
     CheckpointError, ConfigError, QuantiseError."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is not an empty directory. Name another, or remove it.")
+        raise FileExistsError(
+            f"{out} exists and is not an empty directory. Name another, or remove it."
+        )
     config = LongcatConfig.from_dir(source)
     if config.quant is not None:
         raise QuantiseError(
