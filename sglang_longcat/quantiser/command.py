@@ -19,6 +19,8 @@ from sglang_longcat.quantisation.packed import GROUP_SIZES
 from sglang_longcat.quantiser.selection import Options
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from sglang_longcat.quantiser.convert import Job, Report
 
 _GIB = 1 << 30
@@ -84,8 +86,8 @@ def _print(job: Job, report: Report) -> None:
     read, written = report.bytes_read / _GIB, report.bytes_written / _GIB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _GIB
     console.print(
-        f"{job.out}: {report.selection.stored}; {read:.2f} GiB became {written:.2f}. Peak memory "
-        f"{peak:.2f} GiB, with mapped files.",
+        f"Errors are |q - w| / |w|.\n{job.out}: {report.selection.stored}; {read:.2f} GiB became "
+        f"{written:.2f}. Peak memory {peak:.2f} GiB, with mapped files.",
         highlight=False,
         soft_wrap=True,
     )
@@ -104,10 +106,18 @@ def by_kind(modules: Iterable[str]) -> dict[str, list[str]]:
     return kinds
 
 
-def _errors(errors: Mapping[str, float]) -> object:
-    from rich.table import Table
+def _table(*titles: str) -> Table:
+    """Folds what is too wide: an ellipsis would hide a layer's number."""
+    from rich import box
+    from rich.table import Column, Table
 
-    table = Table("quantised", "layers", "mean relative error", "worst", "its layer")
+    columns = (Column(title, overflow="fold") for title in titles)
+    return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def _errors(errors: Mapping[str, float]) -> Table:
+    """Errors are relative: |q - w| / |w|."""
+    table = _table("quantised", "layers", "mean error", "worst", "its layer")
     for name, modules in by_kind(errors).items():
         worst = max(modules, key=errors.__getitem__)
         mean = sum(errors[module] for module in modules) / len(modules)
@@ -115,10 +125,8 @@ def _errors(errors: Mapping[str, float]) -> object:
     return table
 
 
-def _kept(kept: Mapping[str, str]) -> object:
-    from rich.table import Table
-
-    table = Table("not quantised", "layers", "why")
+def _kept(kept: Mapping[str, str]) -> Table:
+    table = _table("not quantised", "layers", "why")
     for name, modules in by_kind(kept).items():
         table.add_row(name, f"{len(modules)}", kept[modules[0]])
     return table

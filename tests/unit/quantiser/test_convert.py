@@ -173,9 +173,9 @@ print(json.dumps([before, peak()]))
 
 
 def test_memory(tmp_path: Path) -> None:
-    """Red if the checkpoint is held in memory: of 300 MB in 20 files at most a third is, together
+    """Red if the checkpoint is held in memory: of 400 MB in 25 files at most a third is, together
     with what torch allocates at its first use."""
-    sizes = TinyOptions(layers=2, hidden=1536, expert_ffn=1024, experts=8, shard_mb=16, vocab=512)
+    sizes = TinyOptions(layers=4, expert_ffn=512, shard_mb=16)
     source = write_tiny(tmp_path / "large", sizes)
     total = sum(file.stat().st_size for file in source.glob("*.safetensors"))
     assert len(list(source.glob("*.safetensors"))) >= 10
