@@ -79,7 +79,7 @@ def _reason(module: str, shape: tuple[int, ...], options: Options) -> str:
     outputs, inputs = shape
     if module.startswith(MTP_PREFIX) and not options.mtp:
         return "the MTP layer (--mtp)"
-    if module.endswith(DEQUANTISED) and not options.kv_b:
+    if module.endswith(DEQUANTISED) and not options.kv_b and not module.startswith(MTP_PREFIX):
         return "held in bf16 by a server (--kv-b-proj)"
     if inputs % options.group_size:
         return f"{inputs} inputs, no multiple of {options.group_size}"
@@ -87,10 +87,12 @@ def _reason(module: str, shape: tuple[int, ...], options: Options) -> str:
 
 
 def _joined(linear: Shapes, reasons: dict[str, str]) -> dict[str, str]:
-    """The layers that stay: those with a reason, and those that a server joins with one."""
+    """The layers that stay: those with a reason, and those that a server joins with one. The MTP
+    layer is in one format as a whole (`layout.with_draft_as_stored`)."""
     layers: dict[str, list[str]] = defaultdict(list)
     for module in linear:
-        layers[in_one_layer(module)].append(module)
+        draft = module.startswith(MTP_PREFIX)
+        layers[MTP_PREFIX if draft else in_one_layer(module)].append(module)
     kept: dict[str, str] = {}
     for modules in layers.values():
         if first := next((module for module in modules if reasons[module]), None):

@@ -45,6 +45,17 @@ def test_joined_layers_stay_together() -> None:
     assert f"{HALF}.q_a_proj" in selection.quantised
 
 
+def test_mtp_layer_is_in_one_format() -> None:
+    """Red if a part of it is quantised: a server takes it for unquantised, and does not start."""
+    kept = select(CONFIG, Options(), mtp=True).kept
+    with_mtp = select(CONFIG, Options(mtp=True), mtp=True)
+    draft = {module for module in kept if ".mtp." in module}
+    assert len(draft) == 9
+    assert draft <= with_mtp.quantised
+    odd = select(replace(CONFIG, q_lora_rank=96), Options(64, mtp=True), mtp=True)
+    assert draft <= odd.kept.keys()
+
+
 def test_nothing_divides() -> None:
     odd = replace(
         CONFIG, hidden_size=744, q_lora_rank=72, v_head_dim=9, ffn_hidden_size=72,
