@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sglang_longcat.checkpoint.layout import MTP_PREFIX
 from sglang_longcat.checkpoint.locate import locate
 from sglang_longcat.quantisation.packed import GROUP_SIZES
 from sglang_longcat.quantiser.selection import Options
@@ -106,6 +107,11 @@ def by_kind(modules: Iterable[str]) -> dict[str, list[str]]:
     return kinds
 
 
+def _short(module: str) -> str:
+    """Without what all layers have in common, so that it fits into 80 columns."""
+    return module.removeprefix("model.layers.")
+
+
 def _table(*titles: str) -> Table:
     """Folds what is too wide: an ellipsis would hide a layer's number."""
     from rich import box
@@ -121,12 +127,14 @@ def _errors(errors: Mapping[str, float]) -> Table:
     for name, modules in by_kind(errors).items():
         worst = max(modules, key=errors.__getitem__)
         mean = sum(errors[module] for module in modules) / len(modules)
-        table.add_row(name, f"{len(modules)}", f"{mean:.4f}", f"{errors[worst]:.4f}", worst)
+        table.add_row(name, f"{len(modules)}", f"{mean:.4f}", f"{errors[worst]:.4f}", _short(worst))
     return table
 
 
 def _kept(kept: Mapping[str, str]) -> Table:
     table = _table("not quantised", "layers", "why")
-    for name, modules in by_kind(kept).items():
+    draft = [module for module in kept if module.startswith(MTP_PREFIX)]
+    kinds = by_kind(module for module in kept if module not in draft)
+    for name, modules in [*kinds.items(), *([("mtp", draft)] if draft else [])]:
         table.add_row(name, f"{len(modules)}", kept[modules[0]])
     return table

@@ -22,7 +22,7 @@ def dequantised(path: Path, to: Path) -> Path:
     stored = quant.packed
     assert stored is not None
     shutil.copytree(path, to)
-    (to / INDEX_NAME).unlink()
+    places: dict[str, str] = {}
     for file in to.glob("*.safetensors"):
         tensors = load_file(file)
         for name in [name for name in tensors if name.endswith(".qweight")]:
@@ -31,6 +31,8 @@ def dequantised(path: Path, to: Path) -> Path:
             weight = packing.standard(module, parts, stored)
             tensors[f"{module}.weight"] = packing.dequantise(weight, stored.group_size)
         save_file(tensors, file, metadata={"format": "pt"})
+        places |= dict.fromkeys(tensors, file.name)
+    (to / INDEX_NAME).write_text(json.dumps({"weight_map": places}))
     config = json.loads((to / "config.json").read_text())
     del config["quantization_config"]
     (to / "config.json").write_text(json.dumps(config))
