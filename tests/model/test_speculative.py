@@ -277,6 +277,16 @@ def test_prefill_and_decode_workers(
     assert_drafted(answers, Drafter(reference), steps=3)
 
 
+def test_drafts_on_the_decode_worker_alone(checkpoint: Path, judge: Oracle) -> None:
+    """Red if a request that arrives without the draft's KV and hidden state is refused, or if what
+    lies there instead decides a token. Only fewer of its drafts are right."""
+    prompts = [text(length, seed=length) for length in (1, 2, 5, 11)]
+    with pair(checkpoint, decode=drafting(3)) as workers:
+        answers = workers.ask(prompts, max_new_tokens=16)
+    assert_same(answers, judge)
+    assert sum(right * n for answer in answers for right, n in accepted(answer).items()) > 0
+
+
 NGRAM = {
     "speculative_algorithm": "NGRAM",
     "speculative_num_draft_tokens": 4,
