@@ -18,12 +18,13 @@ LONGEST_LINE = 1 << 23  # bytes; the last line of a stream has the whole answer
 
 @dataclass(frozen=True)
 class Reply:
-    """output: token ids. Times in seconds from the request. accept_length: tokens a verification,
-    None without drafts."""
+    """output: token ids. host_tokens: of the cached ones, those that came back from host memory.
+    accept_length: tokens a verification, None without drafts. Times in seconds from the request."""
 
     output: list[int]
     prompt_tokens: int
     cached_tokens: int
+    host_tokens: int
     accept_length: float | None
     ttft: float
     seconds: float
@@ -71,5 +72,12 @@ def reply(said: dict[str, Any], tokens: int, *, ttft: float | None, seconds: flo
     if ttft is None or len(output) != tokens:
         raise TurnError(f"{len(output)} of {tokens} tokens were answered: {str(said)[:500]}")
     meta = said["meta_info"]
-    counts = (meta["prompt_tokens"], meta["cached_tokens"], meta.get("spec_accept_length"))
-    return Reply(output, *counts, ttft, seconds)
+    return Reply(
+        output,
+        prompt_tokens=meta["prompt_tokens"],
+        cached_tokens=meta["cached_tokens"],
+        host_tokens=(meta.get("cached_tokens_details") or {}).get("host") or 0,
+        accept_length=meta.get("spec_accept_length"),
+        ttft=ttft,
+        seconds=seconds,
+    )

@@ -37,7 +37,8 @@ def test_a_conversation_grows_by_answer_eos_and_new_words() -> None:
 
 
 def reply(ttft: float, **changes: Any) -> client.Reply:
-    values = {"output": [1, 2, 3], "prompt_tokens": 10, "cached_tokens": 5, "accept_length": 2.0}
+    values = {"output": [1, 2, 3], "prompt_tokens": 10, "cached_tokens": 5}
+    values |= {"host_tokens": 2, "accept_length": 2.0}
     return client.Reply(**{**values, **changes}, ttft=ttft, seconds=ttft + 0.5)
 
 
@@ -47,6 +48,7 @@ def test_a_row_counts_all_replies() -> None:
     replies = [reply(0.1 * n) for n in range(1, 10)] + [reply(9, prompt_tokens=110)]
     row = turns.row(2, replies, seconds=6, reusable=100)
     assert row["cached_share"] == 50 / 200
+    assert row["host_share"] == 20 / 200
     assert row["reusable_share"] == 0.5
     assert row["ttft_ms"] == pytest.approx(550)
     assert row["ttft_p90_ms"] == pytest.approx(900)
@@ -70,6 +72,15 @@ def parsed(monkeypatch: pytest.MonkeyPatch, out: Path, *words: str) -> argparse.
     options = ["h200-tp1-latency", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["conversations", *options, *words])
     return parse()[0]
+
+
+def test_what_came_back_from_host_memory_is_read() -> None:
+    """Red if tokens of the second tier are not told apart, or if a server without one fails."""
+    meta = {"prompt_tokens": 9, "cached_tokens": 6}
+    details = {"cached_tokens_details": {"device": 2, "host": 4}}
+    for more, tokens in ((details, 4), ({}, 0), ({"cached_tokens_details": None}, 0)):
+        said = {"output_ids": [1], "meta_info": meta | more}
+        assert client.reply(said, 1, ttft=1.0, seconds=2.0).host_tokens == tokens
 
 
 def test_arms_differ_by_the_cache_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
