@@ -12,22 +12,11 @@ import pytest
 
 from sglang_longcat.testing.engine_flags import nextn as drafting
 from tests.harness import Engine, engine
-from tests.model.drafting import predictable
 from tests.model.scoring import EOS, Answer, Oracle, ask, assert_same, text
 
 TURNS = 7
 # Forces an EOS as soon as `min_new_tokens` allows one: the checkpoint never says it unasked.
 SAYS_EOS = {"logit_bias": {str(EOS): 1000.0}, "ignore_eos": False}
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return predictable(tiny, tmp_path_factory.mktemp("conversations") / "predictable")
-
-
-@pytest.fixture(scope="session")
-def judge(checkpoint: Path) -> Oracle:
-    return Oracle(checkpoint)
 
 
 def converse(llm: Engine, *, says_eos: bool) -> list[Answer]:

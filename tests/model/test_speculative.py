@@ -25,21 +25,11 @@ from sglang_longcat.reference import ReferenceModel
 from sglang_longcat.speculation.window_limits import min_trie_capacity
 from sglang_longcat.testing.engine_flags import nextn as drafting
 from tests.harness import Engine, engine, server
-from tests.model.drafting import Drafter, predictable, small_llama
+from tests.model.drafting import Drafter, small_llama
 from tests.model.penalties import BIAS, PENALTIES, ask_penalised, penalised_rows
 from tests.model.scoring import Answer, Oracle, ask, assert_same, text
 from tests.model.test_disaggregation import pair
 from tests.model.test_scheduling import complete, open_stream, post
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return predictable(tiny, tmp_path_factory.mktemp("drafting") / "predictable")
-
-
-@pytest.fixture(scope="session")
-def judge(checkpoint: Path) -> Oracle:
-    return Oracle(checkpoint)
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests import ROOT, harness
-from tests.serving.test_serving_benchmark import write_recipe
+from tests.serving.test_serving_benchmark import run_benchmark, write_recipe
 
 SIZES = {"conversations": 4, "turns": 3, "first": 40, "user": 12, "answer": 8, "users": 2}
 
@@ -21,16 +18,7 @@ def test_every_turn_is_measured_and_reuses_the_turns_before(tmp_path: Path) -> N
     recipe, out = tmp_path / "tiny-drafts.yaml", tmp_path / "out" / "turns.json"
     write_recipe(recipe)
     words = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
-    words += ["--arms", "ours", "--out", str(out), "--port", str(harness.free_port())]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.conversations", str(recipe), *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    said = (done.stdout + done.stderr)[-6000:]
+    done, said = run_benchmark("benchmarks.conversations", recipe, out, words)
     assert done.returncode == 0, said
     assert "figure: " in done.stdout or "no figure: matplotlib" in done.stdout
     whole = json.loads(out.read_text())
