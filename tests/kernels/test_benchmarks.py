@@ -18,7 +18,12 @@ TABLES = {
     "small_linear": ["small_linear"],
     "fp8_linear": ["fp8_linear"],
     "fp8_inputs": ["fp8_inputs_norm", "fp8_inputs_swiglu"],
-    "mla_prologue": ["mla_prologue_store", "mla_prologue_store_fp8", "mla_prologue_absorb"],
+    "mla_prologue": [
+        "mla_prologue_store",
+        "mla_prologue_store_fp8",
+        "mla_prologue_store_fp8_rows",
+        "mla_prologue_absorb",
+    ],
 }
 
 

@@ -48,6 +48,7 @@ POINTERS = {
     "_add_identity_kernel": {"out": "*bf16", "x": "*bf16", "weight": "*fp32"},
     "_norm_and_store_kernel": {
         **dict.fromkeys(("qkv", "q_weight", "kv_weight", "kv_buffer", "out", "scales"), "*bf16"),
+        **dict.fromkeys(("ropes", "kv_scales"), "*bf16"),
         **dict.fromkeys(("positions", "slots"), "*i64"),
         "cos_sin": "*fp32",
     },
@@ -71,7 +72,8 @@ NGRAM = {"RING": 16, "N": 4, "EOS": 2, "BLOCK": 16, "GROUP": 32, "PDL": True}
 IDS = {**NGRAM, "ROWS": False, "FORMAT": "plain", "COLUMNS": 1}
 ROWS = {**NGRAM, "ROWS": True, "COLUMNS": 256}
 WIDTHS = {"LATENT": 512, "ROPE": 64, "PDL": True}
-STORE = {**WIDTHS, "Q": 1536, "Q_BLOCK": 2048, "LATENT_BLOCK": 512, "GROUP": 0}
+STORE = {**WIDTHS, "Q": 1536, "Q_BLOCK": 2048, "LATENT_BLOCK": 512, "GROUP": 0, "FP8": False}
+FP8_ROWS = {"kv_buffer": "*fp8e4nv", "kv_scales": "*fp32"}
 QUANTISED = {"out": "*fp8e4nv", "scales": "*fp32"}
 ABSORB = {**WIDTHS, "NOPE": 128, "NOPE_BLOCK": 128, "COLUMNS": 64, "TILES": 8}
 MLA = {"RANK": 512, "ROPE": 64, "PDL": True}
@@ -118,6 +120,16 @@ CASES = [
         QUANTISED,
         {**STORE, "GROUP": 128, "NEOX": False},
         4,
+    ),
+    *(
+        (
+            "mla_prologue",
+            "_norm_and_store_kernel",
+            {**FP8_ROWS, **types},
+            {**STORE, "GROUP": group, "NEOX": False, "FP8": True},
+            4,
+        )
+        for group, types in ((0, {}), (128, QUANTISED))
     ),
     (
         "expert_sum",

@@ -134,7 +134,13 @@ def prepare_attention(device: str, batch: int, sizes: Sizes) -> None:
     widths = {name: getattr(sizes, name) for name in ("q_lora", "kv_lora", "nope", "rope")}
     for heads in (1, 4, 5):
         inputs = prologue_workloads.make_inputs(
-            batch + 1, seed=0, device=device, heads=heads, context=8, **widths
+            batch + 1,
+            seed=0,
+            device=device,
+            heads=heads,
+            context=8,
+            fp8_rows=sizes.fp8_kv,
+            **widths,
         )
         quantised = (mla_prologue.norm_quantise_and_store,) if sizes.fp8_inputs else ()
         for store in (mla_prologue.norm_and_store, *quantised):
@@ -205,7 +211,11 @@ def feed(device: str, batch: int, sizes: Sizes) -> None:
         ngram.extend_rows(prefill, inputs.ring, params, rows)
 
 
-@pytest.mark.parametrize("sizes", [Sizes(windows=WIDTHS), TINY], ids=["lite", "tiny"])
+@pytest.mark.parametrize(
+    "sizes",
+    [Sizes(windows=WIDTHS), TINY, dataclasses.replace(TINY, fp8_kv=True)],
+    ids=["lite", "tiny", "fp8_kv"],
+)
 def test_nothing_is_left_to_compile(device: str, sizes: Sizes) -> None:
     """Red if an op gets a kernel, a dtype or an integer argument whose variants its `warm_up` does
     not cover. The comparison can fail: another window width is compiled."""
