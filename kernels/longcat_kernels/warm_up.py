@@ -35,6 +35,7 @@ OPS = (
     "expert_sum",
     "mla_prologue",
     "mla_decode",
+    "kv_expand",
     "small_linear",
 )
 HOPPER_SM = 90

@@ -19,7 +19,7 @@ FINALIZE = {
     "weight": "*fp32",
 }
 ATTEND = {
-    **dict.fromkeys(("q_nope", "q_pe", "latents", "partial"), "*bf16"),
+    **dict.fromkeys(("q_nope", "q_pe", "latents", "ropes", "scales", "partial"), "*bf16"),
     **dict.fromkeys(("requests", "positions"), "*i64"),
     "lse": "*fp32",
     "pages": "*i32",
@@ -52,6 +52,13 @@ POINTERS = {
         **dict.fromkeys(("positions", "slots"), "*i64"),
         "cos_sin": "*fp32",
     },
+    "_expand_kernel": {
+        "latents": "*fp8e4nv",
+        "ropes": "*bf16",
+        "scales": "*fp32",
+        "slots": "*i64",
+        "out": "*bf16",
+    },
     "_split_kernel": ATTEND,
     "_hopper_kernel": ATTEND,
     "_combine_kernel": COMBINED,
@@ -64,7 +71,8 @@ POINTERS = {
     "_finalize_kernel": FINALIZE,
     "_finalize_norm_kernel": {**FINALIZE, "residual": "*bf16", "norm": "*bf16", "eps": "fp32"},
 }
-ALIGNED = ("latents_ptr", "latent_stride")  # for loads into shared memory of 16 bytes each
+FP8_KEYS = {"latents": "*fp8e4nv", "scales": "*fp32"}
+ALIGNED = ("latents_ptr", "ropes_ptr", "latent_stride")  # for copies of 16 bytes
 BF16 = {"rows": "*bf16", "out": "*bf16"}
 FP8 = {"rows": "*fp8e4nv", "out": "*bf16"}
 INT4 = {"rows": "*u8", "out": "*bf16"}
@@ -77,7 +85,7 @@ FP8_ROWS = {"kv_buffer": "*fp8e4nv", "kv_scales": "*fp32"}
 QUANTISED = {"out": "*fp8e4nv", "scales": "*fp32"}
 ABSORB = {**WIDTHS, "NOPE": 128, "NOPE_BLOCK": 128, "COLUMNS": 64, "TILES": 8}
 MLA = {"RANK": 512, "ROPE": 64, "PDL": True}
-DECODE = {**MLA, "WIDTH": 1, "HEADS": 32, "KEYS": 64, "TOKENS": 32}
+DECODE = {**MLA, "WIDTH": 1, "HEADS": 32, "KEYS": 64, "TOKENS": 32, "FP8": False}
 MEAN = {"RANK": 512, "MOST": 256, "AHEAD": 3, "PDL": True, "KEYS": 64, "TOKENS": 32}
 COMBINE = {**MEAN, "CHUNK": 8, "COLUMNS": 512}
 VALUES = {**MEAN, "VALUES": 128, "CHUNK": 16, "COLUMNS": 64}
@@ -98,8 +106,11 @@ CASES = [
     ("moe_router", "_logits_kernel", {}, {**LOGITS, "BLOCK_T": 64}, 4),
     ("moe_router", "_many_logits_kernel", {}, {**TILE, "PDL": True}, 4),
     ("expert_sum", "_add_identity_kernel", {}, {"BLOCK": 1024}, 4),
+    ("kv_expand", "_expand_kernel", {}, {"RANK": 512, "ROPE": 64, "ROWS": 8}, 4),
     ("mla_decode", "_split_kernel", {}, DECODE, 8),
     ("mla_decode", "_split_kernel", {}, {**DECODE, "WIDTH": 4, "HEADS": 16}, 8),
+    ("mla_decode", "_split_kernel", FP8_KEYS, {**DECODE, "FP8": True}, 8),
+    ("mla_decode", "_split_kernel", FP8_KEYS, {**DECODE, "FP8": True, "WIDTH": 4}, 8),
     ("mla_decode", "_hopper_kernel", {}, DECODE, 8),
     ("mla_decode", "_hopper_kernel", {}, {**DECODE, "WIDTH": 4, "HEADS": 16, "TOKENS": 64}, 8),
     ("mla_decode", "_combine_kernel", {}, COMBINE, 4),
