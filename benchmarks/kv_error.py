@@ -71,14 +71,18 @@ def relative(lost: torch.Tensor, exact: torch.Tensor) -> float:
     return float(lost.square().mean().sqrt() / exact.square().mean().sqrt())
 
 
-def sources() -> Iterator[tuple[str, torch.Tensor]]:
-    yield "LongCat-nano", nano_latents()
+def random_latents() -> Iterator[tuple[str, torch.Tensor]]:
     random = torch.Generator().manual_seed(0)
     normal = torch.randn(4096, lite.KV_LORA, generator=random)
     yield "N(0, 1)", normal.bfloat16()
     # Columns of very different sizes, as norm weights with outliers make them.
     columns = torch.randn(lite.KV_LORA, generator=random).mul(2).exp()
     yield "N(0, 1), columns times exp(2 N(0, 1))", (normal * columns).bfloat16()
+
+
+def sources() -> Iterator[tuple[str, torch.Tensor]]:
+    yield "LongCat-nano", nano_latents()
+    yield from random_latents()
 
 
 def nano_latents() -> torch.Tensor:

@@ -1,6 +1,6 @@
 """The two launches of MLA decode: numbers of programs, choice of the kernel, and arguments.
 
-The kernels are in `_triton.py` and, for Hopper, in `_hopper.py`.
+The kernels are in `_triton.py` and, for Hopper, in `_hopper.py` and `_hopper_fp8.py`.
 """
 
 from __future__ import annotations
@@ -156,9 +156,12 @@ def _attend(
 
 
 def _kernel_for(q_nope: torch.Tensor, q_pe: torch.Tensor, latents: torch.Tensor) -> Any:
-    if is_hopper(q_nope) and not kv_rows.is_fp8(latents):
-        from longcat_kernels.mla_decode import _hopper
+    if is_hopper(q_nope):
+        from longcat_kernels.mla_decode import _hopper, _hopper_fp8
 
-        if _hopper.supports(q_nope, q_pe, latents):
+        if kv_rows.is_fp8(latents):
+            if _hopper_fp8.supports(q_nope, q_pe):
+                return _hopper_fp8._hopper_fp8_kernel
+        elif _hopper.supports(q_nope, q_pe, latents):
             return _hopper._hopper_kernel
     return _triton._split_kernel
