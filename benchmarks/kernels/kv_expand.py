@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from benchmarks.kernels.timing import Call, Case, Implementation, Row, parse, run
 from longcat_kernels import lite
 from longcat_kernels.kv_expand import expand, reference, workloads
 
-WIDTHS = {"rank": lite.KV_LORA, "rope": lite.ROPE}
+WIDTHS: dict[str, Any] = {"rank": lite.KV_LORA, "rope": lite.ROPE}
 
 
 def cases() -> list[Case]:

@@ -14,6 +14,7 @@ from longcat_kernels.mla_decode import launch, mla_decode, reference, workloads
 from longcat_kernels.mla_prologue import absorb_query, norm_and_store
 from longcat_kernels.mla_prologue import workloads as prologue
 from tests.kernels.interpreter import INTERPRETED, round_to_bf16
+from tests.kernels.test_mla_decode import close
 
 SMALL = {"heads": 4, "rank": 32, "rope": 16, "fp8": True}
 
@@ -43,11 +44,6 @@ def plain(
     rows = kv_rows.unpack(inputs.latents, inputs.q_nope.shape[-1])
     inputs = inputs._replace(latents=rows)
     return reference.mla_decode(*inputs, scale=workloads.SCALE, width=width, w_vc=w_vc)
-
-
-def close(got: torch.Tensor, wanted: torch.Tensor) -> None:
-    largest = float(wanted.abs().max())
-    torch.testing.assert_close(got.float(), wanted.float(), atol=1e-2 * largest, rtol=1e-2)
 
 
 @pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 129, 700])

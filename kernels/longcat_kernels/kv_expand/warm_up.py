@@ -3,7 +3,7 @@ them. Only servers with FP8 rows take it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def warm_up(device: torch.device | str, sizes: Sizes) -> None:
     if not sizes.fp8_kv:
         return
-    widths = {"rank": sizes.kv_lora, "rope": sizes.rope}
+    widths: dict[str, Any] = {"rank": sizes.kv_lora, "rope": sizes.rope}
     pool, slots = workloads.make_inputs(1, seed=0, device=device, **widths)
     for kind in (torch.int32, torch.int64):
         expand(pool, slots.to(kind), **widths)

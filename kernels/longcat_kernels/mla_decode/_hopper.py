@@ -99,6 +99,36 @@ def _weigh(score, top):
     return highest, gl.exp2(top - highest), gl.exp2(score - highest[None, :])
 
 
+@gluon.jit
+def _store_share(
+    partial_ptr,
+    lse_ptr,
+    out,
+    top,
+    total,
+    p,
+    heads,
+    programs,
+    SCORES: gl.constexpr,
+    OUT: gl.constexpr,
+    STORE: gl.constexpr,
+):
+    """The share's log-sum-exp, -inf for an empty share, and its latent in bf16: the mean over
+    shares rounds less than the result's own rounding does."""
+    RANK: gl.constexpr = out.shape[0]
+    HEADS: gl.constexpr = out.shape[1]
+    total = gl.sum(total, axis=0)
+    head = gl.arange(0, HEADS, layout=gl.SliceLayout(0, SCORES))
+    gl.store(lse_ptr + head * programs + p, top + gl.log2(total), mask=head < heads)
+    total = gl.where(total > 0.0, total, 1.0)  # an empty share divides 0 by 1
+    out = out / gl.convert_layout(total, gl.SliceLayout(0, OUT))[None, :]
+    out = gl.convert_layout(out.to(gl.bfloat16), STORE)
+    head = gl.arange(0, HEADS, layout=gl.SliceLayout(0, STORE))
+    rank = gl.arange(0, RANK, layout=gl.SliceLayout(1, STORE))
+    at = (p * heads + head)[None, :] * RANK + rank[:, None]
+    gl.store(partial_ptr + at, out, mask=(head < heads)[None, :])
+
+
 @gluon.jit(
     do_not_specialize=["tokens", "heads", "programs"],
     do_not_specialize_on_alignment=["requests_ptr", "positions_ptr", "page_stride"],
@@ -220,15 +250,4 @@ def _hopper_kernel(
         )
         key += KEYS
     async_copy.wait_group(0)
-    # The share's log-sum-exp, -inf for an empty share, and its latent in bf16: the mean over shares
-    # rounds less than the result's own rounding does.
-    total = gl.sum(total, axis=0)
-    head = gl.arange(0, HEADS, layout=gl.SliceLayout(0, SCORES))
-    gl.store(lse_ptr + head * programs + p, top + gl.log2(total), mask=head < heads)
-    total = gl.where(total > 0.0, total, 1.0)  # an empty share divides 0 by 1
-    out = out / gl.convert_layout(total, gl.SliceLayout(0, OUT))[None, :]
-    out = gl.convert_layout(out.to(gl.bfloat16), STORE)
-    head = gl.arange(0, HEADS, layout=gl.SliceLayout(0, STORE))
-    rank = gl.arange(0, RANK, layout=gl.SliceLayout(1, STORE))
-    at = (p * heads + head)[None, :] * RANK + rank[:, None]
-    gl.store(partial_ptr + at, out, mask=(head < heads)[None, :])
+    _store_share(partial_ptr, lse_ptr, out, top, total, p, heads, programs, SCORES, OUT, STORE)

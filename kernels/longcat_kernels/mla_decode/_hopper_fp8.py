@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from longcat_kernels.mla_decode._hopper import _queries, _rows, _weigh
+from longcat_kernels.mla_decode._hopper import _queries, _rows, _store_share, _weigh
 from longcat_kernels.mla_decode._triton import share_of
 
 _MOST_HEADS = 32  # 36 KiB of queries
@@ -213,15 +213,4 @@ def _hopper_fp8_kernel(
         out = warpgroup_mma_wait(0, deps=[out])
         key += KEYS
     async_copy.wait_group(0)
-    # The share's log-sum-exp, -inf for an empty share, and its latent in bf16: the mean over shares
-    # rounds less than the result's own rounding does.
-    total = gl.sum(total, axis=0)
-    head = gl.arange(0, HEADS, layout=gl.SliceLayout(0, SCORES))
-    gl.store(lse_ptr + head * programs + p, top + gl.log2(total), mask=head < heads)
-    total = gl.where(total > 0.0, total, 1.0)  # an empty share divides 0 by 1
-    out = out / gl.convert_layout(total, gl.SliceLayout(0, OUT))[None, :]
-    out = gl.convert_layout(out.to(gl.bfloat16), STORE)
-    head = gl.arange(0, HEADS, layout=gl.SliceLayout(0, STORE))
-    rank = gl.arange(0, RANK, layout=gl.SliceLayout(1, STORE))
-    at = (p * heads + head)[None, :] * RANK + rank[:, None]
-    gl.store(partial_ptr + at, out, mask=(head < heads)[None, :])
+    _store_share(partial_ptr, lse_ptr, out, top, total, p, heads, programs, SCORES, OUT, STORE)
