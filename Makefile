@@ -32,7 +32,7 @@ lint: setup ## ruff (lint and format), mypy, import contracts, shell syntax
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	.venv/bin/lint-imports --no-cache
-	for script in .ci/run launch/*.sh; do bash -n $$script || exit; done
+	for script in .ci/run launch/*.sh benchmarks/*.sh; do bash -n $$script || exit; done
 
 format: setup ## rewrite the sources with ruff
 	$(RUN) -m ruff check --fix .

@@ -73,6 +73,8 @@ def kv_slots(rows: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor | 
 class LongcatMoE(LongcatFlashMoE):
     """`forward(x [T, hidden], route(x), adds_identity) -> Mixture`; x is not changed."""
 
+    only_slot: torch.Tensor  # zeros [MAX_FINALIZE_TOKENS, 1]
+
     def __init__(self, config: LongcatFlashConfig, **options: Any) -> None:
         super().__init__(config=config, **options)
         runner = self.experts.moe_runner_config
@@ -85,7 +87,9 @@ class LongcatMoE(LongcatFlashMoE):
         runner.no_combine_keep_router_weight = True
         self.ids_are_local = False
         self.held = self._take_over_ids()
-        self.only_slot = torch.zeros(MAX_FINALIZE_TOKENS, 1, dtype=torch.int32)
+        # A buffer: SGLang keeps these when memory is released (`resume_memory_occupation`).
+        only_slot = torch.zeros(MAX_FINALIZE_TOKENS, 1, dtype=torch.int32)
+        self.register_buffer("only_slot", only_slot, persistent=False)
 
     def _take_over_ids(self) -> tuple[int, int]:
         """(first, count) of the experts that `route` names: this rank's own, so that the grouped

@@ -94,6 +94,10 @@ class NgramEmbedding(nn.Module):
             torch.empty(self.ngram.tables * self.columns, config.hidden_size), requires_grad=False
         )
         self.cache = NgramCache(config, device=weight.device)
+        # Buffers: SGLang keeps these when the memory of weights is released, and nothing else. Ids
+        # would be computed from what then lies there.
+        for name, constant in vars(self.cache.hash).items():
+            self.register_buffer(f"hash_{name}", constant, persistent=False)
         self.mean_factor = 1.0 / (1 + self.ngram.tables)
 
     def _place(

@@ -7,6 +7,7 @@ checkpoint is the one whose drafts are right half of the time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from sglang_longcat.testing.engine_flags import nextn
 from tests.harness import engine
 from tests.model.drafting import Drafter, predictable
 from tests.model.penalties import PENALTIES, ask_penalised, penalised_rows
-from tests.model.scoring import Oracle, ask, text
+from tests.model.scoring import Answer, Oracle, ask, text
 from tests.model.test_modes_gpu import GPU, assert_right_tokens
 
 STEPS, NEW = 3, 24
@@ -37,9 +38,14 @@ def test_drafts_are_verified_in_graphs(tiny: Path, tmp_path: Path, tables: str) 
         alone = [ask(llm, [prompt], max_new_tokens=NEW)[0] for prompt in prompts[:3]]
         together = ask(llm, prompts, max_new_tokens=NEW)
     assert_right_tokens([*alone, *together], Oracle(path), GPU.tie)
+    assert_accepts(together, path)
+
+
+def assert_accepts(answers: Sequence[Answer], path: Path) -> None:
+    """The target has accepted about as many drafts as it would of the oracle's MTP layer."""
     drafter = Drafter(ReferenceModel.from_checkpoint(path))
     accepted = expected = 0
-    for answer in together:
+    for answer in answers:
         accepted += sum(i * n for i, n in enumerate(answer.meta["spec_correct_drafts_histogram"]))
         wanted = drafter.accepted(answer.prompt, answer.output, steps=STEPS)
         expected += sum(right * count for right, count in wanted.items())
