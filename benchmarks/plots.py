@@ -48,11 +48,12 @@ def main() -> None:
     speculation()
 
 
-def new_figure(width: float, height: float) -> tuple[Any, Any]:
+def new_figure(width: float, height: float, *, rows: int = 1) -> tuple[Any, Any]:
+    """A figure and its axes, a list of them if there are several rows."""
     from matplotlib import pyplot
 
     pyplot.rcParams["svg.hashsalt"] = "longcat"  # the same file for the same numbers
-    return pyplot.subplots(figsize=(width, height))
+    return pyplot.subplots(rows, figsize=(width, height))
 
 
 def serving(folder: Path, target: Path) -> None:

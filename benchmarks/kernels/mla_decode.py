@@ -9,6 +9,7 @@ they are cold, as a layer's are.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from benchmarks.kernels.timing import Call, Case, Implementation, Row, parse, ru
 from longcat_kernels import lite
 from longcat_kernels.mla_decode import mla_decode, project_values, reference, workloads
 
+Shape = tuple[int, int, int]
 K = 1024
 # Requests, query tokens of each, cached tokens of each.
 SHAPES = [
@@ -26,12 +28,23 @@ SHAPES = [
     (4, 1, 16 * K),
     *((b, 4, 4 * K) for b in (1, 8, 30)),
 ]
+# Long contexts, which FP8 rows of the KV pool are for.
+LONG = [
+    (b, width, n * K)
+    for b, n in ((1, 32), (1, 128), (1, 250), (8, 64), (30, 16))
+    for width in (1, 4)
+]
 
 
-def cases() -> list[Case]:
+def cases(shapes: Sequence[Shape], *, fp8: bool = False) -> list[Case]:
     return [
-        Case(label(*s), s[0] * s[1], workloads.bytes_moved(*of(s)), workloads.flops(*of(s)))
-        for s in SHAPES
+        Case(
+            label(*shape),
+            shape[0] * shape[1],
+            workloads.bytes_moved(*of(shape), fp8=fp8),
+            workloads.flops(*of(shape)),
+        )
+        for shape in shapes
     ]
 
 
@@ -39,22 +52,22 @@ def label(requests: int, width: int, context: int) -> str:
     return f"B {requests} x {width} at {context}"
 
 
-def of(shape: tuple[int, int, int]) -> tuple[list[int], int]:
+def of(shape: Shape) -> tuple[list[int], int]:
     return [shape[2]] * shape[0], shape[1]
 
 
-def make(case: Case, copy: int, device: str) -> tuple[workloads.Inputs, int]:
-    shape = next(shape for shape in SHAPES if label(*shape) == case.shape)
+def make(case: Case, copy: int, device: str, *, fp8: bool = False) -> tuple[workloads.Inputs, int]:
+    shape = next(shape for shape in (*SHAPES, *LONG) if label(*shape) == case.shape)
     lengths, width = of(shape)
-    return workloads.make_inputs(lengths, seed=copy, device=device, width=width), width
+    return workloads.make_inputs(lengths, seed=copy, device=device, width=width, fp8=fp8), width
 
 
-def ours(device: str, name: str) -> Implementation:
-    """ours, ours+bmm, ours+values, or the reference."""
+def ours(device: str, name: str, *, fp8: bool = False) -> Implementation:
+    """ours, ours+bmm, ours+values, or the reference. fp8: rows of the KV pool."""
     op = reference.mla_decode if name == "reference" else mla_decode
 
     def prepare(case: Case, copy: int) -> Call:
-        inputs, width = make(case, copy, device)
+        inputs, width = make(case, copy, device, fp8=fp8)
         options: dict[str, Any] = {"scale": workloads.SCALE, "width": width}
         w_vc = workloads.make_values(seed=copy, device=device) if "+" in name else None
         if name == "ours+bmm":
@@ -103,7 +116,22 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     implementations = [ours(options.device, name) for name in names]
     if options.device == "cuda" and not options.no_sglang:
         implementations += [flashinfer(options.device, values=v) for v in (False, True)]
-    return run("mla_decode", cases(), implementations, options)
+    rows = run("mla_decode", cases(SHAPES), implementations, options)
+    return rows + long_contexts(options)
+
+
+def long_contexts(options: argparse.Namespace) -> list[Row]:
+    """The same shapes with FP8 rows and with bf16 rows. A rate of FP8 counts the bytes of FP8."""
+    fp8 = [ours(options.device, "ours+values", fp8=True)]
+    plain = [ours(options.device, "ours+values")]
+    if options.device == "cpu":
+        fp8.append(ours("cpu", "reference", fp8=True))
+        plain.append(ours("cpu", "reference"))
+    elif not options.no_sglang:
+        plain.append(flashinfer(options.device, values=True))
+    shapes = SHAPES if options.device == "cpu" else LONG  # a CPU takes minutes for the long ones
+    rows = run("mla_decode_fp8_rows", cases(shapes, fp8=True), fp8, options)
+    return rows + run("mla_decode_long", cases(shapes), plain, options)
 
 
 if __name__ == "__main__":

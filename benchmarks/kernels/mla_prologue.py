@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,10 +28,9 @@ from longcat_kernels.mla_prologue import (
 from longcat_kernels.mla_prologue.workloads import Inputs, make_inputs
 
 
-def stored_cases(*, fp8: bool = False) -> list[Case]:
-    return [
-        Case(f"T {n}", n, workloads.bytes_stored(n, fp8=fp8), flops=0) for n in workloads.BATCHES
-    ]
+def stored_cases(**fp8: bool) -> list[Case]:
+    """fp8: which parts are, as `bytes_stored` has them."""
+    return [Case(f"T {n}", n, workloads.bytes_stored(n, **fp8), flops=0) for n in workloads.BATCHES]
 
 
 def absorbed_cases() -> list[Case]:
@@ -41,10 +41,15 @@ def absorbed_cases() -> list[Case]:
 
 
 def implementation(
-    name: str, device: str, call: Callable[[Inputs], object], *, cuda_only: bool = True
+    name: str,
+    device: str,
+    call: Callable[[Inputs], object],
+    *,
+    cuda_only: bool = True,
+    fp8_rows: bool = False,
 ) -> Implementation:
     def prepare(case: Case, copy: int) -> Call:
-        inputs = make_inputs(case.tokens, seed=copy, device=device)
+        inputs = make_inputs(case.tokens, seed=copy, device=device, fp8_rows=fp8_rows)
         return lambda: call(inputs)
 
     return Implementation(name, prepare, cuda_only=cuda_only)
@@ -90,6 +95,17 @@ def stored_fp8(options: argparse.Namespace) -> list[Implementation]:
         implementation(
             "sglang", device, lambda inputs: quantise_in_sglang(store_in_sglang(inputs))
         ),
+    ]
+
+
+def stored_fp8_rows(device: str) -> list[Implementation]:
+    """FP8 rows of the KV pool, with and without the quantised query latent."""
+    return [
+        implementation("ours", device, store, fp8_rows=True),
+        implementation(
+            "ours+query", device, partial(store, op=norm_quantise_and_store), fp8_rows=True
+        ),
+        implementation("reference", device, store_plainly, cuda_only=False, fp8_rows=True),
     ]
 
 
@@ -161,6 +177,8 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
         absorbed.append(implementation("sglang", device, absorb_in_sglang))
     rows = run("mla_prologue_store", stored_cases(), stored, options)
     rows += run("mla_prologue_store_fp8", stored_cases(fp8=True), stored_fp8(options), options)
+    fp8_rows = stored_cases(fp8_rows=True)
+    rows += run("mla_prologue_store_fp8_rows", fp8_rows, stored_fp8_rows(device), options)
     return rows + run("mla_prologue_absorb", absorbed_cases(), absorbed, options)
 
 

@@ -23,110 +23,44 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
-import yaml
-
-from benchmarks.serving import run, server
-from benchmarks.serving.arms import ARMS, DRAFTS, Arm, added
-from benchmarks.serving.model import write_model
+from benchmarks.serving import options, run
+from benchmarks.serving.arms import ARMS
 from benchmarks.serving.report import Report
-from launch import serve
-from sglang_longcat import recipes
+from benchmarks.serving.started import started
 
 
 def main() -> None:
     args = parse()
     sizes = {"input": args.input, "output": args.output}
     command = shlex.join(["python", "-m", "benchmarks.serving", *sys.argv[1:]])
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     report = Report(args.out, recipe=args.recipe.stem, command=command, sizes=sizes)
-    failed = [arm for arm in args.arms if not measured(arm, args, report)]
+    failed = options.each(args.arms, lambda arm: measure(arm, args, report))
     print(report.table())
-    if failed:
-        sys.exit(f"not measured: {', '.join(failed)}; the reason is above")
-
-
-def recipe_file(name: str) -> Path:
-    try:
-        return recipes.find(name).file
-    except recipes.UnknownRecipe as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    options.finish(failed)
 
 
 def parse() -> argparse.Namespace:
-    raw = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.serving",
-        description=__doc__,
-        formatter_class=raw,
-        allow_abbrev=False,  # SGLang's flags must not be taken for ours
-    )
-    parser.add_argument("recipe", type=recipe_file, help="a name or a YAML file")
-    parser.add_argument("--arms", default="ours", help=", ".join(ARMS))
+    parser = options.new_parser("python -m benchmarks.serving", __doc__, timeout=480)
     parser.add_argument("--users", default="1,8,64,200")
     parser.add_argument("--input", type=int, default=4096, help="tokens of a prompt")
     parser.add_argument("--output", type=int, default=1024, help="tokens of an answer")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--port", type=int, default=30000)
-    parser.add_argument("--timeout", type=float, default=480, help="seconds until it must be ready")
-    args, server_flags = parser.parse_known_args()
-    args.server_flags = server_flags
-    args.flags = yaml.safe_load(args.recipe.read_text()) or {}
-    args.arms = args.arms.split(",")
-    if unknown := set(args.arms) - set(ARMS):
-        parser.error(f"--arms {', '.join(unknown)}: expected some of {', '.join(ARMS)}")
-    if "no-drafts" in args.arms and not any(name.startswith(DRAFTS) for name in args.flags):
-        parser.error(f"{args.recipe.stem} has no drafts: leave the arm no-drafts out")
-    return args
-
-
-def measured(arm: str, args: argparse.Namespace, report: Report) -> bool:
-    """Measure one arm. False, with the reason printed, if it fails: the next arm may succeed."""
-    try:
-        measure(arm, args, report)
-    except (SystemExit, RuntimeError, subprocess.CalledProcessError) as error:
-        print(f"{arm}: {error}", flush=True)
-        return False
-    return True
+    return options.parse(parser, ARMS)
 
 
 def measure(name: str, args: argparse.Namespace, report: Report) -> None:
-    arm, log_file = ARMS[name], args.out.parent / "logs" / f"{name}.log"
-    log_file.parent.mkdir(exist_ok=True)
-    serve.refuse_busy_port(args.port)
-    with tempfile.TemporaryDirectory(prefix="serving-") as folder:
-        model = write_model(
-            Path(folder) / "model",
-            checkpoint=args.flags.get("model-path"),
-            in_tree=arm.is_in_tree,
-        )
-        command = server_command(arm, args, Path(folder), model)
-        env = arm.environment(args.recipe, arm.flags(args.flags))
-        about = {
-            "flags": arm.flags(args.flags),
-            "environment": added(env),
-            "server": ["python", *command[1:]],
-        }
-        print(f"{name}: {shlex.join(command)}", flush=True)
-        where = {"log_file": log_file, "port": args.port}
-        with server.running(command, env, timeout=args.timeout, **where):
-            said = server.read_log(log_file, arm.module)
-            report.begin(name, about | said)
-            for load in run.parse_loads(args.users, input=args.input, output=args.output):
-                results = Path(folder) / "results.jsonl"
-                report.add(run.measure(load, model=model, results=results, **where))
-
-
-def server_command(arm: Arm, args: argparse.Namespace, folder: Path, model: Path) -> list[str]:
-    recipe = folder / f"{args.recipe.stem}.yaml"
-    recipe.write_text(yaml.safe_dump(arm.flags(args.flags)))
-    command = [sys.executable, "-m", "sglang.launch_server", "--config", str(recipe)]
-    command += ["--model-path", str(model), "--load-format", "dummy", "--random-seed", "1"]
-    return [*command, "--host", serve.HOST, "--port", str(args.port), *args.server_flags]
+    with started(name, ARMS[name], args) as running:
+        report.begin(name, running.about)
+        for load in run.parse_loads(args.users, input=args.input, output=args.output):
+            row = run.measure(
+                load,
+                port=args.port,
+                model=running.model,
+                results=running.folder / "results.jsonl",
+                log_file=running.log_file,
+            )
+            report.add(row)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from benchmarks import commit
 from launch.gpus import gpu_count
 
-COLUMNS = {
+Columns = Mapping[str, tuple[str, str]]  # heading -> name in a row, and its form
+COLUMNS: Columns = {
     "users": ("users", "{:,}"),
     "prompts": ("prompts", "{:,}"),
     "output tok/s": ("tok_s", "{:,.0f}"),
@@ -26,8 +28,16 @@ COLUMNS = {
 class Report:
     """All arms of one recipe and size. Arms that `path` has from an earlier call are kept."""
 
-    def __init__(self, path: Path, *, recipe: str, command: str, sizes: dict[str, int]) -> None:
-        self.path, self._command = path, command
+    def __init__(
+        self,
+        path: Path,
+        *,
+        recipe: str,
+        command: str,
+        sizes: dict[str, int],
+        columns: Columns = COLUMNS,
+    ) -> None:
+        self.path, self._command, self._columns = path, command, columns
         about = {"recipe": recipe, **sizes}
         self.whole: dict[str, Any] = json.loads(path.read_text()) if path.exists() else about
         before = {name: self.whole.get(name) for name in about}
@@ -45,20 +55,24 @@ class Report:
         self._arm["runs"].append(row)
         self.whole.setdefault("results", {})[self._name] = self._arm
         self.path.write_text(json.dumps(self.whole, indent=1))
-        print(f"{head()}\n{line(self._name, row)}", flush=True)
+        print(f"{head(self._columns)}\n{line(self._name, row, self._columns)}", flush=True)
 
     def table(self) -> str:
         results = self.whole.get("results", {})
-        rows = [line(arm, row) for arm, result in results.items() for row in result["runs"]]
-        return "\n".join([head(), *rows])
+        rows = [
+            line(arm, row, self._columns)
+            for arm, result in results.items()
+            for row in result["runs"]
+        ]
+        return "\n".join([head(self._columns), *rows])
 
 
-def head() -> str:
-    return f"| arm | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}"
+def head(columns: Columns) -> str:
+    return f"| arm | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}"
 
 
-def line(arm: str, row: dict[str, Any]) -> str:
-    values = ((row[name], form) for name, form in COLUMNS.values())
+def line(arm: str, row: dict[str, Any], columns: Columns) -> str:
+    values = ((row[name], form) for name, form in columns.values())
     cells = ("" if value is None else form.format(value) for value, form in values)
     return f"| {arm} | {' | '.join(cells)} |"
 

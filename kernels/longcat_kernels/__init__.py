@@ -12,7 +12,8 @@ Beside the folders:
 
     lite.py            the published model's sizes
     row_table.py       rows of one table, on the GPU or in host memory
-    kv_pool.py         the KV cache's rows
+    kv_pool.py         the padding slot of the KV cache
+    kv_rows.py         rows of the KV cache, bf16 and FP8
     fp8_layout.py      block scales in the layout that the FP8 GEMMs read
     dispatch.py        which launches run on the GPU and which fall back to the reference
     warm_up.py         all variants, before the first request

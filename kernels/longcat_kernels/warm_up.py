@@ -35,6 +35,7 @@ OPS = (
     "expert_sum",
     "mla_prologue",
     "mla_decode",
+    "kv_expand",
     "small_linear",
 )
 HOPPER_SM = 90
@@ -65,6 +66,7 @@ class Sizes:
     row_format: row_table.Format = "plain"  # of the n-gram tables
     fp8_inputs: bool = False  # of projections and experts, whose weights are block FP8
     expert_columns: int = lite.EXPERT_FFN  # of an expert, on one rank
+    fp8_kv: bool = False  # rows of the KV pool
     windows: tuple[int, ...] = (1,)  # tokens a request feeds in decode, and in verification
     projections: tuple[small_linear.Shape, ...] = small_linear.LITE  # on one rank
 

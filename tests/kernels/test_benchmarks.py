@@ -14,11 +14,17 @@ TABLES = {
     "moe_router": ["moe_router", "moe_router_tokens"],
     "identity_experts": ["identity_experts"],
     "expert_finalize": ["expert_finalize"],
-    "mla_decode": ["mla_decode"],
+    "mla_decode": ["mla_decode", "mla_decode_fp8_rows", "mla_decode_long"],
+    "kv_expand": ["kv_expand"],
     "small_linear": ["small_linear"],
     "fp8_linear": ["fp8_linear"],
     "fp8_inputs": ["fp8_inputs_norm", "fp8_inputs_swiglu"],
-    "mla_prologue": ["mla_prologue_store", "mla_prologue_store_fp8", "mla_prologue_absorb"],
+    "mla_prologue": [
+        "mla_prologue_store",
+        "mla_prologue_store_fp8",
+        "mla_prologue_store_fp8_rows",
+        "mla_prologue_absorb",
+    ],
 }
 
 

@@ -19,7 +19,7 @@ FINALIZE = {
     "weight": "*fp32",
 }
 ATTEND = {
-    **dict.fromkeys(("q_nope", "q_pe", "latents", "partial"), "*bf16"),
+    **dict.fromkeys(("q_nope", "q_pe", "latents", "ropes", "scales", "partial"), "*bf16"),
     **dict.fromkeys(("requests", "positions"), "*i64"),
     "lse": "*fp32",
     "pages": "*i32",
@@ -48,11 +48,19 @@ POINTERS = {
     "_add_identity_kernel": {"out": "*bf16", "x": "*bf16", "weight": "*fp32"},
     "_norm_and_store_kernel": {
         **dict.fromkeys(("qkv", "q_weight", "kv_weight", "kv_buffer", "out", "scales"), "*bf16"),
+        **dict.fromkeys(("ropes", "kv_scales"), "*bf16"),
         **dict.fromkeys(("positions", "slots"), "*i64"),
         "cos_sin": "*fp32",
     },
+    "_expand_kernel": {
+        "latents": "*fp8e4nv",
+        "ropes": "*bf16",
+        "scales": "*fp32",
+        "slots": "*i64",
+        "out": "*bf16",
+    },
     "_split_kernel": ATTEND,
-    "_hopper_kernel": ATTEND,
+    **dict.fromkeys(("_hopper_kernel", "_hopper_fp8_kernel"), ATTEND),
     "_combine_kernel": COMBINED,
     "_combine_values_kernel": COMBINED,
     "_absorb_query_kernel": {
@@ -63,7 +71,9 @@ POINTERS = {
     "_finalize_kernel": FINALIZE,
     "_finalize_norm_kernel": {**FINALIZE, "residual": "*bf16", "norm": "*bf16", "eps": "fp32"},
 }
-ALIGNED = ("latents_ptr", "latent_stride")  # for loads into shared memory of 16 bytes each
+FP8_KEYS = {"latents": "*fp8e4nv", "scales": "*fp32"}
+ALIGNED = ("latents_ptr", "ropes_ptr", "scales_ptr", "latent_stride")  # for copies of 16 bytes
+SHARED = 227 << 10  # bytes that a block may have on Hopper
 BF16 = {"rows": "*bf16", "out": "*bf16"}
 FP8 = {"rows": "*fp8e4nv", "out": "*bf16"}
 INT4 = {"rows": "*u8", "out": "*bf16"}
@@ -71,11 +81,12 @@ NGRAM = {"RING": 16, "N": 4, "EOS": 2, "BLOCK": 16, "GROUP": 32, "PDL": True}
 IDS = {**NGRAM, "ROWS": False, "FORMAT": "plain", "COLUMNS": 1}
 ROWS = {**NGRAM, "ROWS": True, "COLUMNS": 256}
 WIDTHS = {"LATENT": 512, "ROPE": 64, "PDL": True}
-STORE = {**WIDTHS, "Q": 1536, "Q_BLOCK": 2048, "LATENT_BLOCK": 512, "GROUP": 0}
+STORE = {**WIDTHS, "Q": 1536, "Q_BLOCK": 2048, "LATENT_BLOCK": 512, "GROUP": 0, "FP8": False}
+FP8_ROWS = {"kv_buffer": "*fp8e4nv", "kv_scales": "*fp32"}
 QUANTISED = {"out": "*fp8e4nv", "scales": "*fp32"}
 ABSORB = {**WIDTHS, "NOPE": 128, "NOPE_BLOCK": 128, "COLUMNS": 64, "TILES": 8}
 MLA = {"RANK": 512, "ROPE": 64, "PDL": True}
-DECODE = {**MLA, "WIDTH": 1, "HEADS": 32, "KEYS": 64, "TOKENS": 32}
+DECODE = {**MLA, "WIDTH": 1, "HEADS": 32, "KEYS": 64, "TOKENS": 32, "FP8": False}
 MEAN = {"RANK": 512, "MOST": 256, "AHEAD": 3, "PDL": True, "KEYS": 64, "TOKENS": 32}
 COMBINE = {**MEAN, "CHUNK": 8, "COLUMNS": 512}
 VALUES = {**MEAN, "VALUES": 128, "CHUNK": 16, "COLUMNS": 64}
@@ -96,10 +107,22 @@ CASES = [
     ("moe_router", "_logits_kernel", {}, {**LOGITS, "BLOCK_T": 64}, 4),
     ("moe_router", "_many_logits_kernel", {}, {**TILE, "PDL": True}, 4),
     ("expert_sum", "_add_identity_kernel", {}, {"BLOCK": 1024}, 4),
+    ("kv_expand", "_expand_kernel", {}, {"RANK": 512, "ROPE": 64, "ROWS": 8}, 4),
     ("mla_decode", "_split_kernel", {}, DECODE, 8),
     ("mla_decode", "_split_kernel", {}, {**DECODE, "WIDTH": 4, "HEADS": 16}, 8),
+    ("mla_decode", "_split_kernel", FP8_KEYS, {**DECODE, "FP8": True}, 8),
+    ("mla_decode", "_split_kernel", FP8_KEYS, {**DECODE, "FP8": True, "WIDTH": 4}, 8),
     ("mla_decode", "_hopper_kernel", {}, DECODE, 8),
     ("mla_decode", "_hopper_kernel", {}, {**DECODE, "WIDTH": 4, "HEADS": 16, "TOKENS": 64}, 8),
+    ("mla_decode", "_hopper_fp8_kernel", FP8_KEYS, {**DECODE, "FP8": True}, 8),
+    ("mla_decode", "_hopper_fp8_kernel", FP8_KEYS, {**DECODE, "FP8": True, "TOKENS": 256}, 8),
+    (
+        "mla_decode",
+        "_hopper_fp8_kernel",
+        FP8_KEYS,
+        {**DECODE, "FP8": True, "WIDTH": 4, "HEADS": 16},
+        8,
+    ),
     ("mla_decode", "_combine_kernel", {}, COMBINE, 4),
     ("mla_decode", "_combine_values_kernel", {}, {**VALUES, "weight_rank": 1}, 8),
     ("mla_decode", "_combine_values_kernel", {}, {**VALUES, "weight_column": 1}, 8),
@@ -118,6 +141,16 @@ CASES = [
         QUANTISED,
         {**STORE, "GROUP": 128, "NEOX": False},
         4,
+    ),
+    *(
+        (
+            "mla_prologue",
+            "_norm_and_store_kernel",
+            {**FP8_ROWS, **types},
+            {**STORE, "GROUP": group, "NEOX": False, "FP8": True},
+            4,
+        )
+        for group, types in ((0, {}), (128, QUANTISED))
     ),
     (
         "expert_sum",
@@ -151,7 +184,7 @@ def test_the_kernel_compiles_for_hopper(
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    file = "_hopper" if kernel == "_hopper_kernel" else "_triton"
+    file = kernel.removesuffix("_kernel") if "hopper" in kernel else "_triton"
     function = getattr(importlib.import_module(f"longcat_kernels.{op}.{file}"), kernel)
     pointers, scalars = {**POINTERS[kernel], **types}, {"scale": "fp32", "eps": "fp32"}
     signature = {
@@ -161,14 +194,15 @@ def test_the_kernel_compiles_for_hopper(
         for name in function.arg_names
     }
     kind = GluonASTSource if function.is_gluon() else ASTSource
-    aligned = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if name in ALIGNED
-    }
+    # FP8 rows are 41 words of 16 bytes: the stride counts words, and 16 does not divide it.
+    names = [n for n in ALIGNED if not (n == "latent_stride" and constants.get("FP8"))]
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if name in names}
     source = kind(fn=function, signature=signature, constexprs=constants, attrs=aligned)
     compiled = triton.compile(
         source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps}
     )
     assert compiled.asm["cubin"]
+    assert compiled.metadata.shared <= SHARED
 
 
 def test_hopper_takes_what_its_kernel_was_made_for() -> None:
@@ -189,3 +223,21 @@ def test_hopper_takes_what_its_kernel_was_made_for() -> None:
     assert not supports(heads=33)
     assert not supports(rank=256)
     assert not supports(rope=32)
+
+
+def test_hopper_takes_fp8_rows_with_their_own_kernel() -> None:
+    """Red if bytes of FP8 rows get the kernel that reads bf16, or the other way round."""
+    import torch
+
+    from longcat_kernels.compile_only import compile_only
+    from longcat_kernels.mla_decode import launch
+
+    def kernel(heads: int, dtype: torch.dtype) -> str:
+        query = torch.empty(1, heads, 512, dtype=torch.bfloat16)
+        with compile_only():
+            taken = launch._kernel_for(query, query[..., :64], torch.empty(4, 656, dtype=dtype))
+        return taken.__name__
+
+    assert kernel(32, torch.uint8) == "_hopper_fp8_kernel"
+    assert kernel(33, torch.uint8) == "_split_kernel"
+    assert kernel(32, torch.bfloat16) == "_hopper_kernel"

@@ -17,6 +17,7 @@ import torch
 import longcat_kernels
 from longcat_kernels import (
     expert_sum,
+    kv_expand,
     lite,
     mla_decode,
     mla_prologue,
@@ -27,6 +28,7 @@ from longcat_kernels import (
 from longcat_kernels.compile_only import compile_only
 from longcat_kernels.dispatch import is_hopper
 from longcat_kernels.expert_sum import workloads as sum_workloads
+from longcat_kernels.kv_expand import workloads as expand_workloads
 from longcat_kernels.mla_decode import workloads as decode_workloads
 from longcat_kernels.mla_prologue import workloads as prologue_workloads
 from longcat_kernels.moe_router import workloads as router_workloads
@@ -59,6 +61,8 @@ TINY = Sizes(
     fp8_inputs=True,
     projections=(),
 )
+# Other n-gram rows, so that one of the sizes has not compiled the other's variants.
+FP8_KV = dataclasses.replace(TINY, fp8_kv=True, split_tokens=256, columns=64)
 
 
 @pytest.fixture(params=["sm_90", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -80,6 +84,7 @@ def serve(device: str, sizes: Sizes) -> None:
         prepare_attention(device, batch, sizes)
         attend(device, batch, sizes)
         finalize(device, batch, sizes)
+        expand(device, batch, sizes)
         feed(device, batch, sizes)
     for shape in sizes.projections:
         project(device, shape)
@@ -134,7 +139,13 @@ def prepare_attention(device: str, batch: int, sizes: Sizes) -> None:
     widths = {name: getattr(sizes, name) for name in ("q_lora", "kv_lora", "nope", "rope")}
     for heads in (1, 4, 5):
         inputs = prologue_workloads.make_inputs(
-            batch + 1, seed=0, device=device, heads=heads, context=8, **widths
+            batch + 1,
+            seed=0,
+            device=device,
+            heads=heads,
+            context=8,
+            fp8_rows=sizes.fp8_kv,
+            **widths,
         )
         quantised = (mla_prologue.norm_quantise_and_store,) if sizes.fp8_inputs else ()
         for store in (mla_prologue.norm_and_store, *quantised):
@@ -165,7 +176,13 @@ def attend(device: str, batch: int, sizes: Sizes) -> None:
         elif batch * width > sizes.split_tokens:
             continue
         inputs = decode_workloads.make_inputs(
-            [width] * batch, seed=0, device=device, width=width, rank=sizes.kv_lora, **shape
+            [width] * batch,
+            seed=0,
+            device=device,
+            width=width,
+            rank=sizes.kv_lora,
+            fp8=sizes.fp8_kv,
+            **shape,
         )
         query = torch.cat([inputs.q_nope, inputs.q_pe], dim=-1)
         split = inputs._replace(
@@ -183,6 +200,14 @@ def finalize(device: str, batch: int, sizes: Sizes) -> None:
         for part in ((x, weight), (None, None)):
             for other in (addend, None):
                 expert_sum.finalize(routed, ids, *part, other)
+
+
+def expand(device: str, batch: int, sizes: Sizes) -> None:
+    if sizes.fp8_kv:
+        widths = {"rank": sizes.kv_lora, "rope": sizes.rope}
+        pool, slots = expand_workloads.make_inputs(batch + 1, seed=0, device=device, **widths)
+        for some in (slots, slots[1:], slots.int(), slots.int()[1:]):
+            kv_expand.expand(pool, some, **widths)
 
 
 def feed(device: str, batch: int, sizes: Sizes) -> None:
@@ -205,7 +230,11 @@ def feed(device: str, batch: int, sizes: Sizes) -> None:
         ngram.extend_rows(prefill, inputs.ring, params, rows)
 
 
-@pytest.mark.parametrize("sizes", [Sizes(windows=WIDTHS), TINY], ids=["lite", "tiny"])
+@pytest.mark.parametrize(
+    "sizes",
+    [Sizes(windows=WIDTHS), TINY, FP8_KV],
+    ids=["lite", "tiny", "fp8_kv"],
+)
 def test_nothing_is_left_to_compile(device: str, sizes: Sizes) -> None:
     """Red if an op gets a kernel, a dtype or an integer argument whose variants its `warm_up` does
     not cover. The comparison can fail: another window width is compiled."""
@@ -220,6 +249,11 @@ def test_nothing_is_left_to_compile(device: str, sizes: Sizes) -> None:
 
 def test_widths_that_a_kernel_does_not_take_stop_no_server(device: str) -> None:
     warm_up(device, dataclasses.replace(TINY, rope=8))
+
+
+def test_fp8_rows_need_the_largest_step(device: str) -> None:
+    with pytest.raises(ValueError, match="Give the tokens of the largest"):
+        warm_up(device, dataclasses.replace(TINY, fp8_kv=True, split_tokens=None))
 
 
 def test_a_second_warm_up_costs_nothing(device: str) -> None:

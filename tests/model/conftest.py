@@ -14,6 +14,7 @@ import torch
 
 from sglang_longcat.testing.tiny import write_tiny
 from tests.harness import engine
+from tests.model.drafting import predictable
 from tests.model.scoring import Answer, Oracle, ask, chat_prompt, fixed_prompts
 
 
@@ -34,6 +35,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def oracle(tiny: Path) -> Oracle:
     return Oracle(tiny)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its drafts are right half of the time."""
+    return predictable(tiny, tmp_path_factory.mktemp("drafting") / "predictable")
+
+
+@pytest.fixture(scope="session")
+def judge(checkpoint: Path) -> Oracle:
+    return Oracle(checkpoint)
 
 
 @pytest.fixture(scope="session")

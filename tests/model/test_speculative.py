@@ -25,21 +25,11 @@ from sglang_longcat.reference import ReferenceModel
 from sglang_longcat.speculation.window_limits import min_trie_capacity
 from sglang_longcat.testing.engine_flags import nextn as drafting
 from tests.harness import Engine, engine, server
-from tests.model.drafting import Drafter, predictable, small_llama
+from tests.model.drafting import Drafter, small_llama
 from tests.model.penalties import BIAS, PENALTIES, ask_penalised, penalised_rows
 from tests.model.scoring import Answer, Oracle, ask, assert_same, text
 from tests.model.test_disaggregation import pair
 from tests.model.test_scheduling import complete, open_stream, post
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return predictable(tiny, tmp_path_factory.mktemp("drafting") / "predictable")
-
-
-@pytest.fixture(scope="session")
-def judge(checkpoint: Path) -> Oracle:
-    return Oracle(checkpoint)
 
 
 @pytest.fixture(scope="session")
@@ -275,6 +265,16 @@ def test_prefill_and_decode_workers(
         answers = workers.ask(prompts, max_new_tokens=16)
     assert_same(answers, judge)
     assert_drafted(answers, Drafter(reference), steps=3)
+
+
+def test_drafts_on_the_decode_worker_alone(checkpoint: Path, judge: Oracle) -> None:
+    """Red if a request that arrives without the draft's KV and hidden state is refused, or if what
+    lies there instead decides a token. Only fewer of its drafts are right."""
+    prompts = [text(length, seed=length) for length in (1, 2, 5, 11)]
+    with pair(checkpoint, decode=drafting(3)) as workers:
+        answers = workers.ask(prompts, max_new_tokens=16)
+    assert_same(answers, judge)
+    assert sum(right * n for answer in answers for right, n in accepted(answer).items()) > 0
 
 
 NGRAM = {

@@ -18,6 +18,21 @@ def write_recipe(path):
     path.write_text(yaml.safe_dump(flags | drafts))
 
 
+def run_benchmark(module, recipe, out, words):
+    """One of the commands that start a recipe's server, on a free port. Returns how it ended, and
+    the end of what it said."""
+    words = [*words, "--out", str(out), "--port", str(harness.free_port())]
+    done = subprocess.run(
+        [sys.executable, "-m", module, str(recipe), *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    return done, (done.stdout + done.stderr)[-6000:]
+
+
 def test_ours_is_measured_and_an_arm_that_cannot_start_is_named(tmp_path):
     """Red if a flag, log line or figure of SGLang has another name, if the draft's or target's
     class is not ours, if acceptance is not simulated, or if one arm's failure takes the others with
@@ -26,16 +41,8 @@ def test_ours_is_measured_and_an_arm_that_cannot_start_is_named(tmp_path):
     recipe, out = tmp_path / "tiny-drafts.yaml", tmp_path / "out" / "tiny.json"
     write_recipe(recipe)
     words = ["--arms", "in-tree,ours", "--users", "1,2@4", "--input", "8", "--output", "4"]
-    words += ["--out", str(out), "--port", str(harness.free_port()), "--decode-log-interval", "1"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.serving", str(recipe), *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    said = (done.stdout + done.stderr)[-6000:]
+    words += ["--decode-log-interval", "1"]
+    done, said = run_benchmark("benchmarks.serving", recipe, out, words)
     assert done.returncode == 1, said
     assert "the last lines of " in done.stdout
     assert done.stdout.count("not measured: in-tree") + done.stderr.count("not measured") == 1

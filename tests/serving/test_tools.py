@@ -57,7 +57,10 @@ def chat(request, checkpoint):
     options = {"served_model_name": MODEL, "tool_call_parser": "longcat"}
     with harness.server(path, sampling_defaults="openai", **options) as running:
         client = OpenAI(
-            base_url=f"{running.base_url}/v1", api_key="none", max_retries=0, timeout=60
+            base_url=f"{running.base_url}/v1",
+            api_key="none",
+            max_retries=0,
+            timeout=180,  # a forced call took more than 60 s beside a load of 14
         )
 
         def whole(messages, *, tools, **asked):

@@ -11,11 +11,14 @@ Keys are split over programs because one program per request and block of heads 
 a GPU idle at batch 1. Source: the flash-decoding scheme; paper section 3 (MLA).
 
 q_nope [T, H, C], q_pe [T, H, R]: bf16, last dimension contiguous, C and R as `supports` says.
-latents [N, C + R] bf16; pages [slots, context] int32; requests [B] and positions [T] int64; w_vc
-[H, C, V] bf16 of any strides. Returns bf16 [T, H, C], with w_vc [T, H, V].
+latents [N, C + R] bf16, or FP8 rows of `kv_rows`, [N, bytes] uint8; pages [slots, context] int32;
+requests [B] and positions [T] int64; w_vc [H, C, V] bf16 of any strides. Returns bf16 [T, H, C],
+with w_vc [T, H, V].
 
 Within 1e-2 of the reference relative to the largest value: the weights of keys are rounded to bf16
-before the second product, as in every flash kernel. The same inputs give the same bits.
+before the second product, as in every flash kernel. The same inputs give the same bits. FP8 rows
+are widened to bf16, to the values of `kv_rows.unpack`. They come with any number of requests,
+window and context, because no other kernel reads them.
 
 With programmatic dependent launch everything but the queries is read before the kernel ahead of
 this one has finished. So that kernel must write nothing but queries. It must also have waited for
@@ -47,7 +50,7 @@ def supports(rank: int, rope: int) -> bool:
 def is_faster(requests: int, width: int, context: int) -> bool:
     """Whether a step of `requests` times `width` tokens was faster here than with flashinfer, if
     requests may have up to `context` tokens. Every token of a window reads its request's keys
-    again, which costs more than it saves in a long context."""
+    again, which costs more than it saves in a long context. For bf16 rows."""
     if width == 1:
         return requests <= FEW
     return requests == 1 and width <= WINDOW and context <= WINDOW_CONTEXT

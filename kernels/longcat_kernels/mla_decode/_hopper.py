@@ -46,6 +46,7 @@ def _rows(page, c_key, r_key, end):
 @gluon.jit
 def _ask(
     latents_ptr,
+    ropes_ptr,
     latent_stride,
     page,
     c_key,
@@ -63,7 +64,7 @@ def _ask(
     therefore loaded one block ahead."""
     KEYS: gl.constexpr = c_block.shape[0]
     c = latents_ptr + c_rows.to(gl.int64)[:, None] * latent_stride + c_column[None, :]
-    r = latents_ptr + r_rows.to(gl.int64)[:, None] * latent_stride + r_column[None, :]
+    r = ropes_ptr + r_rows.to(gl.int64)[:, None] * latent_stride + r_column[None, :]
     async_copy.async_load(c_block, c, mask=(c_key < end)[:, None])
     async_copy.async_load(r_block, r, mask=(r_key < end)[:, None])
     async_copy.commit_group()
@@ -98,6 +99,36 @@ def _weigh(score, top):
     return highest, gl.exp2(top - highest), gl.exp2(score - highest[None, :])
 
 
+@gluon.jit
+def _store_share(
+    partial_ptr,
+    lse_ptr,
+    out,
+    top,
+    total,
+    p,
+    heads,
+    programs,
+    SCORES: gl.constexpr,
+    OUT: gl.constexpr,
+    STORE: gl.constexpr,
+):
+    """The share's log-sum-exp, -inf for an empty share, and its latent in bf16: the mean over
+    shares rounds less than the result's own rounding does."""
+    RANK: gl.constexpr = out.shape[0]
+    HEADS: gl.constexpr = out.shape[1]
+    total = gl.sum(total, axis=0)
+    head = gl.arange(0, HEADS, layout=gl.SliceLayout(0, SCORES))
+    gl.store(lse_ptr + head * programs + p, top + gl.log2(total), mask=head < heads)
+    total = gl.where(total > 0.0, total, 1.0)  # an empty share divides 0 by 1
+    out = out / gl.convert_layout(total, gl.SliceLayout(0, OUT))[None, :]
+    out = gl.convert_layout(out.to(gl.bfloat16), STORE)
+    head = gl.arange(0, HEADS, layout=gl.SliceLayout(0, STORE))
+    rank = gl.arange(0, RANK, layout=gl.SliceLayout(1, STORE))
+    at = (p * heads + head)[None, :] * RANK + rank[:, None]
+    gl.store(partial_ptr + at, out, mask=(head < heads)[None, :])
+
+
 @gluon.jit(
     do_not_specialize=["tokens", "heads", "programs"],
     do_not_specialize_on_alignment=["requests_ptr", "positions_ptr", "page_stride"],
@@ -106,6 +137,8 @@ def _hopper_kernel(
     q_nope_ptr,
     q_pe_ptr,
     latents_ptr,
+    ropes_ptr,
+    scales_ptr,  # nobody reads it: bf16 rows have no scales
     pages_ptr,
     requests_ptr,
     positions_ptr,
@@ -127,6 +160,7 @@ def _hopper_kernel(
     RANK: gl.constexpr,
     ROPE: gl.constexpr,
     KEYS: gl.constexpr,
+    FP8: gl.constexpr,  # False here
     PDL: gl.constexpr,
 ):
     WARPS: gl.constexpr = gl.num_warps()
@@ -160,11 +194,11 @@ def _hopper_kernel(
     c_key = begin + gl.arange(0, KEYS, layout=gl.SliceLayout(1, LATENT))
     r_key = begin + gl.arange(0, KEYS, layout=gl.SliceLayout(1, ANGLE))
     c_column = gl.arange(0, RANK, layout=gl.SliceLayout(0, LATENT))
-    r_column = RANK + gl.arange(0, ROPE, layout=gl.SliceLayout(0, ANGLE))
+    r_column = gl.arange(0, ROPE, layout=gl.SliceLayout(0, ANGLE))
     c_rows, r_rows = _rows(page, c_key, r_key, end)
     for i in gl.static_range(BLOCKS):
         c_key, r_key, c_rows, r_rows = _ask(
-            *(latents_ptr, latent_stride, page, c_key, r_key, end, c_rows, r_rows),
+            *(latents_ptr, ropes_ptr, latent_stride, page, c_key, r_key, end, c_rows, r_rows),
             *(c_column, r_column, c_blocks.index(i), r_blocks.index(i)),
         )
     if PDL:
@@ -173,7 +207,7 @@ def _hopper_kernel(
     # from there.
     t = t.to(gl.int64)
     nope = _queries(q_nope_ptr, t, nope_token, nope_head, heads, c_column, HEADS, LATENT)
-    pe = _queries(q_pe_ptr, t, pe_token, pe_head, heads, r_column - RANK, HEADS, ANGLE)
+    pe = _queries(q_pe_ptr, t, pe_token, pe_head, heads, r_column, HEADS, ANGLE)
     nope = gl.allocate_shared_memory(gl.bfloat16, [HEADS, RANK], LINES, nope)
     pe = gl.allocate_shared_memory(gl.bfloat16, [HEADS, ROPE], LINES, pe)
 
@@ -211,20 +245,9 @@ def _hopper_kernel(
         # block the copies are masked, and write zeros that nobody reads.
         gl.barrier()
         c_key, r_key, c_rows, r_rows = _ask(
-            *(latents_ptr, latent_stride, page, c_key, r_key, end, c_rows, r_rows),
+            *(latents_ptr, ropes_ptr, latent_stride, page, c_key, r_key, end, c_rows, r_rows),
             *(c_column, r_column, c, r),
         )
         key += KEYS
     async_copy.wait_group(0)
-    # The share's log-sum-exp, -inf for an empty share, and its latent in bf16: the mean over shares
-    # rounds less than the result's own rounding does.
-    total = gl.sum(total, axis=0)
-    head = gl.arange(0, HEADS, layout=gl.SliceLayout(0, SCORES))
-    gl.store(lse_ptr + head * programs + p, top + gl.log2(total), mask=head < heads)
-    total = gl.where(total > 0.0, total, 1.0)  # an empty share divides 0 by 1
-    out = out / gl.convert_layout(total, gl.SliceLayout(0, OUT))[None, :]
-    out = gl.convert_layout(out.to(gl.bfloat16), STORE)
-    head = gl.arange(0, HEADS, layout=gl.SliceLayout(0, STORE))
-    rank = gl.arange(0, RANK, layout=gl.SliceLayout(1, STORE))
-    at = (p * heads + head)[None, :] * RANK + rank[:, None]
-    gl.store(partial_ptr + at, out, mask=(head < heads)[None, :])
+    _store_share(partial_ptr, lse_ptr, out, top, total, p, heads, programs, SCORES, OUT, STORE)

@@ -4,7 +4,7 @@ First launch: `_split_kernel`. The keys of all tokens are dealt in blocks to as 
 GPU has SMs. Each token gets programs of its own, in proportion to its keys, so that the time
 depends on the sum of all contexts and not on the longest. A program's keys are its share. It
 attends with all heads of one token to its share, so that a latent is loaded once for both products.
-Hopper has another kernel for this launch, `_hopper.py`.
+Hopper has other kernels for this launch, `_hopper.py` and `_hopper_fp8.py`.
 
 Second launch: `_combine_kernel` adds up a token's shares in their order. `_combine_values_kernel`
 also multiplies by the value projection.
@@ -99,6 +99,36 @@ def _mean(
     return tl.sum(out, axis=0) / total
 
 
+@triton.jit
+def _keys(
+    latents_ptr,
+    ropes_ptr,
+    scales_ptr,
+    row,
+    live,
+    RANK: tl.constexpr,
+    ROPE: tl.constexpr,
+    FP8: tl.constexpr,
+):
+    """The latents and rope parts of a block's rows, in bf16. row: the rows times their stride."""
+    column, angle = tl.arange(0, RANK)[None, :], tl.arange(0, ROPE)[None, :]
+    live, row = live[:, None], row[:, None]
+    if FP8:
+        c = tl.load(latents_ptr + row * 16 + column, mask=live, other=0.0)
+        r = tl.load(ropes_ptr + row * 8 + angle, mask=live, other=0.0)
+        scales = tl.load(scales_ptr + row * 4 + tl.arange(0, 4)[None, :], mask=live, other=0.0)
+        # Scaled here, where all heads and both products share it, and rounded to bf16 like the
+        # rows of `kv_rows.unpack`: a cached prefix has the same values in prefill and in decode.
+        # The rounding is a twentieth of FP8's own. Scaling scores and weights instead would take a
+        # third of these products at 32 heads, but four times as many weights in shared memory.
+        quarters = tl.reshape(c.to(tl.float32), (c.shape[0], 4, RANK // 4)) * scales[:, :, None]
+        c = tl.reshape(quarters, (c.shape[0], RANK)).to(tl.bfloat16)
+    else:
+        c = tl.load(latents_ptr + row + column, mask=live, other=0.0)
+        r = tl.load(ropes_ptr + row + angle, mask=live, other=0.0)
+    return c, r
+
+
 @triton.jit(
     do_not_specialize=["tokens", "heads", "programs"],
     do_not_specialize_on_alignment=["requests_ptr", "positions_ptr", "page_stride"],
@@ -107,6 +137,8 @@ def _split_kernel(
     q_nope_ptr,
     q_pe_ptr,
     latents_ptr,
+    ropes_ptr,
+    scales_ptr,
     pages_ptr,
     requests_ptr,
     positions_ptr,
@@ -128,6 +160,7 @@ def _split_kernel(
     RANK: tl.constexpr,
     ROPE: tl.constexpr,
     KEYS: tl.constexpr,
+    FP8: tl.constexpr,  # rows of the KV pool; see kv_rows for their parts and `latent_stride`
     PDL: tl.constexpr,
 ):
     """A share's latent for every head, and its log-sum-exp."""
@@ -158,9 +191,7 @@ def _split_kernel(
         key = start + tl.arange(0, KEYS)
         live = key < end
         row = tl.load(page + key, mask=live, other=0).to(tl.int64) * latent_stride
-        cells = latents_ptr + row[:, None]
-        c = tl.load(cells + tl.arange(0, RANK)[None, :], mask=live[:, None], other=0.0)
-        r = tl.load(cells + RANK + tl.arange(0, ROPE)[None, :], mask=live[:, None], other=0.0)
+        c, r = _keys(latents_ptr, ropes_ptr, scales_ptr, row, live, RANK, ROPE, FP8)
         # Keys, then rank, are the rows of both products and heads (32) the columns, because wgmma
         # takes 64 rows or more.
         score = tl.dot(c, tl.trans(q_nope)) + tl.dot(r, tl.trans(q_pe))

@@ -1,6 +1,6 @@
 """The two launches of MLA decode: numbers of programs, choice of the kernel, and arguments.
 
-The kernels are in `_triton.py` and, for Hopper, in `_hopper.py`.
+The kernels are in `_triton.py` and, for Hopper, in `_hopper.py` and `_hopper_fp8.py`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+from longcat_kernels import kv_rows
 from longcat_kernels.dispatch import is_hopper, pdl_options
-from longcat_kernels.mla_decode import _triton
+from longcat_kernels.mla_decode import FUSED, _triton
 
 LOG2_E = 1.4426950408889634
 BLOCK_KEYS = 64  # 64 x 576 bf16: 72 KiB
@@ -93,6 +94,16 @@ def programs_for(tokens: int) -> int:
     return max(PROGRAMS, 2 * tokens)
 
 
+def variant(tokens: int) -> tuple[int, ...]:
+    """What a step's number of tokens decides about the kernels that it launches."""
+    sizes = _tokens_block(tokens), triton.next_power_of_2(programs_for(tokens))
+    return (*sizes, tokens <= HALVED, tokens <= FUSED)
+
+
+def _tokens_block(tokens: int) -> int:
+    return max(LEAST_TOKENS, triton.next_power_of_2(tokens))
+
+
 def _attend(
     q_nope: torch.Tensor,
     q_pe: torch.Tensor,
@@ -109,8 +120,9 @@ def _attend(
     partial = q_nope.new_empty((programs, heads, rank))
     lse = q_nope.new_empty((heads, programs), dtype=torch.float32)
     sizes = tokens, heads, programs
+    rows = kv_rows.parts(latents, rank, q_pe.shape[-1])
     launch = {
-        "TOKENS": max(LEAST_TOKENS, triton.next_power_of_2(tokens)),
+        "TOKENS": _tokens_block(tokens),
         "KEYS": BLOCK_KEYS,
         "RANK": rank,
         **pdl_options(q_nope),
@@ -118,7 +130,7 @@ def _attend(
     _kernel_for(q_nope, q_pe, latents)[(programs,)](
         q_nope,
         q_pe,
-        latents,
+        *rows,
         pages,
         requests,
         positions,
@@ -130,11 +142,12 @@ def _attend(
         q_nope.stride(1),
         q_pe.stride(0),
         q_pe.stride(1),
-        latents.stride(0),
+        rows.stride,
         pages.stride(0),
         WIDTH=width,
         HEADS=max(16, triton.next_power_of_2(heads)),
         ROPE=q_pe.shape[-1],
+        FP8=kv_rows.is_fp8(latents),
         num_warps=WARPS,
         **launch,
     )
@@ -144,8 +157,11 @@ def _attend(
 
 def _kernel_for(q_nope: torch.Tensor, q_pe: torch.Tensor, latents: torch.Tensor) -> Any:
     if is_hopper(q_nope):
-        from longcat_kernels.mla_decode import _hopper
+        from longcat_kernels.mla_decode import _hopper, _hopper_fp8
 
-        if _hopper.supports(q_nope, q_pe, latents):
+        if kv_rows.is_fp8(latents):
+            if _hopper_fp8.supports(q_nope, q_pe):
+                return _hopper_fp8._hopper_fp8_kernel
+        elif _hopper.supports(q_nope, q_pe, latents):
             return _hopper._hopper_kernel
     return _triton._split_kernel

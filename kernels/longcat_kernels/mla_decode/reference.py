@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from longcat_kernels import kv_rows
+
 
 def mla_decode(
     q_nope: torch.Tensor,
@@ -19,9 +21,11 @@ def mla_decode(
 ) -> torch.Tensor:
     out = torch.empty_like(q_nope)
     rank = q_nope.shape[-1]
+    kv_rows.parts(latents, rank, q_pe.shape[-1])  # refuses rows of another width
     for t in range(q_nope.shape[0]):
         rows = pages[requests[t // width], : int(positions[t]) + 1].long()
-        keys = latents[rows].float()
+        keys = latents[rows]
+        keys = (kv_rows.unpack(keys, rank) if kv_rows.is_fp8(keys) else keys).float()
         query = torch.cat([q_nope[t], q_pe[t]], dim=-1).float()
         weights = torch.softmax(scale * query @ keys.t(), dim=-1)
         out[t] = weights @ keys[:, :rank]

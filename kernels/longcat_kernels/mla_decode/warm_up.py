@@ -21,16 +21,39 @@ def warm_up(device: torch.device | str, sizes: Sizes) -> None:
         return
     shape = {"heads": sizes.heads, "rank": sizes.kv_lora}
     w_vc = workloads.make_values(seed=0, device=device, values=sizes.values, **shape)
+    if sizes.fp8_kv and sizes.split_tokens is None:
+        raise ValueError(
+            "FP8 KV rows without split_tokens: only our kernel reads them, so every step takes it. "
+            "Give the tokens of the largest decode or verify step."
+        )
     if sizes.split_tokens is None and not is_hopper(w_vc):
         return  # serving uses these kernels on other GPUs only if a switch says so
     for requests, width in _steps(sizes):
         inputs = workloads.make_inputs(
-            [width] * requests, seed=0, device=device, width=width, rope=sizes.rope, **shape
+            [width] * requests,
+            seed=0,
+            device=device,
+            width=width,
+            rope=sizes.rope,
+            fp8=sizes.fp8_kv,
+            **shape,
         )
         mla_decode(*inputs, scale=workloads.SCALE, width=width, w_vc=w_vc)
 
 
 def _steps(sizes: Sizes) -> Iterator[tuple[int, int]]:
+    """Requests and width of each step. With FP8 rows a step may be large: one for each variant."""
+    from longcat_kernels.mla_decode.launch import variant
+
+    known = set()
+    for requests, width in _all_steps(sizes):
+        key = (width, *variant(requests * width)) if sizes.fp8_kv else (requests, width)
+        if key not in known:
+            known.add(key)
+            yield requests, width
+
+
+def _all_steps(sizes: Sizes) -> Iterator[tuple[int, int]]:
     for width in sizes.windows:
         if sizes.split_tokens is None:
             most = max(

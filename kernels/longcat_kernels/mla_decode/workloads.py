@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from longcat_kernels import kv_rows
 from longcat_kernels.lite import HEADS, KV_LORA, NOPE, ROPE, VALUES
 
 SCALE = (NOPE + ROPE) ** -0.5
@@ -31,9 +32,10 @@ def make_inputs(
     heads: int = HEADS,
     rank: int = KV_LORA,
     rope: int = ROPE,
+    fp8: bool = False,
 ) -> Inputs:
     """Requests of `lengths` cached tokens, of which the last `width` are the queries. Tokens lie on
-    pages in random order, and no request owns slot 0 or row 0."""
+    pages in random order, and no request owns slot 0 or row 0. fp8: rows of the KV pool."""
     random = torch.Generator(device=device).manual_seed(seed)
     requests, context = len(lengths), max([*lengths, 1])
     rows = sum(lengths) + 1
@@ -45,6 +47,7 @@ def make_inputs(
         pages[slot, :length] = order[begin : begin + length].int()
         begin += length
     latents = torch.randn(rows, rank + rope, generator=random, device=device).bfloat16()
+    latents = kv_rows.pack(latents, rank) if fp8 else latents
     shape = (requests * width, heads)
     q_nope = torch.randn(*shape, rank, generator=random, device=device).bfloat16()
     q_pe = torch.randn(*shape, rope, generator=random, device=device).bfloat16()
@@ -67,10 +70,11 @@ def make_values(
     return (weight / rank**0.5).bfloat16().transpose(1, 2)
 
 
-def bytes_moved(lengths: list[int], width: int = 1) -> int:
+def bytes_moved(lengths: list[int], width: int = 1, *, fp8: bool = False) -> int:
     """Every latent once, queries in, outputs back. w_vc, of 4 MB, is not counted."""
     rows = len(lengths) * width * HEADS
-    return 2 * (sum(lengths) * (KV_LORA + ROPE) + rows * (2 * KV_LORA + ROPE))
+    row = kv_rows.row_width(KV_LORA, ROPE, fp8=fp8) * (1 if fp8 else 2)
+    return sum(lengths) * row + 2 * rows * (2 * KV_LORA + ROPE)
 
 
 def flops(lengths: list[int], width: int = 1) -> int:

@@ -5,7 +5,7 @@ and attention. `norm_quantise_and_store` also quantises q_lora for a block-FP8 s
 (`fp8_layout` has the formula and the layout):
 
     q_lora[t]       = q_weight * q_a[t] / rms(q_a[t])                  qkv = [q_a, latent, k_pe]
-    kv_buffer[slot] = [kv_weight * latent[t] / rms(latent[t]), rope(k_pe[t])]
+    kv_buffer[slot] = [kv_weight * latent[t] / rms(latent[t]), rope(k_pe[t])]    bf16, or FP8 rows
     query[t, h]     = [q[t, h, :N] @ w_kc[h], rope(q[t, h, N:])]
 
 rms(x) = sqrt(mean(x^2) + eps). rope turns pair j of a vector of P elements by the angle whose
@@ -13,12 +13,14 @@ cosine and sine are cos_sin[position, j] and cos_sin[position, P/2 + j]; pairs a
 with `neox` (j, P/2 + j). Arithmetic is fp32, and each element written is rounded once, to the
 tensors' dtype. Separate kernels round at the same places, so results differ from theirs by an ulp
 at most (by more where the sums of rope or of the product cancel: by an fp32 rounding of the terms).
+FP8 rows of the KV pool are `kv_rows.pack` of the bf16 row, bit for bit.
 """
 
 from __future__ import annotations
 
 import torch
 
+from longcat_kernels import kv_rows
 from longcat_kernels.dispatch import use_triton
 from longcat_kernels.fp8_layout import Pair
 from longcat_kernels.mla_prologue import reference
@@ -45,9 +47,10 @@ def norm_and_store(
     """Both latent norms, rope of the key, and the token's row in the KV pool. Returns q_lora.
 
     qkv: [T, Q + R + P], rows contiguous; q_weight: [Q]; kv_weight: [R]; positions, slots: [T]
-    int32/int64; cos_sin: [positions, P], rows contiguous; kv_buffer: [S, 1, R + P] of qkv's dtype.
-    Returns [T, Q]. The row of `kv_pool.PADDING_SLOT` is not written; no other slot may occur twice.
-    ValueError if the sizes do not fit.
+    int32/int64; cos_sin: [positions, P], rows contiguous; kv_buffer: [S, 1, R + P] of qkv's dtype,
+    or FP8 rows of `kv_rows`, [S, 1, bytes] uint8, if qkv is bf16. Returns [T, Q]. The row of
+    `kv_pool.PADDING_SLOT` is not written; no other slot may occur twice. ValueError if the sizes do
+    not fit.
     """
     check_norm_and_store(qkv, q_weight, kv_weight, cos_sin, kv_buffer)
     args = qkv, q_weight, kv_weight, eps, positions, cos_sin, slots, kv_buffer, neox
@@ -90,16 +93,18 @@ def check_norm_and_store(
     kv_buffer: torch.Tensor,
 ) -> None:
     q, latent, rope = q_weight.shape[0], kv_weight.shape[0], cos_sin.shape[1]
-    if qkv.shape[1] != q + latent + rope or kv_buffer.shape[1:] != (1, latent + rope):
+    fp8 = kv_rows.is_fp8(kv_buffer)
+    width = kv_rows.row_width(latent, rope, fp8=fp8)
+    if qkv.shape[1] != q + latent + rope or kv_buffer.shape[1:] != (1, width):
         raise ValueError(
             f"qkv {tuple(qkv.shape)}, kv_buffer {tuple(kv_buffer.shape)}: expected {q} + {latent} "
-            f"+ {rope} columns and rows of [1, {latent + rope}], by the norm weights and cos_sin. "
+            f"+ {rope} columns and rows of [1, {width}], by the norm weights and cos_sin. "
             "Pass the first projection's whole output and the layer's own KV buffer."
         )
-    if kv_buffer.dtype != qkv.dtype:
+    if qkv.dtype != (torch.bfloat16 if fp8 else kv_buffer.dtype):
         raise ValueError(
-            f"kv_buffer is {kv_buffer.dtype}, qkv {qkv.dtype}: expected one dtype. Leave a "
-            "quantised KV cache to the attention backend."
+            f"kv_buffer is {kv_buffer.dtype}, qkv {qkv.dtype}: expected one dtype, or bf16 for FP8 "
+            "rows (uint8). Leave any other KV cache to the attention backend."
         )
 
 

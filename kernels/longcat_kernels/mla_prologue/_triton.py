@@ -100,32 +100,53 @@ def _store_kv(
     cos_sin_ptr,
     slot_ptr,
     kv_buffer_ptr,
+    ropes_ptr,
+    kv_scales_ptr,
     eps,
     kv_stride,
     LATENT: tl.constexpr,
     ROPE: tl.constexpr,
     NEOX: tl.constexpr,
     BLOCK: tl.constexpr,
+    FP8: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """A token's row of the KV pool: the normed latent, then the rotated key."""
+    """A token's row of the KV pool: the normed latent, with FP8 its scales, the rotated key."""
     column = tl.arange(0, BLOCK)
     live = column < LATENT
     weight = tl.load(weight_ptr + column, mask=live, other=0.0).to(tl.float32)
     _wait(PDL)
     # The rope helpers take blocks of tokens: here one row, [1, ROPE].
-    only, tail = tl.arange(0, 1), LATENT + tl.arange(0, ROPE)[None, :]
+    only, angle = tl.arange(0, 1), tl.arange(0, ROPE)[None, :]
     position, slot = tl.load(position_ptr + only), tl.load(slot_ptr).to(tl.int64)
     x = tl.load(row + column, mask=live, other=0.0).to(tl.float32)
-    key = tl.load(row + tail).to(tl.float32)
+    key = tl.load(row + LATENT + angle).to(tl.float32)
     cos, sin = _angles(cos_sin_ptr, position, only == 0, ROPE)
     # Slot 0 is the padding slot. Many programs have it in a padded batch, and would all write it.
     used = slot > 0
-    target = kv_buffer_ptr + slot * kv_stride
-    latent = _norm(x, weight, eps, LATENT).to(target.dtype.element_ty)
-    tl.store(target + column, latent, mask=live & used)
-    turned = _rotate(key, cos, sin, 1, ROPE, NEOX).to(target.dtype.element_ty)
-    tl.store(target + tail, turned, mask=(tail > 0) & used)
+    # Rounded to the activations' dtype in any case: quantising here changes no value.
+    latent = _norm(x, weight, eps, LATENT).to(row.dtype.element_ty)
+    start = slot * kv_stride
+    target, ropes = kv_buffer_ptr + start, ropes_ptr + start
+    if FP8:
+        # The stride counts words of 16 bytes: see `Rows.stride` of kv_rows.
+        target, ropes = kv_buffer_ptr + start * 16, ropes_ptr + start * 8
+        latent = _quarters(latent, kv_scales_ptr + start * 4, used, BLOCK)
+    tl.store(target + column, latent.to(target.dtype.element_ty), mask=live & used)
+    turned = _rotate(key, cos, sin, 1, ROPE, NEOX).to(ropes.dtype.element_ty)
+    tl.store(ropes + angle, turned, mask=(angle >= 0) & used)
+
+
+@triton.jit
+def _quarters(x, scales, used, BLOCK: tl.constexpr):
+    """x divided by the scales of its quarters, which are stored. Exactly `kv_rows.pack`: `div_rn`,
+    because a compiler's `/` is an ulp off, and readers multiply by what is stored."""
+    quarters = tl.reshape(x.to(tl.float32), (4, BLOCK // 4))
+    amax = tl.maximum(tl.max(tl.abs(quarters), axis=1), 1e-10)
+    largest = tl.full([4], 448.0, tl.float32)
+    quarter = tl.arange(0, 4)
+    tl.store(scales + quarter, tl.div_rn(amax, largest), mask=(quarter >= 0) & used)
+    return tl.reshape(quarters * tl.div_rn(largest, amax)[:, None], (BLOCK,))
 
 
 # Scalar loads gain nothing from alignment, and without it there are fewer variants to compile.
@@ -141,7 +162,9 @@ def _norm_and_store_kernel(
     positions_ptr,
     cos_sin_ptr,
     slots_ptr,
-    kv_buffer_ptr,
+    kv_buffer_ptr,  # with FP8 its latents
+    ropes_ptr,
+    kv_scales_ptr,
     out_ptr,
     scales_ptr,
     qkv_stride,
@@ -154,6 +177,7 @@ def _norm_and_store_kernel(
     Q_BLOCK: tl.constexpr,  # Q, rounded up to a power of two
     LATENT_BLOCK: tl.constexpr,
     GROUP: tl.constexpr,  # columns that share a scale; 0: the query latent is not quantised
+    FP8: tl.constexpr,  # rows of the KV pool
     PDL: tl.constexpr,
 ):
     t = tl.program_id(0).to(tl.int64)
@@ -170,12 +194,15 @@ def _norm_and_store_kernel(
             cos_sin_ptr,
             slots_ptr + t,
             kv_buffer_ptr,
+            ropes_ptr,
+            kv_scales_ptr,
             eps,
             kv_stride,
             LATENT,
             ROPE,
             NEOX,
             LATENT_BLOCK,
+            FP8,
             PDL,
         )
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import triton
 
+from longcat_kernels import kv_rows
 from longcat_kernels.dispatch import pdl_options
 from longcat_kernels.fp8_layout import GROUP, Pair, scale_rows, scales_of
 from longcat_kernels.mla_prologue._triton import _absorb_query_kernel, _norm_and_store_kernel
@@ -48,6 +49,7 @@ def _store(
 ) -> None:
     tokens, width = qkv.shape
     q, latent = q_weight.shape[0], kv_weight.shape[0]
+    rows = kv_rows.parts(kv_buffer, latent, cos_sin.shape[1])
     if tokens:
         _norm_and_store_kernel[(tokens, 2)](
             qkv,
@@ -57,12 +59,12 @@ def _store(
             positions,
             cos_sin,
             slots,
-            kv_buffer,
+            *rows,
             out,
             out if scales is None else scales,
             # torch may give a single row any stride, and stride 1 would be a variant of its own.
             qkv.stride(0) if tokens > 1 else width,
-            kv_buffer.stride(0),
+            rows.stride,
             0 if scales is None else scales.stride(0),
             Q=q,
             LATENT=latent,
@@ -71,6 +73,7 @@ def _store(
             Q_BLOCK=triton.next_power_of_2(q),
             LATENT_BLOCK=triton.next_power_of_2(latent),
             GROUP=0 if scales is None else GROUP,
+            FP8=kv_rows.is_fp8(kv_buffer),
             num_warps=4,
             **pdl_options(qkv),
         )

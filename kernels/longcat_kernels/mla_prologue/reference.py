@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from longcat_kernels import kv_rows
 from longcat_kernels.fp8_layout import Pair, quantise
 
 
@@ -23,6 +24,8 @@ def norm_and_store(
     widths = q_weight.shape[0], kv_weight.shape[0], cos_sin.shape[1]
     q, latent, key = qkv.split(widths, dim=-1)
     row = torch.cat((_norm(latent, kv_weight, eps), rotate(key, positions, cos_sin, neox)), dim=-1)
+    if kv_rows.is_fp8(kv_buffer):
+        row = kv_rows.pack(row, widths[1])
     # No boolean index: it would wait for the GPU, and a CUDA graph could not capture it.
     before = kv_buffer[slots, 0]
     kv_buffer[slots, 0] = torch.where((slots > 0)[:, None], row, before)

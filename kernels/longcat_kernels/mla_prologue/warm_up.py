@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from longcat_kernels import kv_rows
 from longcat_kernels.fp8_layout import GROUP
 from longcat_kernels.lite import EPS
 from longcat_kernels.mla_prologue import (
@@ -33,6 +34,9 @@ def warm_up(device: torch.device | str, sizes: Sizes) -> None:
     latent, rope = sizes.kv_lora, sizes.rope
     zeros = partial(torch.zeros, device=device, dtype=sizes.dtype)
     cos_sin, zero = torch.zeros(1, rope, device=device), torch.zeros(1, device=device).long()
+    pool = zeros(1, 1, latent + rope)
+    if sizes.fp8_kv:
+        pool = kv_rows.pack(pool, latent)
     quantises = sizes.fp8_inputs and sizes.q_lora % GROUP == 0
     for store in (norm_and_store, norm_quantise_and_store)[: 1 + quantises]:
         store(
@@ -43,7 +47,7 @@ def warm_up(device: torch.device | str, sizes: Sizes) -> None:
             positions=zero,
             cos_sin=cos_sin,
             slots=zero,
-            kv_buffer=zeros(1, 1, latent + rope),
+            kv_buffer=pool,
         )
     w_kc = zeros(HEADS, latent, sizes.nope).transpose(1, 2)
     for tokens in _sizes():

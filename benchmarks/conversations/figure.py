@@ -1,0 +1,38 @@
+"""Draws a report: time to the first token and cached share, turn by turn, a line for each arm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks import plots
+
+PANELS = {
+    "ttft_ms": "time to the first token, median, ms",
+    "cached_share": "cached share of the prompt",
+}
+
+
+def write(report: dict[str, Any], target: Path) -> str:
+    """The figure, or why there is none: the line to print."""
+    if not report.get("results"):
+        return "no figure: no arm was measured"
+    try:
+        figure, panels = plots.new_figure(7, 6, rows=len(PANELS))
+    except ImportError:
+        return "no figure: matplotlib is not installed (pip install matplotlib)"
+    draw(panels, report)
+    figure.tight_layout()
+    figure.savefig(target, metadata={"Date": None})
+    return f"figure: {target}"
+
+
+def draw(panels: Any, report: dict[str, Any]) -> None:
+    for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
+        for arm, result in report["results"].items():
+            turns = [row["turn"] for row in result["runs"]]
+            axes.plot(turns, [row[name] for row in result["runs"]], "o-", label=arm)
+        axes.set(xlabel="turn", ylabel=label)
+        axes.set_ylim(bottom=0)
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend(fontsize=8)

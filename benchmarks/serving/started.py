@@ -1,0 +1,64 @@
+"""An arm's server: its model directory, command, log and environment, and what a report says of it.
+
+Owns: the server's command line. `server` starts and ends the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.serving import server
+from benchmarks.serving.arms import Arm, added
+from benchmarks.serving.model import write_model
+from launch import serve
+
+
+@dataclass(frozen=True)
+class Started:
+    """A server that answers. folder: for files that nobody keeps. about: of it, for the report."""
+
+    folder: Path
+    model: Path
+    log_file: Path
+    about: dict[str, Any]
+
+
+@contextmanager
+def started(
+    name: str, arm: Arm, args: argparse.Namespace, extra: Sequence[str] = ()
+) -> Iterator[Started]:
+    """args: as `options.parse` gives them. extra: flags of SGLang that this arm has beside those of
+    every arm. Raises as `server.running` and `server.read_log` do."""
+    log_file = args.out.parent / "logs" / f"{name}.log"
+    log_file.parent.mkdir(exist_ok=True)
+    serve.refuse_busy_port(args.port)
+    with tempfile.TemporaryDirectory(prefix="serving-") as temporary:
+        folder = Path(temporary)
+        checkpoint = args.flags.get("model-path")
+        model = write_model(folder / "model", checkpoint=checkpoint, in_tree=arm.is_in_tree)
+        command = [*server_command(arm, args, folder, model), *extra]
+        flags = arm.flags(args.flags)
+        env = arm.environment(args.recipe, flags)
+        about = {"flags": flags, "environment": added(env), "server": ["python", *command[1:]]}
+        print(f"{name}: {shlex.join(command)}", flush=True)
+        with server.running(command, env, log_file=log_file, port=args.port, timeout=args.timeout):
+            said = server.read_log(log_file, arm.module)
+            yield Started(folder, model, log_file, about | said)
+
+
+def server_command(arm: Arm, args: argparse.Namespace, folder: Path, model: Path) -> list[str]:
+    recipe = folder / f"{args.recipe.stem}.yaml"
+    recipe.write_text(yaml.safe_dump(arm.flags(args.flags)))
+    command = [sys.executable, "-m", "sglang.launch_server", "--config", str(recipe)]
+    command += ["--model-path", str(model), "--load-format", "dummy", "--random-seed", "1"]
+    return [*command, "--host", serve.HOST, "--port", str(args.port), *args.server_flags]
