@@ -17,16 +17,24 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.conversations import __main__ as benchmark
 from ci.accuracy import __main__ as accuracy
 from sglang_longcat import __main__ as cli
 from sglang_longcat.cpu.environment import CPU_ENV
-from sglang_longcat.recipes import DIRECTORY
+from sglang_longcat.recipes import DIRECTORY, find
 from tests import ROOT
 from tests.harness import Server, server
 
+BOOTSTRAP_PORT = 8998  # SGLang's default
 MODEL = "meituan-longcat/LongCat-Flash-Lite"
 # Not `docs/observability.md`: its commands profile a GPU.
-DOCUMENTS = ("README.md", "docs/accuracy.md", "docs/recipes.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/accuracy.md",
+    "docs/recipes.md",
+    "docs/quantisation.md",
+    "docs/agents.md",
+)
 
 
 def commands(document: str) -> list[str]:
@@ -71,7 +79,7 @@ def launch(command: str, http: Server) -> None:
     """SGLang's parser takes the flags; `http` was started the same way, with a small checkpoint."""
     from sglang.srt.server_args import prepare_server_args
 
-    python, dash_m, module, *flags = shlex.split(command)
+    python, dash_m, module, *flags = shlex.split(command.replace("DIRECTORY", MODEL))
     assert (python, dash_m, module) == ("python", "-m", "sglang.launch_server")
     assert prepare_server_args(flags).model_path == MODEL
 
@@ -109,6 +117,24 @@ def script(command: str, _: Server) -> None:
     accuracy._parser().parse_args(arguments)
 
 
+def conversations(command: str, _: Server) -> None:
+    """The benchmark's own parser takes them; tests/serving/test_conversations.py runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", shlex.split(command)[2:])
+        benchmark.parse()
+
+
+def router(command: str, _: Server) -> None:
+    """It is no package of ours: its addresses are those of the two servers before it."""
+    words = shlex.split(command)
+    url, port = words[words.index("--prefill") + 1 :][:2]
+    given = find("h200-tp1-prefill").flags
+    assert int(port) == given.get("disaggregation_bootstrap_port", BOOTSTRAP_PORT)
+    starts = [line for line in commands("docs/recipes.md") if "--disaggregation-transfer" in line]
+    ports = {shlex.split(line)[-1] for line in starts}
+    assert {url[-5:], words[words.index("--decode") + 1][-5:]} == ports
+
+
 def plugin(command: str, _: Server) -> None:
     """The same for `sglang-longcat`."""
     cli._parser().parse_args(shlex.split(command)[1:])
@@ -120,7 +146,9 @@ CHECKS: dict[str, Callable[[str, Server], None]] = {
     "python -m sglang.launch_server ": launch,
     "CONCURRENCY=": bench,
     "curl ": request,
+    "python -m sglang_router.": router,
     "python -m ci.accuracy": script,
+    "python -m benchmarks.conversations ": conversations,
     "sglang-longcat serve": serve,
     "sglang-longcat ": plugin,
 }
@@ -131,9 +159,10 @@ CHECKS: dict[str, Callable[[str, Server], None]] = {
     [(document, command) for document in DOCUMENTS for command in commands(document)],
 )
 def test_command(document: str, command: str, http: Server) -> None:
-    check = next((CHECKS[start] for start in CHECKS if command.startswith(start)), None)
+    plain = re.sub(r"^(?:(?:CUDA|LONGCAT)_[A-Z_]+=\S+ )+", "", command)
+    check = next((CHECKS[start] for start in CHECKS if plain.startswith(start)), None)
     assert check is not None, f"no check for `{command}` of {document}: add one to CHECKS"
-    check(command, http)
+    check(plain, http)
 
 
 def test_readme_is_short_enough_to_read() -> None:
@@ -144,4 +173,4 @@ def test_readme_is_short_enough_to_read() -> None:
 
 def test_moved_commands_are_still_found() -> None:
     """A console block that lost its fence would check nothing."""
-    assert [len(commands(document)) for document in DOCUMENTS[1:]] == [3, 11]
+    assert [len(commands(document)) for document in DOCUMENTS[1:]] == [3, 15, 6, 2]
