@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sglang_longcat.host import hf_config
 from sglang_longcat.planning import reserve
@@ -46,11 +46,13 @@ def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> N
         return
     gpu_mb = get_device_memory_capacity(cfg.device)
     chunk = cfg.chunked_prefill_size
-    graph_rows, window = _graph_sizes(cfg)
     reserve_mb = reserve.runtime_reserve_mb(
         prefill_tokens=chunk if chunk > 0 else cfg.max_prefill_tokens,
-        graph_rows=graph_rows,
-        window=window,
+        graph_rows=cfg.cuda_graph_config.decode.max_bs or 0,
+        window=reserve.window_tokens(
+            cfg.speculative_algorithm, cfg.speculative_num_draft_tokens, cfg.speculative_num_steps
+        ),
+        requests=cfg.max_running_requests,
         ranks=cfg.tp_size,
         attention_dp=cfg.attn_dp_size,
         fused_allreduce=cfg.flashinfer_allreduce_fusion_backend is not None,
@@ -63,16 +65,6 @@ def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> N
         )
         if not envs.SGLANG_MAX_KV_CHUNK_CAPACITY.is_set():
             envs.SGLANG_MAX_KV_CHUNK_CAPACITY.set(reserve.PREFIX_TOKENS)
-
-
-def _graph_sizes(cfg: Any) -> tuple[int, int]:
-    """(requests of the largest CUDA graph, tokens of each). SGLang settles speculation after this
-    step, so a window that the user does not give is not known yet."""
-    rows = cfg.cuda_graph_config.decode.max_bs or 0
-    if cfg.speculative_algorithm is None:
-        return rows, 1
-    window = cfg.speculative_num_draft_tokens or reserve.WINDOW
-    return reserve.drafting_graph_rows(rows, cfg.max_running_requests), window
 
 
 @functools.cache

@@ -28,6 +28,7 @@ from longcat_kernels.small_experts import Weights, is_faster
 from longcat_kernels.small_experts import experts as small_experts
 from longcat_kernels.small_experts import supports as supports_small
 from sglang_longcat import env
+from sglang_longcat.layers.constants import register_constant
 from sglang_longcat.layers.fp8_inputs import accepts_pair, pair_of
 from sglang_longcat.layers.operations import is_enabled
 from sglang_longcat.layers.step import is_deterministic
@@ -87,9 +88,7 @@ class LongcatMoE(LongcatFlashMoE):
         runner.no_combine_keep_router_weight = True
         self.ids_are_local = False
         self.held = self._take_over_ids()
-        # A buffer: SGLang keeps these when memory is released (`resume_memory_occupation`).
-        only_slot = torch.zeros(MAX_FINALIZE_TOKENS, 1, dtype=torch.int32)
-        self.register_buffer("only_slot", only_slot, persistent=False)
+        register_constant(self, "only_slot", torch.zeros(MAX_FINALIZE_TOKENS, 1, dtype=torch.int32))
 
     def _take_over_ids(self) -> tuple[int, int]:
         """(first, count) of the experts that `route` names: this rank's own, so that the grouped

@@ -31,6 +31,7 @@ from longcat_kernels.lite import INT4_GROUP
 from sglang_longcat import env, metrics
 from sglang_longcat.config import ConfigError, LongcatConfig
 from sglang_longcat.layers.allreduce_norm import defer_allreduce, use_allreduce_norm
+from sglang_longcat.layers.constants import register_constant
 from sglang_longcat.ngram.cache import NgramCache
 from sglang_longcat.ngram.host_memory import available_bytes, require_room
 from sglang_longcat.ngram.sharing import Sharers
@@ -94,10 +95,8 @@ class NgramEmbedding(nn.Module):
             torch.empty(self.ngram.tables * self.columns, config.hidden_size), requires_grad=False
         )
         self.cache = NgramCache(config, device=weight.device)
-        # Buffers: SGLang keeps these when the memory of weights is released, and nothing else. Ids
-        # would be computed from what then lies there.
         for name, constant in vars(self.cache.hash).items():
-            self.register_buffer(f"hash_{name}", constant, persistent=False)
+            register_constant(self, f"hash_{name}", constant)
         self.mean_factor = 1.0 / (1 + self.ngram.tables)
 
     def _place(

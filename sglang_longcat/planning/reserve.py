@@ -25,6 +25,7 @@ _MB_PER_GRAPH_ROW = 3.5  # 0.9 GiB for graphs of up to 256 rows
 # the code, not measured: 2.5 MiB a row, 11 MiB a request of four tokens.
 _MB_PER_WINDOW_ROW = _MB_PER_PREFILL_TOKEN + VOCAB * (2 + 4 + 3 * 4) / 2**20
 WINDOW = 4  # tokens of a verify window of three drafts
+NGRAM_WINDOW = 12  # SGLang's --speculative-num-draft-tokens for NGRAM, if the user gives none
 DRAFTING_REQUESTS = 48  # SGLang's --max-running-requests with speculation, if the user gives none
 _MB_PER_RANK = 256  # buffers of custom all-reduce and NCCL
 # Used by a server with replicas of attention; we do not know what allocates it. Of 5.25 GiB that
@@ -54,14 +55,23 @@ def runtime_reserve_mb(
     attention_dp: int = 1,
     fused_allreduce: bool = False,
     window: int = 1,
+    requests: int | None = None,
 ) -> float:
-    """In MiB, for prefills of so many tokens and CUDA graphs of up to `graph_rows` requests with
-    `window` tokens each (1 without speculation)."""
+    """In MiB, for prefills of so many tokens and CUDA graphs of up to `graph_rows` requests. With
+    speculation a request has `window` tokens, and no graph more requests than the server runs
+    (requests: --max-running-requests)."""
+    drafting = min(graph_rows, requests or DRAFTING_REQUESTS)
+    # The rows of windows are reckoned. Servers that kept what plain graphs take have run with
+    # drafts, so it is never less.
+    graphs = max(
+        _MB_PER_GRAPH_ROW * graph_rows,
+        (_MB_PER_GRAPH_ROW + _MB_PER_WINDOW_ROW * (window - 1)) * drafting,
+    )
     return (
         _BASE_MB
         + _MB_PER_PREFILL_TOKEN * max(prefill_tokens, 2048)
         + _MB_PER_PREFIX_TOKEN * PREFIX_TOKENS
-        + (_MB_PER_GRAPH_ROW + _MB_PER_WINDOW_ROW * (window - 1)) * graph_rows
+        + graphs
         + (_MB_PER_RANK * ranks if ranks > 1 else 0)
         + (_MB_ATTENTION_DP if attention_dp > 1 else 0)
         + (_MB_FUSED_ALLREDUCE_PER_RANK * ranks if fused_allreduce and ranks > 1 else 0)
@@ -76,10 +86,15 @@ def default_prefill_and_graph_rows(gpu_mb: float, ranks: int) -> tuple[int, int]
     return prefill_tokens, few_ranks if ranks < 4 else many_ranks
 
 
-def drafting_graph_rows(graph_rows: int, max_running_requests: int | None) -> int:
-    """Requests of the largest graph with speculation. SGLang limits the requests after it has
-    settled memory, and then captures no graph of more."""
-    return min(graph_rows, max_running_requests or DRAFTING_REQUESTS)
+def window_tokens(algorithm: str | None, tokens: int | None, steps: int | None) -> int:
+    """Tokens of a request in a verify step, 1 without speculation: what SGLang settles after
+    memory (arg_groups/speculative_hook.py). tokens, steps: --speculative-num-draft-tokens and
+    --speculative-num-steps, None if the user gives none. Drafts form a chain."""
+    if algorithm is None:
+        return 1
+    if algorithm.upper() == "NGRAM":
+        return tokens or NGRAM_WINDOW
+    return steps + 1 if steps else tokens or WINDOW
 
 
 def default_runtime_reserve_mb(
@@ -89,7 +104,7 @@ def default_runtime_reserve_mb(
     prefill_tokens, graph_rows = default_prefill_and_graph_rows(gpu_mb, ranks)
     return runtime_reserve_mb(
         prefill_tokens,
-        drafting_graph_rows(graph_rows, None) if draft else graph_rows,
+        graph_rows,
         ranks,
         attention_dp=attention_dp,
         window=WINDOW if draft else 1,

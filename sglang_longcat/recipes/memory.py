@@ -54,7 +54,7 @@ def memory_plan(recipe: Recipe, here: Hardware, config: LongcatConfig, given: Gi
                 reserve_mb=_reserve_mb(flags, here.memory.gpu_total / MIB),
                 tables=env.ngram_tables(),
                 table_dtype=env.ngram_table_dtype(),
-                draft=flags.get("speculative_algorithm") in MTP_ALGORITHMS,
+                draft=str(flags.get("speculative_algorithm")).upper() in MTP_ALGORITHMS,
                 tokens_wanted=context_length(recipe, config, given),
             ),
         )
@@ -72,13 +72,13 @@ def _reserve_mb(flags: Given, gpu_mb: float) -> float:
     prefill, rows = reserve.default_prefill_and_graph_rows(gpu_mb, ranks)
     sizes = flags.get("cuda_graph_bs_decode")
     rows = max(sizes) if sizes else flags.get("cuda_graph_max_bs_decode") or rows
-    window = flags.get("speculative_num_draft_tokens") or 1
-    if window > 1:
-        rows = reserve.drafting_graph_rows(rows, flags.get("max_running_requests"))
+    names = ("speculative_algorithm", "speculative_num_draft_tokens", "speculative_num_steps")
+    algorithm, tokens, steps = map(flags.get, names)
     return reserve.runtime_reserve_mb(
         flags.get("chunked_prefill_size") or prefill,
         rows,
         ranks,
         attention_dp=flags.get("attn_dp_size", 1),
-        window=window,
+        window=reserve.window_tokens(algorithm, tokens, steps),
+        requests=flags.get("max_running_requests"),
     )

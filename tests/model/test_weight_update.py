@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sglang_longcat.testing.tiny import TinyOptions, write_tiny
-from tests.harness import engine
+from tests.harness import engine, server
 from tests.model.scoring import Oracle, ask, assert_same, rewritten, text
+from tests.serving.http import post
 
 PROMPTS = [text(length, seed=900 + length) for length in (2, 9, 33)]
 EXPERT = "model.layers.1.mlp.experts.7.down_proj.weight"
@@ -109,3 +110,25 @@ def test_wrong_tensors_are_refused(tiny: Path, oracle: Oracle) -> None:
         assert done, message
         with pytest.raises(AssertionError):
             assert_same(ask(llm, PROMPTS, logprobs_from=0), oracle)
+
+
+def test_random_weights_are_replaced(tiny: Path, oracle: Oracle) -> None:
+    """A trainer's proof that an update reaches every weight: a snapshot, random values, the update.
+    Red if the random values reach what no update brings back, as the hash's constants. (SGLang's
+    comparison at the end needs CUDA.)"""
+    steps: list[tuple[str, dict[str, str]]] = [
+        ("/weights_checker", {"action": "snapshot"}),
+        ("/weights_checker", {"action": "reset_tensors"}),
+        ("/update_weights_from_disk", {"model_path": str(tiny)}),
+    ]
+    with server(tiny) as running:
+        for path, body in steps:
+            status, said = post(running, path, body)
+            assert status == 200, (body, said)
+        for prompt in PROMPTS:
+            sampling = {"temperature": 0, "max_new_tokens": 8}
+            status, said = post(
+                running, "/generate", {"input_ids": prompt, "sampling_params": sampling}
+            )
+            assert status == 200, said
+            assert json.loads(said)["output_ids"] == oracle.logits.__wrapped__.greedy(prompt, 8)

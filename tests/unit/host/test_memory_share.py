@@ -107,7 +107,28 @@ def test_a_verify_window_has_its_memory(checkpoint: Path, monkeypatch: pytest.Mo
     wider = settle(checkpoint, monkeypatch, H200, **size, **nextn(5))
     assert (drafts - wider) * H200 > 800 * 131_072 * (2 + 4 * 4) / 2**20
     few = settle(checkpoint, monkeypatch, H200, graphs=graphs, **nextn(3))
-    assert (few - drafts) * H200 == pytest.approx((400 - 48) * 11, rel=0.05)
+    assert (few - drafts) * H200 == pytest.approx(400 * (11 - 3.5), rel=0.05)
+
+
+def test_drafts_never_lower_the_reserve(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = CudaGraphConfig(decode=PhaseConfig(max_bs=256))
+    plain = settle(checkpoint, monkeypatch, H200, graphs=graphs)
+    assert settle(checkpoint, monkeypatch, H200, graphs=graphs, **nextn(3)) <= plain
+
+
+@pytest.mark.parametrize(
+    ("given", "tokens"),
+    [
+        ((None, None, None), 1),
+        (("NEXTN", None, None), 4),
+        (("NEXTN", 4, 7), 8),  # SGLang takes steps + 1 for a chain
+        (("STANDALONE", 6, None), 6),
+        (("ngram", None, None), 12),
+        (("NGRAM", 5, 3), 5),
+    ],
+)
+def test_the_window_is_the_one_that_sglang_settles(given: tuple[Any, ...], tokens: int) -> None:
+    assert reserve.window_tokens(*given) == tokens
 
 
 def test_the_plans_default_is_the_servers_with_drafts(
