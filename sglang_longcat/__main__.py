@@ -18,10 +18,9 @@ from sglang_longcat.speculation import draft_vocabulary
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = _parser()
-    args, further = parser.parse_known_args(argv)
+    args, further = _parser().parse_known_args(argv)
     if further and args.run is not serve.run:
-        parser.error(f"unrecognized arguments: {' '.join(further)}")
+        args.parser.error(f"unrecognized arguments: {' '.join(further)}")
     try:
         return int(serve.run(args, further) if args.run is serve.run else args.run(args))
     except (OSError, ValueError) as error:
@@ -36,21 +35,21 @@ def _parser() -> argparse.ArgumentParser:
     # No abbreviations: SGLang's --host would be taken for --host-memory.
     server = commands.add_parser("serve", help="start a server", allow_abbrev=False)
     serve.add_arguments(server)
-    server.set_defaults(run=serve.run)
+    server.set_defaults(run=serve.run, parser=server)
     sizes = commands.add_parser("estimate", help="memory and shortest decode step, by GPU")
     estimate.add_arguments(sizes)
-    sizes.set_defaults(run=estimate.run)
+    sizes.set_defaults(run=estimate.run, parser=sizes)
     health = commands.add_parser("doctor", help="would the server start here, and if not, why")
     doctor.add_arguments(health)
-    health.set_defaults(run=doctor.run)
+    health.set_defaults(run=doctor.run, parser=health)
     drafts = commands.add_parser("draft-vocabulary", help="file for --speculative-token-map")
     draft_vocabulary.add_arguments(drafts)
-    drafts.set_defaults(run=draft_vocabulary.run)
+    drafts.set_defaults(run=draft_vocabulary.run, parser=drafts)
     smaller = commands.add_parser("quantize", help="a 4-bit checkpoint from the bf16 one")
     quantize.add_arguments(smaller)
-    smaller.set_defaults(run=quantize.run)
+    smaller.set_defaults(run=quantize.run, parser=smaller)
     template = commands.add_parser("template", help="path of a chat template, for --chat-template")
-    template.set_defaults(run=_print_template)
+    template.set_defaults(run=_print_template, parser=template)
     return parser
 
 

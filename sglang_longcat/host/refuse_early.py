@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sglang_longcat.host import hf_config
@@ -31,12 +32,20 @@ def refuse(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> N
 
     previous(server_args)
     # In this order, so that SGLang reads the config.json of other models when it always does.
-    if not unsupported_flags(server_args) and server_args.quantization is None:
+    by_format = server_args.quantization is not None and _names_longcat(server_args.model_path)
+    if not (by_format or unsupported_flags(server_args)):
         return
     config = model_config_of(server_args).hf_config
     if hf_config.is_served_by_us(config):
         refuse_unsupported(server_args)
         refuse_contradictions(server_args, hf_config.quant_method(config))
+
+
+def _names_longcat(model_path: str) -> bool:
+    """Whether config.json, read as text, does. Of a model that is not on this disk yet,
+    --quantization is refused when its class is built."""
+    file = Path(model_path) / "config.json"
+    return file.is_file() and "longcat" in file.read_text(errors="replace").lower()
 
 
 @functools.cache

@@ -25,6 +25,7 @@ from sglang_longcat.quantiser.selection import Options, QuantiseError, Selection
 from sglang_longcat.quantiser.shards import Step, Worker
 
 _CONFIG = "config.json"
+_MARK = ".sglang-longcat-quantize"  # in a directory that the tool may delete
 _SPARE = 1.01  # of the disk: headers, the index and the other files
 
 
@@ -59,6 +60,9 @@ class Job:
 def prepare(source: Path, out: Path, options: Options) -> Job:
     """Checks everything that can be checked without reading weights. Raises FileExistsError,
     CheckpointError, ConfigError, QuantiseError."""
+    out = out.resolve()  # the rename at the end would replace a link
+    if out.is_mount():
+        raise QuantiseError(f"{out} is a mount point; expected a directory in it, or elsewhere.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(
             f"{out} exists and is not an empty directory. Name another, or remove it."
@@ -102,10 +106,15 @@ def convert(job: Job, *, threads: int, step: Step, started: Callable[[str], None
 @contextlib.contextmanager
 def _at_once(job: Job) -> Iterator[Path]:
     """The partial directory: renamed to OUT at the end, removed after an error or Ctrl-C."""
+    mark = job.partial / _MARK
+    if job.partial.exists() and not mark.exists():
+        raise FileExistsError(f"{job.partial} is not of this tool, and is needed. Move it away.")
     shutil.rmtree(job.partial, ignore_errors=True)  # of a run that was killed
     job.partial.mkdir(parents=True)
+    mark.touch()
     try:
         yield job.partial
+        mark.unlink()
         job.partial.rename(job.out)
     except BaseException:
         shutil.rmtree(job.partial, ignore_errors=True)

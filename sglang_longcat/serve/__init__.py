@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sglang_longcat import env
 from sglang_longcat.checkpoint.locate import locate
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.planning.roofline import GPUS
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace, further: Sequence[str]) -> int:
     ValueError or OSError with what is wrong and what to do."""
     from sglang_longcat.serve import command, flags, machine, reasons
 
+    env.ngram_tables(), env.ngram_table_dtype()  # a wrong value is no recipe's fault
     name, words = _recipe_name(args, further)
     environment = dict(os.environ)  # before anything is set here for SGLang's import
     here = machine.described(args) if args.gpu else machine.detected(args)
@@ -64,6 +66,8 @@ def run(args: argparse.Namespace, further: Sequence[str]) -> int:
 def _recipe_name(args: argparse.Namespace, further: Sequence[str]) -> tuple[str | None, list[str]]:
     """(the recipe's name, if one is named; SGLang's flags)."""
     words = list(further)
+    if "--" in words:  # as a shell user may part our arguments from SGLang's
+        words.remove("--")
     name = words.pop(0) if words and not words[0].startswith("-") else None
     if name and args.recipe and name != args.recipe:
         raise ValueError(f"{name} and --recipe {args.recipe}: expected one recipe; leave one out")

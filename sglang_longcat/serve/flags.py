@@ -26,11 +26,23 @@ def read(words: Sequence[str], *, on_cpu: bool) -> dict[str, Any]:
     """The settings that the words give, by SGLang's names ("tp_size"). Raises ValueError."""
     if not words:
         return {}
-    if "--config" in words:
-        raise ValueError("--config: a recipe is such a file; name yours: serve FILE.yaml")
     with quiet.capture():
         parser = _sglang_parser(on_cpu=on_cpu)
-    return vars(parser.parse_args(list(words)))
+    given = vars(parser.parse_args(list(words)))
+    if "config" in given:
+        raise ValueError("--config: a recipe is such a file; name yours: serve FILE.yaml")
+    _refuse_impossible(given)
+    return given
+
+
+def _refuse_impossible(given: dict[str, Any]) -> None:
+    """A plan would take these as they are, and promise what no server has."""
+    for name in ("tp_size", "dp_size"):
+        if given.get(name, 1) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {given[name]}: expected 1 or more")
+    fraction = given.get("mem_fraction_static")
+    if fraction is not None and not 0 < fraction < 1:
+        raise ValueError(f"--mem-fraction-static {fraction}: expected a part of 1, say 0.9")
 
 
 def _sglang_parser(*, on_cpu: bool) -> argparse.ArgumentParser:

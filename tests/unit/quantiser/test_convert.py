@@ -150,14 +150,28 @@ def test_cut_short(
     assert message in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_killed(source: Path, tmp_path: Path) -> None:
-    """Red if what a killed run leaves loads, or stops the next run."""
+def test_killed(source: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Red if what a killed run leaves loads, or stops the next run, or if a user's own directory is
+    taken for it."""
     partial = tmp_path / "out.partial"
     partial.mkdir()
     (partial / "left").write_text("")
+    assert main(["quantize", str(source), str(tmp_path / "out")]) == 2
+    assert "not of this tool" in capsys.readouterr().err.replace("\n", " ")
+    assert (partial / "left").exists()
+    (partial / convert._MARK).touch()
     assert main(["quantize", str(source), str(tmp_path / "out")]) == 0
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
     assert not (tmp_path / "out" / "left").exists()
+
+
+def test_a_link_is_followed(source: Path, tmp_path: Path) -> None:
+    """Red if the whole run is thrown away because its result cannot replace a link."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
+    assert main(["quantize", str(source), str(tmp_path / "out")]) == 0
+    assert (tmp_path / "elsewhere" / "config.json").exists()
+    assert (tmp_path / "out").is_symlink()
 
 
 _MEASURE = """

@@ -166,6 +166,9 @@ def test_cpu(run, here, tmp_path):
         (("cpu-nano", "--gaol", "latency"), "unrecognized arguments: --gaol latency"),
         (("cpu-nano", "--port", "many"), "argument --port: invalid int value: 'many'"),
         (("cpu-nano", "--config", "x.yaml"), "--config: a recipe is such a file"),
+        (("cpu-nano", "--config=x.yaml"), "--config: a recipe is such a file"),
+        (("cpu-nano", "--tp-size", "0"), "--tp-size 0: expected 1 or more"),
+        (("cpu-nano", "--mem-fraction-static", "1.5"), "expected a part of 1, say 0.9"),
         (("--gpu", "H200", "--model-path", "/none"), "/none is neither a directory nor a"),
         (("--gpu", "H100-80G", "--host-memory", "40"), "needs 61 GiB of host memory"),
     ],
@@ -175,6 +178,18 @@ def test_refuses(run, here, words, message):
     status, lines, error = run(*words)
     assert (status, lines) == (2, [])
     assert re.search(message, error, flags=re.DOTALL)
+
+
+def test_a_wrong_switch_is_no_recipes_fault(run, monkeypatch):
+    monkeypatch.setenv("LONGCAT_NGRAM_TABLES", "ssd")
+    status, lines, error = run("--print", "--gpu", "H200")
+    assert (status, lines) == (2, [])
+    assert error.startswith("error: LONGCAT_NGRAM_TABLES='ssd': expected one of")
+
+
+def test_sglangs_flags_after_two_dashes(run):
+    status, lines, _ = run("--print", "--gpu", "H200", "--", "--port", "31000")
+    assert (status, lines[-1]) == (0, command("h200-tp1-balanced", "--port 31000"))
 
 
 @pytest.mark.parametrize("words", [("--goal", "speed"), ("--gpu", "H300")])
@@ -190,9 +205,10 @@ def test_our_flags_are_not_sglangs():
     assert set(ours) & set(theirs) == {"--model-path", "--model"}
 
 
-def test_other_commands_take_no_further_flags():
+def test_other_commands_take_no_further_flags(capsys):
     with pytest.raises(SystemExit):
         cli.main(["estimate", "--port", "31000"])
+    assert "usage: sglang-longcat estimate" in capsys.readouterr().err
 
 
 def test_published_names(monkeypatch):
