@@ -138,16 +138,21 @@ def run_pip(command: list[str], *, site: Path, total: int, lock_fd: int) -> None
 
 
 def build_overlay(base: Path) -> None:
-    shutil.rmtree(VENV, ignore_errors=True)
-    create_venv(VENV, with_pip=False)
-    # addsitedir, unlike a bare path line, also runs the .pth files of the packages in the base.
-    line = f"import site; site.addsitedir({str(site_packages(base))!r})\n"
-    (site_packages(VENV) / "00_locked_packages.pth").write_text(line)
+    create_overlay(VENV, base)
     for script in sorted((base / "bin").iterdir()):
         link_script(script, base=base)
     command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps"]
     command += ["--no-build-isolation", "--disable-pip-version-check", "--editable", str(ROOT)]
     subprocess.run(command, check=True)
+
+
+def create_overlay(env: Path, base: Path) -> None:
+    """An environment without packages of its own, which sees those of the base."""
+    shutil.rmtree(env, ignore_errors=True)
+    create_venv(env, with_pip=False)
+    # addsitedir, unlike a bare path line, also runs the .pth files of the packages in the base.
+    line = f"import site; site.addsitedir({str(site_packages(base))!r})\n"
+    (site_packages(env) / "00_locked_packages.pth").write_text(line)
 
 
 def write_bytecode(base: Path) -> None:

@@ -15,7 +15,8 @@ from benchmarks.kernels.timing import Call, Case, Implementation, Row, parse, ru
 from longcat_kernels import lite, ngram
 from longcat_kernels.ngram import HashParams, workloads
 from longcat_kernels.ngram.reference import gather
-from longcat_kernels.row_table import Format, RowTable, row_width
+from longcat_kernels.row_layout import Format, row_width
+from longcat_kernels.row_table import RowTable
 
 FORMATS: dict[str, Format] = {"bf16": "plain", "fp8": "fp8", "int4": "int4"}
 PREFILLS = {

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,11 +32,8 @@ def environment(version: str) -> Path:
     if (folder / ".complete").exists():
         install_project(folder)
         return folder
-    shutil.rmtree(folder, ignore_errors=True)
     say(f"installing SGLang {version} and what it pins differently into {folder}")
-    setup_env.create_venv(folder, with_pip=False)
-    line = f"import site; site.addsitedir({str(setup_env.site_packages(base))!r})\n"
-    (setup_env.site_packages(folder) / "00_locked_packages.pth").write_text(line)
+    setup_env.create_overlay(folder, base)
     run(folder, *FROM_PYPI, f"sglang=={version}")
     install_pins(folder)
     install_project(folder)

@@ -15,27 +15,14 @@ that is a multiple of 32. A row of 256 columns takes 512, 272 and 144 bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-from longcat_kernels.lite import FP8_ROW_SCALE_BYTES, INT4_GROUP, INT4_ROW_ALIGN
+from longcat_kernels.lite import INT4_GROUP
+from longcat_kernels.row_layout import Format, int4_groups, row_width
 
-Format = Literal["plain", "fp8", "int4"]
 FP8 = torch.float8_e4m3fn
 _SCALE = 4  # bytes of an fp8 row's scale
-
-
-def row_width(columns: int, format: Format) -> int:
-    """Elements of a row's storage. ValueError if int4 cannot hold that many columns."""
-    if format == "plain":
-        return columns
-    if format == "fp8":
-        return columns + FP8_ROW_SCALE_BYTES
-    if columns % 2:
-        raise ValueError(f"int4 rows of {columns} columns: expected an even number. Use fp8 rows.")
-    used = columns // 2 + 2 * _groups(columns)
-    return -(-used // INT4_ROW_ALIGN) * INT4_ROW_ALIGN
 
 
 @dataclass(frozen=True)
@@ -102,7 +89,7 @@ def quantise_int4(weight: torch.Tensor) -> torch.Tensor:
     magnitude becomes code -8, whatever its sign: all 16 codes are used. The last group of a row may
     be shorter. Ranks whose columns are whole groups get the values of one rank."""
     columns = weight.shape[1]
-    half, count, out = columns // 2, _groups(columns), _storage(weight, "int4")
+    half, count, out = columns // 2, int4_groups(columns), _storage(weight, "int4")
     padded = torch.nn.functional.pad(weight.float(), (0, count * INT4_GROUP - columns))
     groups = padded.unflatten(1, (count, INT4_GROUP))
     peaks = groups.gather(2, groups.abs().argmax(2, keepdim=True))
@@ -112,10 +99,6 @@ def quantise_int4(weight: torch.Tensor) -> torch.Tensor:
     out[:, :half] = (codes[:, :half] | codes[:, half:columns] << 4).view(torch.uint8)
     out[:, half : half + 2 * count] = scales[:, :, 0].contiguous().view(torch.uint8)
     return out
-
-
-def _groups(columns: int) -> int:
-    return -(-columns // INT4_GROUP)
 
 
 def _storage(weight: torch.Tensor, format: Format) -> torch.Tensor:
@@ -129,7 +112,7 @@ def _fp8_values(stored: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 def _int4_values(stored: torch.Tensor, columns: int) -> torch.Tensor:
-    half, count = columns // 2, _groups(columns)
+    half, count = columns // 2, int4_groups(columns)
     scales = stored[..., half : half + 2 * count].contiguous().view(torch.bfloat16).float()
     scales = scales.repeat_interleave(INT4_GROUP, -1)[..., :columns]
     packed = stored[..., :half]

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
-from longcat_kernels import lite, row_table
+from longcat_kernels import lite, row_layout
 from longcat_kernels.compile_only import compile_only
 from longcat_kernels.deep_gemm_cache import HOPPER_SMS, default_folder, lite_gemms
 from longcat_kernels.small_linear import workloads as small_linear
@@ -63,7 +63,7 @@ class Sizes:
     eos: int = len(lite.EOS)  # how many end-of-sequence tokens
     ring: int = lite.RING
     columns: int = lite.NGRAM_COLUMNS  # of an n-gram row, on one rank
-    row_format: row_table.Format = "plain"  # of the n-gram tables
+    row_format: row_layout.Format = "plain"  # of the n-gram tables
     fp8_inputs: bool = False  # of projections and experts, whose weights are block FP8
     expert_columns: int = lite.EXPERT_FFN  # of an expert, on one rank
     fp8_kv: bool = False  # rows of the KV pool

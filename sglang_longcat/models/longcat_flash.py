@@ -39,7 +39,7 @@ from sglang_longcat.layers.operations import enabled_operations
 from sglang_longcat.layers.packed import prepare_reader, serving_config
 from sglang_longcat.ngram.embedding import NgramEmbedding
 from sglang_longcat.ngram.state import NgramStateMixin
-from sglang_longcat.planning.plan import MTP_ALGORITHMS
+from sglang_longcat.planning.plan import mtp_drafts
 from sglang_longcat.speculation.draft_head import head_changed
 from sglang_longcat.speculation.draft_reader import DraftReader
 
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 def _check_draft(lite: LongcatConfig, path: str) -> None:
     """Detect missing tensors of the draft before the target's 128 GiB are read, not after."""
     args = get_server_args()
-    if (args.speculative_algorithm or "").upper() in MTP_ALGORITHMS:
+    if mtp_drafts(args.speculative_algorithm):
         DraftReader(lite, args.speculative_draft_model_path or path).check_files()
 
 

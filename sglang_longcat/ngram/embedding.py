@@ -38,11 +38,11 @@ from sglang_longcat.ngram.sharing import Sharers
 from sglang_longcat.ngram.tables import NgramTables
 from sglang_longcat.planning import placement, sizing
 from sglang_longcat.planning.plan import (
-    MTP_ALGORITHMS,
     MachineMemory,
     MemoryFlags,
     device_room,
     draft_bytes,
+    mtp_drafts,
 )
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class NgramEmbedding(nn.Module):
         layers are allocated by then; the head, as large as the word embedding, and the draft model
         are not."""
         args = get_server_args()
-        drafts = (args.speculative_algorithm or "").upper() in MTP_ALGORITHMS
+        drafts = mtp_drafts(args.speculative_algorithm)
         row = sizing.row_bytes(self.columns, dtype.itemsize, env.ngram_table_dtype())
         tables = sum(self.ngram.rows) * row
         room = 0  # a CPU has host memory only

@@ -15,14 +15,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from longcat_kernels.row_table import (
-    Format,
-    RowTable,
-    quantise_fp8,
-    quantise_int4,
-    row_scales,
-    row_width,
-)
+from longcat_kernels.row_layout import Format, row_width
+from longcat_kernels.row_table import RowTable, quantise_fp8, quantise_int4, row_scales
 from sglang_longcat.ngram.host_memory import HostMemory, cores
 from sglang_longcat.ngram.sharing import Sharers
 from sglang_longcat.planning.placement import Where

@@ -18,7 +18,7 @@ from sglang_longcat.config import LongcatConfig
 from sglang_longcat.planning import placement, reserve, sizing
 from sglang_longcat.planning.sizing import GIB, MIB
 
-MTP_ALGORITHMS = ("NEXTN", "EAGLE")  # values of --speculative-algorithm: the MTP layer drafts
+_MTP_ALGORITHMS = ("NEXTN", "EAGLE")
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,11 @@ class MemoryPlan:
     def kv_tokens(self) -> int:
         """Of one replica; negative: the weights do not fit."""
         return self.room.kv_tokens(self.tables)
+
+
+def mtp_drafts(algorithm: str | None) -> bool:
+    """Whether the MTP layer drafts with this --speculative-algorithm, None if there is none."""
+    return (algorithm or "").upper() in _MTP_ALGORITHMS
 
 
 def plan_memory(config: LongcatConfig, memory: MachineMemory, flags: MemoryFlags) -> MemoryPlan:

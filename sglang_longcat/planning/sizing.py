@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from longcat_kernels.lite import FP8_ROW_SCALE_BYTES, INT4_GROUP, INT4_ROW_ALIGN
+from longcat_kernels.row_layout import row_width
 from sglang_longcat.checkpoint.layout import (
     MTP_PREFIX,
     as_stored,
@@ -167,13 +167,10 @@ def table_bytes(config: LongcatConfig, dtype: TableDtype = "bf16", *, ranks: int
 
 def row_bytes(columns: int, value_bytes: int, dtype: TableDtype) -> int:
     """One rank's part of a row of a table. Rows of fp8 and int4 carry their scales and do not
-    depend on `value_bytes`. The layout is `longcat_kernels.row_table`'s."""
+    depend on `value_bytes`."""
     if dtype == "bf16":
         return columns * value_bytes
-    if dtype == "fp8":
-        return columns + FP8_ROW_SCALE_BYTES
-    used = columns // 2 + 2 * -(-columns // INT4_GROUP)
-    return -(-used // INT4_ROW_ALIGN) * INT4_ROW_ALIGN
+    return row_width(columns, dtype)
 
 
 def weight_bytes(config: LongcatConfig, *, mtp: bool = False) -> int:

@@ -14,10 +14,10 @@ from sglang_longcat import env
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.planning import reserve
 from sglang_longcat.planning.plan import (
-    MTP_ALGORITHMS,
     MachineMemory,
     MemoryFlags,
     MemoryPlan,
+    mtp_drafts,
     plan_memory,
 )
 from sglang_longcat.planning.sizing import GIB, MIB
@@ -54,7 +54,7 @@ def memory_plan(recipe: Recipe, here: Hardware, config: LongcatConfig, given: Gi
                 reserve_mb=_reserve_mb(flags, here.memory.gpu_total / MIB),
                 tables=env.ngram_tables(),
                 table_dtype=env.ngram_table_dtype(),
-                draft=str(flags.get("speculative_algorithm")).upper() in MTP_ALGORITHMS,
+                draft=mtp_drafts(flags.get("speculative_algorithm")),
                 tokens_wanted=context_length(recipe, config, given),
             ),
         )

@@ -25,11 +25,6 @@ FP8 = {"LONGCAT_DRAFT_HEAD": "fp8"}
 PROMPTS = [text(length, seed=length) for length in (1, 2, 5, 11, 30)]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return predictable(tiny, tmp_path_factory.mktemp("head") / "predictable")
-
-
 @pytest.fixture
 def kept(tmp_path: Path) -> torch.Tensor:
     """Tokens that may be drafted, of the 2,048 that there are."""

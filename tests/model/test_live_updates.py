@@ -29,11 +29,6 @@ Update = Callable[[Engine, Path], None]
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return predictable(tiny, tmp_path_factory.mktemp("live") / "old")
-
-
-@pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Other weights of the same sizes, whose drafts are often right too."""
     folder = tmp_path_factory.mktemp("live")

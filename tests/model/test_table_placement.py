@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from longcat_kernels.row_table import Format, RowTable, quantise_fp8, quantise_int4, row_scales
+from longcat_kernels.row_layout import Format
+from longcat_kernels.row_table import RowTable, quantise_fp8, quantise_int4, row_scales
 from sglang_longcat.reference import ReferenceModel
 from tests.harness import HarnessError, engine
 from tests.model.scoring import Oracle, ask, assert_same

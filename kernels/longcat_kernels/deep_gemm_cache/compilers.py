@@ -56,7 +56,7 @@ def build_stand_in(folder: Path, sms: int) -> Path:
         "-Xcompiler",
         "-fPIC",
     ]
-    command += ["-Xcompiler", "-fPIC", "-Xlinker", "-soname=libcuda.so.1"]
+    command += ["-Xlinker", "-soname=libcuda.so.1"]
     command += ["-o", str(library), str(SOURCE)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

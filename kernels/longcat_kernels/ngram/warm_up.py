@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from longcat_kernels.ngram import Prefill, Window, extend_rows, make_hash_params, window_rows
-from longcat_kernels.row_table import RowTable, row_width
+from longcat_kernels.row_layout import row_width
+from longcat_kernels.row_table import RowTable
 
 if TYPE_CHECKING:
     from longcat_kernels.warm_up import Sizes
