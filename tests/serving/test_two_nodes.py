@@ -101,5 +101,6 @@ def test_a_server_ends_when_a_node_dies(checkpoint):
         nodes[1].close()
         status, text = ask(nodes[0])
         assert status == 0
-        assert "closed connection" in text
+        # Which of the two depends on whether the request was read before the server ended.
+        assert "closed connection" in text or "Connection reset by peer" in text
         assert "Connection reset by peer" in nodes[0].log or "closed" in nodes[0].log
