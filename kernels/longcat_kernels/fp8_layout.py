@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import torch
 
+FP8 = torch.float8_e4m3fn
 GROUP = 128
 LARGEST = 448.0  # of float8_e4m3fn
 FLOOR = 1e-10  # keeps a group of zeros finite; flashinfer's norm has 1e-4
@@ -53,7 +54,7 @@ def quantise(x: torch.Tensor) -> Pair:
     amax = groups.abs().amax(dim=2).clamp(min=FLOOR)
     scales_of(rows, tokens).copy_(amax / LARGEST)
     q = (groups * (LARGEST / amax)[:, :, None]).flatten(1)
-    return q.to(torch.float8_e4m3fn), scales_of(rows, tokens)
+    return q.to(FP8), scales_of(rows, tokens)
 
 
 def quantise_blocks(weight: torch.Tensor) -> Pair:
@@ -65,7 +66,7 @@ def quantise_blocks(weight: torch.Tensor) -> Pair:
     padded = torch.nn.functional.pad(weight.float(), (0, pad[0], 0, pad[1]))
     blocks = padded.unflatten(0, (-1, GROUP)).unflatten(2, (-1, GROUP))
     scales = blocks.abs().amax(dim=(1, 3)).clamp(min=FLOOR) / LARGEST
-    q = (blocks / scales[:, None, :, None]).to(torch.float8_e4m3fn)
+    q = (blocks / scales[:, None, :, None]).to(FP8)
     return q.flatten(2, 3).flatten(0, 1)[:rows, :columns].contiguous(), scales
 
 

@@ -113,6 +113,12 @@ def add_norm_quantise(
     return normed, (q, scales_of(rows, tokens))
 
 
+def quantise(x: torch.Tensor) -> Pair:
+    """The launch that SGLang has before a GEMM. x: [T, C] bf16."""
+    pair = per_token_group_quant(x, group_size=GROUP, column_major_scales=True)
+    return cast(Pair, pair)
+
+
 def swiglu_quantise(gate_up: torch.Tensor) -> Pair:
     """silu(gate) * up, rounded as SGLang's activation rounds it, quantised. gate_up: [T, 2 C]."""
     pair = per_token_group_quant(

@@ -1,10 +1,11 @@
 """Dense MLP and projections: our kernels for few tokens, SGLang's path otherwise.
 
 The kernels (`longcat_kernels.small_linear`) read bf16 or block-FP8 weights on a GPU, for the shapes
-and numbers of tokens at which they beat cuBLAS or DeepGEMM. They take bf16 activations, so nothing
-quantises these beforehand. `use_small_linear` decides. Weights, their loading, tensor parallelism
-and other quantisations are SGLang's. `--bf16-gemm-backend torch` switches the kernels for bf16
-weights off.
+and numbers of tokens at which they beat cuBLAS or DeepGEMM. Most take bf16 activations, so nothing
+quantises these beforehand: `use_small_linear` decides. For block FP8 others take the pair that
+DeepGEMM would take: `use_pair_linear` decides, and comes first. Weights, their loading, tensor
+parallelism and other quantisations are SGLang's. `--bf16-gemm-backend torch` switches the kernels
+for bf16 weights off.
 """
 
 from __future__ import annotations
@@ -19,11 +20,20 @@ from sglang.srt.layers.quantization.unquant import (
 )
 from sglang.srt.models import longcat_flash as upstream
 
-from longcat_kernels.small_linear import is_faster, linear, swiglu_linear
+from longcat_kernels.small_linear import (
+    is_faster,
+    linear,
+    pair_linear,
+    pair_swiglu,
+    swiglu_linear,
+)
+from longcat_kernels.small_linear.configs import PAIR_OF
 from sglang_longcat.layers.fp8_inputs import (
     Fp8PairMethod,
     accepts_pair,
     install_pair_method,
+    pair_of,
+    quantise,
     swiglu_quantise,
     use_fused_quantisation,
 )
@@ -31,6 +41,7 @@ from sglang_longcat.layers.operations import is_enabled
 from sglang_longcat.layers.step import is_deterministic
 
 if TYPE_CHECKING:
+    from longcat_kernels.fp8_layout import Pair
     from longcat_kernels.small_linear.configs import Op
 
 
@@ -48,8 +59,8 @@ class SmallLinearMethod(UnquantizedLinearMethod):
 
 
 class SmallFp8Method(Fp8PairMethod):
-    """SGLang's method for block-FP8 weights, with our kernel where it is faster. DeepGEMM takes the
-    pair that the activation may carry."""
+    """SGLang's method for block-FP8 weights, with our kernels where they are faster. DeepGEMM takes
+    the pair that the activation may carry."""
 
     def __init__(self, config: Any, op: Op) -> None:
         super().__init__(config)
@@ -57,7 +68,9 @@ class SmallFp8Method(Fp8PairMethod):
 
     def apply(self, layer: Any, x: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
         if bias is None and self.op == "linear" and use_small_linear(layer, x):
-            return linear(x, layer.weight, layer.weight_scale_inv)
+            return linear(x, *_fp8_weight(layer))
+        if bias is None and self.op == "linear" and use_pair_linear(layer, x):
+            return pair_linear(_pair(x), *_fp8_weight(layer))
         return super().apply(layer, x, bias)
 
 
@@ -73,7 +86,11 @@ class LongcatMLP(upstream.LongcatFlashMLP):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if use_small_linear(self.gate_up_proj, x):
             return self.down_proj(swiglu_linear(x, *weight_of(self.gate_up_proj)))[0]
-        if accepts_pair(self.down_proj) and use_fused_quantisation("fp8_swiglu", x):
+        if not reads_pair(self.down_proj, x):
+            return super().forward(x)
+        if use_pair_linear(self.gate_up_proj, x):
+            return self.down_proj(pair_swiglu(_pair(x), *_fp8_weight(self.gate_up_proj)))[0]
+        if use_fused_quantisation("fp8_swiglu", x):
             return self.down_proj(swiglu_quantise(self.gate_up_proj(x)[0]))[0]
         return super().forward(x)
 
@@ -108,7 +125,28 @@ def use_small_linear(layer: torch.nn.Module, x: Any) -> bool:
         and layer.weight.is_contiguous()
         and not torch.compiler.is_compiling()
         and is_enabled("small_linear")
+        and not use_pair_linear(layer, x)
     )
+
+
+def use_pair_linear(layer: Any, x: Any) -> bool:
+    """Whether this call runs our kernel for inputs that are quantised. x: a pair, or a bf16 tensor
+    with or without one."""
+    first = x[0] if isinstance(x, tuple) else x
+    return (
+        first.is_cuda
+        and isinstance(layer, LinearBase)
+        and first.ndim == 2
+        and isinstance(layer.quant_method, SmallFp8Method)
+        and is_faster(PAIR_OF[layer.quant_method.op], layer.weight, first.shape[0])
+        and layer.weight.is_contiguous()
+        and not torch.compiler.is_compiling()
+        and is_enabled("small_linear")
+    )
+
+
+def _pair(x: Any) -> Pair:
+    return x if isinstance(x, tuple) else pair_of(x) or quantise(x)
 
 
 def _is_small_bf16(layer: LinearBase) -> bool:
@@ -122,7 +160,11 @@ def _is_small_bf16(layer: LinearBase) -> bool:
 def weight_of(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The arguments of our kernel: weight, and scales in block FP8."""
     fp8 = isinstance(layer.quant_method, SmallFp8Method)
-    return layer.weight, layer.weight_scale_inv if fp8 else None
+    return _fp8_weight(layer) if fp8 else (layer.weight, None)
+
+
+def _fp8_weight(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return layer.weight, layer.weight_scale_inv
 
 
 def reads_pair(layer: torch.nn.Module, x: Any) -> bool:

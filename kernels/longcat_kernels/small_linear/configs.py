@@ -20,13 +20,15 @@ MOST_TOKENS = TOKENS[-1]  # for more tokens cuBLAS has good tiles to choose from
 BLOCK = 128  # rows and columns of a block-FP8 weight that share a scale
 
 Op = Literal["linear", "swiglu_linear"]
+PairOp = Literal["pair_linear", "pair_swiglu"]
+PAIR_OF: dict[Op, PairOp] = {"linear": "pair_linear", "swiglu_linear": "pair_swiglu"}
 
 
 class Config(NamedTuple):
-    """program: "gemv" (one token), "few" (up to four, block FP8) or "mma". Tiles have block_n rows
-    and block_k columns, and `ahead` of them are read before the wait (block FP8 and mma: so many
-    tiles of 128 columns). stages: of the pipeline (mma only). Block FP8: block_n divides 128, which
-    divides block_k."""
+    """program: "gemv" (one token), "few" (up to four, block FP8), "mma", or "pair" for pairs. Tiles
+    have block_n rows and block_k columns, and `ahead` of them are read before the wait (block FP8
+    and mma: so many tiles of 128 columns; pair: pieces of each row, into L2). stages: of the
+    pipeline (mma and pair). Block FP8: block_n divides 128, which divides block_k."""
 
     program: str
     block_n: int
@@ -36,7 +38,7 @@ class Config(NamedTuple):
     warps: int
 
 
-def find(op: Op, rows: int, columns: int, tokens: int, fp8: bool = False) -> Config | None:
+def find(op: Op | PairOp, rows: int, columns: int, tokens: int, fp8: bool = False) -> Config | None:
     """The tuned configuration for a weight [rows, columns], bf16 or block FP8; None: call the
     library."""
     if not 0 < tokens <= MOST_TOKENS:
@@ -56,11 +58,16 @@ def fallback(columns: int, tokens: int, fp8: bool = False) -> Config:
     return Config("mma", block_n=16, block_k=min(power, 256), ahead=1, stages=4, warps=4)
 
 
+def pair_fallback(op: PairOp) -> Config:
+    """For shapes that nobody tuned."""
+    return Config("pair", 128 if op == "pair_swiglu" else 64, 128, ahead=2, stages=4, warps=4)
+
+
 def bucket(tokens: int) -> int:
     return next(most for most in TOKENS if tokens <= most)
 
 
-def shape_key(op: Op, rows: int, columns: int, fp8: bool = False) -> str:
+def shape_key(op: Op | PairOp, rows: int, columns: int, fp8: bool = False) -> str:
     return f"{'fp8 ' if fp8 else ''}{op} {rows}x{columns}"
 
 

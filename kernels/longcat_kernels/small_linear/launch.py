@@ -1,4 +1,4 @@
-"""Launches the small projections: which of the five kernels, with which arguments."""
+"""Launches the small projections: which of the six kernels, with which arguments."""
 
 from __future__ import annotations
 
@@ -8,9 +8,18 @@ import torch
 import triton
 
 from longcat_kernels.dispatch import pdl_options
+from longcat_kernels.fp8_layout import FP8, Pair, scale_rows, scales_of
 from longcat_kernels.small_linear import _triton, _triton_fp8
 from longcat_kernels.small_linear._triton_fp8_few import _few_kernel
-from longcat_kernels.small_linear.configs import Config, Op, fallback, find
+from longcat_kernels.small_linear._triton_fp8_pair import _pair_kernel
+from longcat_kernels.small_linear.configs import (
+    Config,
+    Op,
+    PairOp,
+    fallback,
+    find,
+    pair_fallback,
+)
 
 
 def launch(
@@ -53,6 +62,45 @@ def launch(
         constants |= {"STAGES": config.stages, "TOKENS": 16 if tokens <= 16 else 32}
         kernels._mma_kernel[grid](*arguments, **constants)
     return out
+
+
+def launch_pair(
+    op: PairOp,
+    pair: Pair,
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    config: Config | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The public function called `op`: its result, and the result's scales for SwiGLU."""
+    q, q_scales = pair
+    tokens, columns = q.shape
+    swiglu = op == "pair_swiglu"
+    n = weight.shape[0] // 2 if swiglu else weight.shape[0]
+    out = torch.empty((tokens, n), dtype=FP8 if swiglu else torch.bfloat16, device=q.device)
+    out_scales = scale_rows(tokens, n, q.device) if swiglu else None
+    if tokens and n:
+        config = config or find(op, weight.shape[0], columns, tokens, True) or pair_fallback(op)
+        _pair_kernel[(triton.cdiv(n, config.block_n),)](
+            q,
+            q_scales,
+            weight,
+            scales.contiguous(),
+            out,
+            q_scales if out_scales is None else out_scales,
+            tokens,
+            q_scales.stride(1),
+            n,
+            K=columns,
+            SWIGLU=swiglu,
+            BLOCK_N=config.block_n,
+            BLOCK_K=config.block_k,
+            PARTS=config.ahead,
+            STAGES=config.stages,
+            TOKENS=max(8, triton.next_power_of_2(tokens)),
+            num_warps=config.warps,
+            **pdl_options(q),
+        )
+    return out, None if out_scales is None else scales_of(out_scales, tokens)
 
 
 def _aligned(x: torch.Tensor) -> torch.Tensor:

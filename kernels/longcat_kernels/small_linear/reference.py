@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from longcat_kernels.fp8_layout import Pair, quantise
+from longcat_kernels.fp8_layout import widen as widen_pair
 from longcat_kernels.small_linear.configs import BLOCK
 
 
@@ -26,6 +28,15 @@ def swiglu_linear(
 ) -> torch.Tensor:
     gate, up = (x.float() @ widen(weight, scales).t()).chunk(2, dim=-1)
     return (torch.nn.functional.silu(gate) * up).to(x.dtype)
+
+
+def pair_linear(pair: Pair, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    return (widen_pair(pair) @ widen(weight, scales).t()).bfloat16()
+
+
+def pair_swiglu(pair: Pair, weight: torch.Tensor, scales: torch.Tensor) -> Pair:
+    gate, up = (widen_pair(pair) @ widen(weight, scales).t()).chunk(2, dim=-1)
+    return quantise((torch.nn.functional.silu(gate) * up).bfloat16())
 
 
 OPS = {"linear": linear, "swiglu_linear": swiglu_linear}

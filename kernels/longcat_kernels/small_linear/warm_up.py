@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from longcat_kernels.small_linear.configs import BLOCK, TOKENS, find
-from longcat_kernels.small_linear.launch import launch
+from longcat_kernels.fp8_layout import FP8, quantise
+from longcat_kernels.small_linear.configs import BLOCK, PAIR_OF, TOKENS, find
+from longcat_kernels.small_linear.launch import launch, launch_pair
 
 if TYPE_CHECKING:
     from longcat_kernels.warm_up import Sizes
@@ -23,6 +24,9 @@ def warm_up(device: torch.device | str, sizes: Sizes) -> None:
             config = find(shape.op, shape.rows, shape.columns, tokens, fp8)
             if config is not None:
                 launch(shape.op, x[:tokens], weight, scales, config)
+            pairs = find(PAIR_OF[shape.op], shape.rows, shape.columns, tokens, fp8)
+            if pairs is not None and scales is not None:
+                launch_pair(PAIR_OF[shape.op], quantise(x[:tokens]), weight, scales, pairs)
 
 
 def _weights(
@@ -30,5 +34,5 @@ def _weights(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     if not fp8:
         return torch.zeros(32, columns, dtype=torch.bfloat16, device=device), None
-    weight = torch.zeros(2 * BLOCK, columns, dtype=torch.float8_e4m3fn, device=device)
+    weight = torch.zeros(2 * BLOCK, columns, dtype=FP8, device=device)
     return weight, torch.zeros(2, columns // BLOCK, device=device)

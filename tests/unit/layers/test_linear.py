@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -30,11 +31,12 @@ def tokens(count: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """SGLang's for a Hopper GPU; our kernel is faster for every shape, up to 8 tokens."""
+    """SGLang's for a Hopper GPU. Our kernel for bf16 inputs is faster for every shape, up to 8
+    tokens; the one for pairs is never."""
     deterministic = SimpleNamespace(enable_deterministic_inference=False)
     monkeypatch.setattr(step, "get_exec", lambda: SimpleNamespace(deterministic=deterministic))
     monkeypatch.setattr(unquant, "_BF16_GEMM_BACKEND", Bf16GemmBackend.AUTO)
-    monkeypatch.setattr(seam, "is_faster", lambda op, weight, count: count <= 8)
+    monkeypatch.setattr(seam, "is_faster", lambda op, _, n: n <= 8 and not op.startswith("pair_"))
     return deterministic
 
 
@@ -196,3 +198,55 @@ def test_block_fp8_layers_take_the_kernel_for_few_tokens(
     for x in (many, pair):
         fp8_layer.quant_method.apply(fp8_layer, x)
     assert [x is wanted for x, wanted in zip(given, (many, pair))] == [True, True]
+
+
+def test_block_fp8_layers_take_the_kernel_for_pairs_where_the_table_has_one(
+    fp8_layer: LinearBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red if the producer is not told to quantise, if a pair that came is quantised again, if an
+    activation without one reaches the kernel as bf16, or if it takes the other kernel's tokens."""
+    monkeypatch.setattr(seam, "is_faster", lambda op, _, n: n == (4 if op == "pair_linear" else 2))
+    monkeypatch.setattr(seam, "pair_linear", lambda pair, *weight: (pair, *weight))
+    monkeypatch.setattr(seam, "quantise", lambda x: ("quantised", x))
+    x = torch.randn(4, 256).bfloat16().as_subclass(_OnGpu)
+    two = torch.randn(2, 256).bfloat16().as_subclass(_OnGpu)
+    assert seam.reads_pair(fp8_layer, x)
+    assert not seam.reads_pair(fp8_layer, two)
+    apply = fp8_layer.quant_method.apply
+    pair = (x, x)
+    assert apply(fp8_layer, pair)[0] is pair
+    assert apply(fp8_layer, x)[0] == ("quantised", x)
+    setattr(x, fp8_inputs._PAIR, pair)
+    got = apply(fp8_layer, x)
+    assert got[0] is pair
+    assert got[1:] == (fp8_layer.weight, fp8_layer.weight_scale_inv)
+
+
+@pytest.mark.parametrize(
+    ("faster", "wanted"),
+    [
+        ({"pair_swiglu"}, "pair_swiglu"),
+        (set(), "swiglu_quantise"),
+        ({"linear"}, "sglang"),  # down takes bf16: nothing quantises for it
+        ({"pair_swiglu", "linear"}, "sglang"),
+        ({"swiglu_linear"}, "swiglu_linear"),
+    ],
+)
+def test_the_first_half_of_the_mlp_gives_what_down_takes(
+    fp8_layer: LinearBase, monkeypatch: pytest.MonkeyPatch, faster: set[str], wanted: str
+) -> None:
+    monkeypatch.setattr(seam, "is_faster", lambda op, _, n: op in faster)
+    for name in ("pair_swiglu", "swiglu_linear"):
+        monkeypatch.setattr(seam, name, lambda *_, name=name: name)
+    monkeypatch.setattr(seam, "swiglu_quantise", lambda *_: "swiglu_quantise")
+    monkeypatch.setattr(seam, "quantise", lambda x: (x, x))
+    monkeypatch.setattr(seam, "use_fused_quantisation", lambda op, x: True)
+    monkeypatch.setattr(seam.upstream.LongcatFlashMLP, "forward", lambda self, x: "sglang")
+    down = copy.copy(fp8_layer)
+    down.forward = lambda x: (x, None)
+    fp8_layer.forward = lambda x: (x, None)
+    fp8_layer.quant_method = seam.SmallFp8Method("config", "swiglu_linear")
+    mlp = seam.LongcatMLP.__new__(seam.LongcatMLP)
+    torch.nn.Module.__init__(mlp)
+    mlp.gate_up_proj, mlp.down_proj = fp8_layer, down
+    assert mlp(torch.randn(4, 256).bfloat16().as_subclass(_OnGpu)) == wanted
