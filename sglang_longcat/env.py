@@ -129,6 +129,7 @@ OPTIONAL_OPS = (
     "fp8_norm",
     "fp8_query",
     "fp8_swiglu",
+    "fp8_values",
     "mla_decode",
     "mla_prologue",
     "moe_router",

@@ -23,7 +23,14 @@ from sglang.srt.models.deepseek_v2 import DeepseekV2AttentionMLA
 from sglang.srt.runtime_context import process_model_config
 
 from longcat_kernels.dispatch import is_hopper
-from longcat_kernels.mla_decode import is_faster, mla_decode, project_values, supports
+from longcat_kernels.mla_decode import (
+    gives_pair,
+    is_faster,
+    mla_decode,
+    mla_decode_pair,
+    project_values,
+    supports,
+)
 from longcat_kernels.mla_prologue import absorb_query, norm_and_store, norm_quantise_and_store
 from longcat_kernels.small_linear import linear
 from sglang_longcat import env
@@ -111,26 +118,43 @@ class LongcatAttention(DeepseekV2AttentionMLA):
 
     def _attend(self, query: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
         if use_mla_decode(self, query, forward_batch):
-            values = self._attend_split(query, forward_batch)
-        else:
-            latent = self.attn_mqa(query, None, None, forward_batch, save_kv_cache=False)
-            shape = query.shape[0], self.num_local_heads, self.kv_lora_rank
-            values = project_values(latent.view(shape), self.w_vc)
+            return cast(torch.Tensor, self.o_proj(self._attend_split(query, forward_batch))[0])
+        latent = self.attn_mqa(query, None, None, forward_batch, save_kv_cache=False)
+        shape = query.shape[0], self.num_local_heads, self.kv_lora_rank
+        values = project_values(latent.view(shape), self.w_vc)
         return cast(torch.Tensor, self.o_proj(values.flatten(1))[0])
 
-    def _attend_split(self, query: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
+    def _attend_split(
+        self, query: torch.Tensor, forward_batch: ForwardBatch
+    ) -> torch.Tensor | Pair:
+        """The input of the output projection, a pair if that takes one and the kernel gives one."""
         requests = forward_batch.req_pool_indices
-        return mla_decode(
+        arguments = (
             query[..., : self.kv_lora_rank],
             query[..., self.kv_lora_rank :],
             get_token_to_kv_pool().get_key_buffer(self.layer_id)[:, 0],
             get_req_to_token_pool().req_to_token,
             requests,
             forward_batch.positions.long(),
-            scale=self.attn_mqa.scaling,
-            width=query.shape[0] // max(1, requests.shape[0]),
-            w_vc=self.w_vc,
         )
+        options = {
+            "scale": self.attn_mqa.scaling,
+            "width": query.shape[0] // max(1, requests.shape[0]),
+            "w_vc": self.w_vc,
+        }
+        if use_value_pair(self, query):
+            return mla_decode_pair(*arguments, **options)
+        return mla_decode(*arguments, **options).flatten(1)
+
+
+def use_value_pair(attention: LongcatAttention, query: torch.Tensor) -> bool:
+    """Whether our attention quantises its values for the output projection, which saves a launch of
+    its own."""
+    return (
+        gives_pair(query.shape[0], attention.v_head_dim)
+        and reads_pair(attention.o_proj, query.flatten(1))
+        and is_enabled("fp8_values")
+    )
 
 
 def use_mla_prologue(

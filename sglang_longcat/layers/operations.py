@@ -37,10 +37,15 @@ def enabled_operations(lite: LongcatConfig) -> list[str]:
 def _fits(operation: str, lite: LongcatConfig) -> bool:
     """Whether the checkpoint, the GPU and the other switches let the operation run."""
     if operation.startswith("fp8_"):
+        if operation == "fp8_values" and not (is_enabled("mla_decode") and _attends()):
+            return False
         block_fp8 = lite.quant is not None and lite.quant.is_block_fp8
         return block_fp8 and get_platform().is_sm90
-    if operation == "mla_decode":  # attends in steps whose prologue is ours, up to so many tokens
-        tokens = env.split_attention()
-        allowed = get_platform().is_sm90 if tokens is None else tokens > 0
-        return is_enabled("mla_prologue") and allowed
-    return True
+    return operation != "mla_decode" or _attends()
+
+
+def _attends() -> bool:
+    """`mla_decode` attends in steps whose prologue is ours, up to so many tokens."""
+    tokens = env.split_attention()
+    allowed = get_platform().is_sm90 if tokens is None else tokens > 0
+    return is_enabled("mla_prologue") and allowed

@@ -26,7 +26,7 @@ ATTEND = {
 }
 COMBINED = {
     **dict.fromkeys(("out", "weight", "partial"), "*bf16"),
-    "lse": "*fp32",
+    **dict.fromkeys(("lse", "out_scales"), "*fp32"),
     "positions": "*i64",
 }
 POINTERS = {
@@ -89,7 +89,8 @@ MLA = {"RANK": 512, "ROPE": 64, "PDL": True}
 DECODE = {**MLA, "WIDTH": 1, "HEADS": 32, "KEYS": 64, "TOKENS": 32, "FP8": False}
 MEAN = {"RANK": 512, "MOST": 256, "AHEAD": 3, "PDL": True, "KEYS": 64, "TOKENS": 32}
 COMBINE = {**MEAN, "CHUNK": 8, "COLUMNS": 512}
-VALUES = {**MEAN, "VALUES": 128, "CHUNK": 16, "COLUMNS": 64}
+VALUES = {**MEAN, "VALUES": 128, "CHUNK": 16, "COLUMNS": 64, "QUANTISE": False}
+QUANTISED = {**VALUES, "COLUMNS": 128, "QUANTISE": True}
 ROUTE = {"K": 12, "SLOTS": 16, "PADDED": True, "PDL": True}
 LOGITS = {"BLOCK_E": 64, "BLOCK_K": 128, "PDL": True}
 TILE = {"BLOCK_E": 64, "BLOCK_T": 128, "BLOCK_K": 64, "STAGES": 3}
@@ -126,6 +127,7 @@ CASES = [
     ("mla_decode", "_combine_kernel", {}, COMBINE, 4),
     ("mla_decode", "_combine_values_kernel", {}, {**VALUES, "weight_rank": 1}, 8),
     ("mla_decode", "_combine_values_kernel", {}, {**VALUES, "weight_column": 1}, 8),
+    ("mla_decode", "_combine_values_kernel", {"out": "*fp8e4nv"}, QUANTISED, 8),
     *(
         ("mla_prologue", kernel, {}, {**constants, "NEOX": neox}, 4)
         for neox in (False, True)

@@ -15,11 +15,14 @@ import triton
 import triton.language as tl
 
 from longcat_kernels import lite
+from longcat_kernels.fp8_layout import quantise
 from longcat_kernels.mla_decode import (
     FUSED,
+    gives_pair,
     is_faster,
     launch,
     mla_decode,
+    mla_decode_pair,
     project_values,
     reference,
     workloads,
@@ -130,6 +133,37 @@ def test_the_value_projection_of_batches_and_windows(
     close(check(inputs, width, w_vc), apart)
 
 
+@pytest.mark.parametrize(("requests", "width"), [(3, 1), (1, 4)])
+def test_quantised_values(device: str, requests: int, width: int) -> None:
+    """Red if a head's scale is another head's or token's, or if values are quantised unrounded."""
+    lengths = [width + 97 * i for i in range(requests)]
+    inputs = workloads.make_inputs(lengths, seed=3, device=device, width=width, **SMALL)
+    check_pair(
+        inputs, width, small_values(device, 128) * torch.arange(1, 5, device=device)[:, None, None]
+    )
+
+
+def check_pair(inputs: workloads.Inputs, width: int, w_vc: torch.Tensor) -> None:
+    options = {"scale": workloads.SCALE, "width": width, "w_vc": w_vc}
+    q, scales = mla_decode_pair(*inputs, **options)
+    wanted, wanted_scales = quantise(mla_decode(*inputs, **options).flatten(1))
+    assert scales.stride() == wanted_scales.stride()
+    torch.testing.assert_close(scales, wanted_scales, rtol=2**-7, atol=0)
+    # The values of both are the same bf16 numbers. GPUs divide 448 by the largest one less exactly
+    # than torch, so a number half-way between two FP8 values may go to the other.
+    torch.testing.assert_close(q.float(), wanted.float(), rtol=2**-3, atol=2**-9)
+    assert float((q.float() != wanted.float()).float().mean()) < 1e-2
+
+
+def test_values_that_are_not_a_group_of_their_own_stay_bf16(device: str) -> None:
+    inputs = workloads.make_inputs([9] * 3, seed=3, device=device, **SMALL)
+    assert not gives_pair(3, 64)
+    assert not gives_pair(2, 128)  # two programs share a head's values
+    assert not gives_pair(FUSED + 1, 128)  # torch multiplies
+    with pytest.raises(ValueError, match="128 values"):
+        mla_decode_pair(*inputs, scale=1.0, w_vc=small_values(device, 64))
+
+
 @pytest.mark.parametrize(
     "lengths", [[4096], [1], [64] * 30, [131_072, *[100] * 29], [5000 - 70 * i for i in range(64)]]
 )
@@ -227,7 +261,10 @@ def test_the_models_sizes(requests: int, width: int, heads: int) -> None:
     lengths = [4096 - 13 * i for i in range(requests)]
     inputs = workloads.make_inputs(lengths, seed=1, device="cuda", width=width, heads=heads)
     check(inputs, width)
-    check(inputs, width, workloads.make_values(seed=2, device="cuda", heads=heads))
+    w_vc = workloads.make_values(seed=2, device="cuda", heads=heads)
+    check(inputs, width, w_vc)
+    if gives_pair(requests * width, w_vc.shape[-1]):
+        check_pair(inputs, width, w_vc)
 
 
 @pytest.mark.gpu

@@ -189,6 +189,8 @@ def attend(device: str, batch: int, sizes: Sizes) -> None:
             q_nope=query[..., : sizes.kv_lora], q_pe=query[..., sizes.kv_lora :]
         )
         mla_decode.mla_decode(*split, scale=1.0, width=width, w_vc=w_vc)
+        if sizes.fp8_inputs and mla_decode.gives_pair(batch * width, sizes.values):
+            mla_decode.mla_decode_pair(*split, scale=1.0, width=width, w_vc=w_vc)
 
 
 def finalize(device: str, batch: int, sizes: Sizes) -> None:

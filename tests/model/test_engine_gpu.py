@@ -105,7 +105,9 @@ def test_one_gpu(checkpoint: Path, prompts: list[list[int]], backend: str, table
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("theirs", ["", "fp8_norm,fp8_query,fp8_swiglu"], ids=["pairs", "apart"])
+@pytest.mark.parametrize(
+    "theirs", ["", "fp8_norm,fp8_query,fp8_swiglu,fp8_values"], ids=["pairs", "apart"]
+)
 def test_block_fp8(tmp_path: Path, prompts: list[list[int]], theirs: str) -> None:
     """Red if an FP8 scale is lost or misplaced on its way through the fused projections, or an
     activation quantised by its producer is another than the one quantised apart. Here the

@@ -66,7 +66,7 @@ def register():
 """
 POINT = "[sglang.srt.plugins]\nforced_pairs = forced_pairs:register\n"
 PROMPTS = [text(length, seed=1500 + length) for length in (1, 9, 130)]
-UNFUSED = {"LONGCAT_SGLANG_OPS": "fp8_norm,fp8_query,fp8_swiglu"}
+UNFUSED = {"LONGCAT_SGLANG_OPS": "fp8_norm,fp8_query,fp8_swiglu,fp8_values"}
 # 0 seen. Sums in another order would now and then round another way to fp8, and move a logprob by
 # more than this: then the references have left SGLang's formulas.
 NATS = 1e-3

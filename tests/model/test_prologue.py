@@ -182,3 +182,21 @@ def test_which_steps_attend_with_our_kernel(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("LONGCAT_SGLANG_OPS")
     monkeypatch.setenv("LONGCAT_SPLIT_ATTENTION", "0")
     assert not split(1, 1)
+
+
+def test_which_steps_quantise_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red if a projection that takes bf16 gets a pair, or one that takes a pair quantises again."""
+    from sglang_longcat.layers import attention, operations
+
+    monkeypatch.setattr(operations, "is_deterministic", lambda: False)
+    monkeypatch.setattr(attention, "reads_pair", lambda projection, x: projection == "pairs")
+
+    def quantises(tokens: int, values: int = 128, takes: str = "pairs") -> bool:
+        layer = SimpleNamespace(v_head_dim=values, o_proj=takes)
+        return attention.use_value_pair(layer, torch.zeros(tokens, 2, 8))  # type: ignore[arg-type]
+
+    assert [tokens for tokens in range(1, 9) if quantises(tokens)] == [3, 4]
+    assert not quantises(4, values=64)
+    assert not quantises(4, takes="bf16")
+    monkeypatch.setenv("LONGCAT_SGLANG_OPS", "fp8_values")
+    assert not quantises(4)

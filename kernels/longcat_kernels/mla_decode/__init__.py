@@ -30,9 +30,17 @@ from __future__ import annotations
 import torch
 
 from longcat_kernels.dispatch import use_triton
+from longcat_kernels.fp8_layout import GROUP, Pair, quantise
 from longcat_kernels.mla_decode import reference
 
-__all__ = ["is_faster", "mla_decode", "project_values", "supports"]
+__all__ = [
+    "gives_pair",
+    "is_faster",
+    "mla_decode",
+    "mla_decode_pair",
+    "project_values",
+    "supports",
+]
 
 # Tokens, of one request each. With more of them the sum of the shares and the product with w_vc
 # cost what the first launch saves: 38.7 us at 16, flashinfer 36.7.
@@ -40,6 +48,7 @@ FEW = 8
 WINDOW, WINDOW_CONTEXT = 8, 16384
 # Tokens. With more, reading the value projection for each costs more than a launch of its own.
 FUSED = 4
+HALVED = 2  # tokens up to which two programs share the values of a head
 
 
 def supports(rank: int, rope: int) -> bool:
@@ -79,6 +88,41 @@ def mla_decode(
         return launch.decode_values(*inputs, scale=scale, width=width, w_vc=w_vc)
     out = launch.decode(*inputs, scale=scale, width=width)
     return out if w_vc is None else project_values(out, w_vc)
+
+
+def gives_pair(tokens: int, values: int) -> bool:
+    """Whether `mla_decode_pair` takes so many tokens and columns of a head: one program has to have
+    all of a head's values, and these have to be one group of 128."""
+    return HALVED < tokens <= FUSED and values == GROUP
+
+
+def mla_decode_pair(
+    q_nope: torch.Tensor,
+    q_pe: torch.Tensor,
+    latents: torch.Tensor,
+    pages: torch.Tensor,
+    requests: torch.Tensor,
+    positions: torch.Tensor,
+    *,
+    scale: float,
+    width: int = 1,
+    w_vc: torch.Tensor,
+) -> Pair:
+    """`mla_decode`, rounded to bf16 and quantised: q [T, H * V] and scales (`fp8_layout`). Raises
+    ValueError for what `mla_decode` or `gives_pair` refuses."""
+    _check(q_nope, requests, width, w_vc)
+    if not gives_pair(q_nope.shape[0], w_vc.shape[-1]):
+        raise ValueError(
+            f"{q_nope.shape[0]} tokens, {w_vc.shape[-1]} values a head: expected {HALVED + 1} to "
+            f"{FUSED} tokens and {GROUP} values. Use mla_decode, and quantise its result."
+        )
+    inputs = (q_nope, q_pe, latents, pages, requests, positions)
+    if not use_triton(q_nope):
+        values = reference.mla_decode(*inputs, scale=scale, width=width, w_vc=w_vc)
+        return quantise(values.flatten(1))
+    from longcat_kernels.mla_decode import launch
+
+    return launch.decode_pair(*inputs, scale=scale, width=width, w_vc=w_vc)
 
 
 def project_values(latents: torch.Tensor, w_vc: torch.Tensor) -> torch.Tensor:

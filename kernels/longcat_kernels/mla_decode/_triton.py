@@ -264,6 +264,8 @@ def _combine_values_kernel(
     weight_head,
     weight_rank,
     weight_column,
+    out_scales_ptr,  # [heads, padded] if QUANTISE
+    padded,
     VALUES: tl.constexpr,
     KEYS: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -272,6 +274,7 @@ def _combine_values_kernel(
     CHUNK: tl.constexpr,
     AHEAD: tl.constexpr,
     COLUMNS: tl.constexpr,
+    QUANTISE: tl.constexpr,  # a head's VALUES are one group of the next projection's input
     PDL: tl.constexpr,
 ):
     if PDL:
@@ -296,4 +299,9 @@ def _combine_values_kernel(
     latent = latent.to(weight.dtype).to(tl.float32)
     out = tl.sum(latent[:, None] * weight.to(tl.float32), axis=0)
     target = out_ptr + row.to(tl.int64) * VALUES + column
+    if QUANTISE:
+        out = out.to(weight.dtype).to(tl.float32)  # rounded first, as if it had been written
+        amax = tl.maximum(tl.max(tl.abs(out), axis=0), 1e-10)
+        tl.store(out_scales_ptr + head * padded + row // heads, amax / 448.0)
+        out = out * (448.0 / amax)
     tl.store(target, out.to(out_ptr.dtype.element_ty), mask=column < VALUES)

@@ -12,7 +12,8 @@ import triton
 
 from longcat_kernels import kv_rows
 from longcat_kernels.dispatch import is_hopper, pdl_options
-from longcat_kernels.mla_decode import FUSED, _triton
+from longcat_kernels.fp8_layout import FP8, Pair, scale_rows, scales_of
+from longcat_kernels.mla_decode import FUSED, HALVED, _triton
 
 LOG2_E = 1.4426950408889634
 BLOCK_KEYS = 64  # 64 x 576 bf16: 72 KiB
@@ -28,7 +29,6 @@ CHUNK, COLUMNS, COMBINE_WARPS = 8, 512, 4
 # shares are read twice; quarters would read them four times. From 3 tokens on it has all of them,
 # because then the weights are what every token reads.
 VALUE_CHUNK, VALUE_WARPS = 16, 8
-HALVED = 2  # tokens
 VALUE_COLUMNS, MORE_VALUE_COLUMNS = 64, 128
 AHEAD = 3  # chunks in flight
 
@@ -66,11 +66,32 @@ def decode_values(
 ) -> torch.Tensor:
     """The values [T, H, V]. w_vc [H, C, V] is read before the wait for the kernel ahead, so that
     kernel may not be the one that writes it."""
+    out = inputs[0].new_empty((*inputs[0].shape[:2], w_vc.shape[-1]))
+    _decode_values(inputs, scale, width, w_vc, out, None)
+    return out
+
+
+def decode_pair(*inputs: torch.Tensor, scale: float, width: int, w_vc: torch.Tensor) -> Pair:
+    """The same values as a pair of [T, H * V]."""
+    tokens, columns = inputs[0].shape[0], inputs[0].shape[1] * w_vc.shape[-1]
+    out = inputs[0].new_empty((tokens, columns), dtype=FP8)
+    scales = scale_rows(tokens, columns, out.device)
+    _decode_values(inputs, scale, width, w_vc, out, scales)
+    return out, scales_of(scales, tokens)
+
+
+def _decode_values(
+    inputs: tuple[torch.Tensor, ...],
+    scale: float,
+    width: int,
+    w_vc: torch.Tensor,
+    out: torch.Tensor,
+    scales: torch.Tensor | None,
+) -> None:
     tokens, heads = inputs[0].shape[:2]
     values = w_vc.shape[-1]
-    out = inputs[0].new_empty((tokens, heads, values))
     if not tokens:
-        return out
+        return
     partial = _attend(*inputs, scale=scale, width=width)
     most = VALUE_COLUMNS if tokens <= HALVED else MORE_VALUE_COLUMNS
     columns = min(most, triton.next_power_of_2(values))
@@ -80,13 +101,14 @@ def decode_values(
         out,
         *partial.sizes,
         *w_vc.stride(),
+        *((out, 0) if scales is None else (scales, scales.stride(0))),
         VALUES=values,
         CHUNK=VALUE_CHUNK,
         COLUMNS=columns,
+        QUANTISE=scales is not None,
         num_warps=VALUE_WARPS,
         **partial.options,
     )
-    return out
 
 
 def programs_for(tokens: int) -> int:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from longcat_kernels.dispatch import is_hopper
-from longcat_kernels.mla_decode import FEW, is_faster, mla_decode, supports, workloads
+from longcat_kernels.mla_decode import (
+    FEW,
+    gives_pair,
+    is_faster,
+    mla_decode,
+    mla_decode_pair,
+    supports,
+    workloads,
+)
 
 if TYPE_CHECKING:
     from longcat_kernels.warm_up import Sizes
@@ -39,6 +47,8 @@ def warm_up(device: torch.device | str, sizes: Sizes) -> None:
             **shape,
         )
         mla_decode(*inputs, scale=workloads.SCALE, width=width, w_vc=w_vc)
+        if sizes.fp8_inputs and gives_pair(requests * width, sizes.values):
+            mla_decode_pair(*inputs, scale=workloads.SCALE, width=width, w_vc=w_vc)
 
 
 def _steps(sizes: Sizes) -> Iterator[tuple[int, int]]:

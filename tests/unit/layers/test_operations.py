@@ -40,9 +40,9 @@ def test_all_by_default() -> None:
     ("variable", "value", "missing"),
     [
         ("LONGCAT_SGLANG_OPS", "moe_router, small_linear", {"moe_router", "small_linear"}),
-        ("LONGCAT_SGLANG_OPS", "mla_prologue", {"mla_prologue", "mla_decode"}),
+        ("LONGCAT_SGLANG_OPS", "mla_prologue", {"mla_prologue", "mla_decode", "fp8_values"}),
         ("LONGCAT_SGLANG_OPS", "all", set(env.OPTIONAL_OPS)),
-        ("LONGCAT_SPLIT_ATTENTION", "0", {"mla_decode"}),
+        ("LONGCAT_SPLIT_ATTENTION", "0", {"mla_decode", "fp8_values"}),
     ],
 )
 def test_switches_take_operations_out(
@@ -57,7 +57,7 @@ def test_switches_take_operations_out(
 def test_other_gpus_than_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """Red if the line claims kernels that only Hopper runs; N of the switch holds on any GPU."""
     monkeypatch.setattr(operations, "get_platform", lambda: SimpleNamespace(is_sm90=False))
-    hopper_only = {"fp8_norm", "fp8_query", "fp8_swiglu", "mla_decode"}
+    hopper_only = {"fp8_norm", "fp8_query", "fp8_swiglu", "fp8_values", "mla_decode"}
     assert enabled_operations(FP8) == [
         "ngram",
         *(name for name in env.OPTIONAL_OPS if name not in hopper_only),
