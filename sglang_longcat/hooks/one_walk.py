@@ -14,7 +14,7 @@ import pkgutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FunctionType, ModuleType
+from types import ModuleType
 
 TARGET = "sglang.srt.plugins.hook_registry._propagate_patch"
 Walk = Callable[[object, object, object], int]
@@ -24,7 +24,7 @@ Walk = Callable[[object, object, object], int]
 class _Copies:
     """Where modules hold the functions that wait for a hook."""
 
-    functions: dict[int, FunctionType]  # by id; also keeps them alive, so that no id is given again
+    functions: dict[int, object]  # by id; also keeps them alive, so that no id is given again
     places: dict[int, list[tuple[ModuleType, str]]]
     modules: int  # how many there were: one that was imported later may hold a copy, too
 
@@ -32,15 +32,15 @@ class _Copies:
 _found: list[_Copies] = []  # the last walk, or empty
 
 
-def apply(walk: Walk, original: object, wrapped: object, source: object) -> int:
-    """Returns the number of copies replaced. SGLang's own walk answers for what ours did not look
-    for: a class, or a function that another hook has put there in the meantime."""
-    if not _found or _found[0].modules != len(sys.modules):
-        _found[:] = [_walk(_waiting())]
-    if id(original) not in _found[0].functions:
-        return walk(original, wrapped, source)
+def apply(_sglangs: Walk, original: object, wrapped: object, source: object) -> int:
+    """Replaces `original` by `wrapped` in every module but `source`, where SGLang has done so.
+    Returns how many names that were. Walks if the last walk did not look for `original`."""
+    found = _found[0] if _found else None
+    if found is None or found.modules != len(sys.modules) or id(original) not in found.functions:
+        found = _walk({id(original): original, **_waiting()})
+        _found[:] = [found]
     replaced = 0
-    for module, name in _found[0].places.get(id(original), ()):
+    for module, name in found.places.get(id(original), ()):
         if module is source or vars(module).get(name) is not original:
             continue
         with contextlib.suppress(AttributeError, TypeError):  # a module that refuses, as in SGLang
@@ -49,28 +49,27 @@ def apply(walk: Walk, original: object, wrapped: object, source: object) -> int:
     return replaced
 
 
-def _waiting() -> dict[int, FunctionType]:
-    """The functions of all targets that SGLang has not hooked yet."""
+def _waiting() -> dict[int, object]:
+    """What all targets name that SGLang has not hooked yet."""
     from sglang.srt.plugins.hook_registry import HookRegistry
 
     targets = HookRegistry._hooks.keys() - HookRegistry._patched
-    functions = filter(None, map(_function, targets))
-    return {id(function): function for function in functions}
+    functions = map(_function, targets)
+    return {id(function): function for function in functions if function is not None}
 
 
-def _function(target: str) -> FunctionType | None:
-    """What the target names, without classmethod or staticmethod. None if it is no function, or not
+def _function(target: str) -> object | None:
+    """What the target names, without classmethod or staticmethod. None if it is a class, or not
     there: SGLang says so when it comes to this target."""
     owner, _, name = target.rpartition(".")
     try:
         found = getattr(pkgutil.resolve_name(owner), name)
     except (AttributeError, ImportError, ValueError):
         return None
-    found = getattr(found, "__func__", found)
-    return found if isinstance(found, FunctionType) else None
+    return None if isinstance(found, type) else getattr(found, "__func__", found)
 
 
-def _walk(functions: dict[int, FunctionType]) -> _Copies:
+def _walk(functions: dict[int, object]) -> _Copies:
     places: dict[int, list[tuple[ModuleType, str]]] = {}
     for module in list(sys.modules.values()):
         if not isinstance(module, ModuleType):

@@ -90,45 +90,52 @@ def test_name_that_has_changed_since_the_walk_stays(monkeypatch, owner):
     assert one.function is len
 
 
-def test_sglang_walks_for_everything_else(owner):
-    """A class that a plugin replaces, or a function that no target names."""
-    calls = []
-    walk = lambda *arguments: calls.append(arguments) or 7  # noqa: E731
-    for original in (Host, len, lambda: None):
-        assert one_walk.apply(walk, original, "wrapped", owner) == 7
-        assert calls.pop() == (original, "wrapped", owner)
+def test_what_no_target_names_is_found_too(monkeypatch, owner):
+    """A class that a plugin replaces, and what another hook has put in place of it."""
+
+    class Theirs:
+        pass
+
+    first, second = object(), object()
+    one = module(monkeypatch, "longcat_test_one", copy=Theirs)
+    one_walk.apply(no_walk, owner.function, object(), owner)
+    for original, wrapped in ((Theirs, first), (first, second)):
+        assert one_walk.apply(no_walk, original, wrapped, owner) == 1
+        assert one.copy is wrapped
 
 
 def test_same_copies_as_with_sglangs_walk():
-    """The real hooks in a real process: after load_plugins no module has a function any more that a
-    hook replaced. SGLang walks once, for this hook itself."""
-    seen = ast.literal_eval(
-        run_python("""
-        import sys, types
+    """The real hooks in a real process: after load_plugins no module holds a function that a hook
+    replaced, and some hold copies of what replaced it. SGLang's walk is never taken, ours for
+    this hook, for the first of the others, and perhaps for one that was registered later."""
+    seen = run_python("""
+        import functools, pkgutil, sys, types
         from sglang.srt.plugins import hook_registry, load_plugins
-        walks, walk = [], hook_registry._propagate_patch
-        def counted(*arguments):
-            walks.append(1)
-            return walk(*arguments)
-        hook_registry._propagate_patch = counted
+        from sglang_longcat.hooks import one_walk
+        walks, walk, theirs = [], one_walk._walk, hook_registry._propagate_patch
+        one_walk._walk = lambda wanted: walks.append(1) or walk(wanted)
+        @functools.wraps(theirs)
+        def unexpected(*arguments):
+            walks.extend([1] * 1000)
+            return theirs(*arguments)
+        hook_registry._propagate_patch = unexpected
         load_plugins()
-        import pkgutil
-        patched = hook_registry.HookRegistry._patched
-        originals = {}
-        for target in patched:
+
+        def hooked(target):
             owner, _, name = target.rpartition(".")
             found = getattr(pkgutil.resolve_name(owner), name)
-            found = getattr(found, "__func__", found)
-            originals[id(found.__wrapped__)] = target
-        stale = [
-            (module.__name__, name)
-            for module in list(sys.modules.values()) if isinstance(module, types.ModuleType)
-            for name, value in list(vars(module).items()) if id(value) in originals
+            return getattr(found, "__func__", found)
+
+        patched = hook_registry.HookRegistry._patched
+        new = {id(function): function for function in map(hooked, patched)}
+        old = {id(function.__wrapped__): function for function in new.values()}
+        names = [
+            (module, name, id(value))
+            for module in sys.modules.values() if isinstance(module, types.ModuleType)
+            for name, value in vars(module).items()
         ]
-        stale = [pair for pair in stale if pair[0] != "__main__"]
-        print([len(patched) > 30, len(walks), stale])
-        """)
-        .strip()
-        .splitlines()[-1]
-    )
-    assert seen == [True, 1, []]
+        stale = [(module.__name__, name) for module, name, value in names if value in old]
+        fresh = [value for _, _, value in names if value in new]
+        print([len(new) > 30, 1 <= len(walks) <= 3, stale, len(fresh) > len(set(fresh))])
+    """)
+    assert ast.literal_eval(seen.strip().splitlines()[-1]) == [True, True, [], True]
