@@ -71,7 +71,8 @@ def _function(target: str) -> object | None:
 
 def _walk(functions: dict[int, object]) -> _Copies:
     places: dict[int, list[tuple[ModuleType, str]]] = {}
-    for module in list(sys.modules.values()):
+    values: list[object] = list(sys.modules.values())  # some packages put other objects there
+    for module in values:
         if not isinstance(module, ModuleType):
             continue
         for name, value in list(vars(module).items()):
