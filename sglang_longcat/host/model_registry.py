@@ -1,6 +1,6 @@
 """Our model classes in SGLang's registry, without an import of all other model files.
 
-SGLang's registry imports all of its 190 model files when it is imported itself: 650 modules, and
+SGLang's registry imports all of its 250 model files when it is imported itself: 650 modules, and
 1.2 s of CPU time in each process. If SGLANG_EXTERNAL_MODEL_PACKAGE names a package, SGLang imports
 that one and leaves its own files until a model asks for one of them. Source: SGLang 0.5.23,
 srt/models/registry.py, its last lines.

@@ -21,7 +21,7 @@ def printed(source):
 
 
 def test_plugin_leaves_other_model_files_alone():
-    """Red if an import that `register` needs brings all of SGLang's 190 model files back, or if its
+    """Red if an import that `register` needs brings all of SGLang's 250 model files back, or if its
     file of the same class replaces ours once a server asks for another model."""
     seen = printed("""
         import os, sys
