@@ -29,12 +29,12 @@ def register() -> None:
 def _register() -> None:
     from sglang_longcat import cpu
     from sglang_longcat.cpu import environment
-    from sglang_longcat.host import contract
+    from sglang_longcat.host import contract, model_registry
 
     environment.require()
-    contract.require()
+    with model_registry.other_models_later():
+        contract.require()
 
-    from sglang.srt.models.registry import ModelRegistry
     from sglang.srt.utils import is_cpu
 
     from longcat_kernels import dispatch
@@ -44,7 +44,7 @@ def _register() -> None:
 
     dispatch.allow_pdl(env.pdl())
     hf_config.register()
-    ModelRegistry.register("sglang_longcat.models", overwrite=True, strict=True)
+    model_registry.register()
     hooks.register_all()
     memory_share.register()
     precompile.register()

@@ -32,6 +32,7 @@ from sglang_longcat.hooks import (
     missing_node,
     ngram_draft_chain,
     no_token_logprobs,
+    one_walk,
     prompt_tokens,
     release_memory,
     request_fields,
@@ -69,6 +70,7 @@ AROUND = (
     missing_dp_node,
     missing_node,
     no_token_logprobs,
+    one_walk,
     release_memory,
     request_fields,
     resume_memory,
@@ -83,6 +85,7 @@ HTTP = (
     control_requests,
     detokenize_tokens,
     embedding_requests,
+    one_walk,
     request_fields,
     response_tokens,
 )
@@ -94,6 +97,17 @@ def register_all(hooks: Sequence[ModuleType] = ALL) -> None:
     for hook in hooks:
         kind = HookType.AFTER if hook in AFTER else HookType.AROUND
         HookRegistry.register(hook.TARGET, hook.apply, kind)
+    if one_walk.TARGET not in HookRegistry._patched:
+        _apply_now(one_walk.TARGET)
+
+
+def _apply_now(target: str) -> None:
+    """What `HookRegistry.apply_hooks` does for every target once all plugins have run. Other
+    targets wait for that, since a later plugin may hook the same ones."""
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    HookRegistry._apply_target(target, HookRegistry._hooks[target])
+    HookRegistry._patched.add(target)
 
 
 def verify() -> None:

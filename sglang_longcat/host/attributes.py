@@ -35,7 +35,9 @@ _PENALTIES = ("frequency_penalty", "presence_penalty", "repetition_penalty", "mi
 
 ATTRIBUTES: tuple[Needs, ...] = (
     # registration
-    Needs("models.registry:ModelRegistry.register", ("package_name", "overwrite", "strict")),
+    Needs("models.registry:ModelRegistry.models"),
+    Needs("models.registry:import_model_classes", ("package_name", "strict")),
+    Needs("environ:envs.SGLANG_EXTERNAL_MODEL_PACKAGE"),
     Needs("plugins.hook_registry:HookRegistry.register", ("target", "hook", "hook_type")),
     Needs("plugins.hook_registry:HookRegistry.apply_hooks"),
     Needs("plugins.hook_registry:HookType.AFTER"),
@@ -43,6 +45,8 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("plugins.hook_registry:HookType.REPLACE"),
     Needs("plugins.hook_registry:HookRegistry._hooks"),
     Needs("plugins.hook_registry:HookRegistry._patched"),
+    Needs("plugins.hook_registry:HookRegistry._apply_target", ("target", "hooks")),
+    Needs("plugins.hook_registry:_propagate_patch", ("original", "wrapped", "source_module")),
     Needs("utils.hf_transformers.common:_CONFIG_REGISTRY"),
     Needs("configs:LongcatFlashConfig", ("num_hidden_layers", "eos_token_id", "oe_split_num")),
     Needs("arg_groups.resolution_hooks:register_resolution_hook", ("name",)),

@@ -51,15 +51,15 @@ def test_removed_module(monkeypatch):
 
 
 def test_renamed_parameter(monkeypatch):
-    from sglang.srt.models.registry import ModelRegistry
+    from sglang.srt.models import registry
 
-    def register(package, overwrite=False, strict=False):
+    def import_model_classes(package, strict=False):
         pass
 
-    monkeypatch.setattr(ModelRegistry, "register", register)
+    monkeypatch.setattr(registry, "import_model_classes", import_model_classes)
     assert (
-        "sglang.srt.models.registry:ModelRegistry.register: expected parameters package_name, "
-        "found (package, overwrite, strict)"
+        "sglang.srt.models.registry:import_model_classes: expected parameters package_name, "
+        "found (package, strict)"
     ) in refused()
 
 
