@@ -17,6 +17,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import itertools
 import json
 import os
 import random
@@ -46,11 +47,14 @@ DEFAULTS: dict[str, Any] = {
     "max_running_requests": 8,
     "context_length": 1024,
     "chunked_prefill_size": 512,
-    "mem_fraction_static": 0.3,
+    # The pool has max_total_tokens; this only has to leave room for what other processes take while
+    # a model loads. With 0.3 an engine did not start where they took a third of what was free.
+    "mem_fraction_static": 0.7,
     "skip_server_warmup": True,
     "random_seed": 1,
     "log_level": "info",
 }
+_PORTS, _RANGES = range(10000, 21000), 4
 _MAIN = str(Path(__file__).with_name("main.py"))
 _ONE_AT_A_TIME = threading.Lock()  # a request to the fork server and its answer
 _LOG_TAIL = 4000  # characters of log in an error
@@ -206,14 +210,24 @@ def _argv(kwargs: Mapping[str, Any]) -> list[str]:
 
 
 def free_port() -> int:
-    """A port that stays free until somebody who is told of it binds it: the kernel gives away those
-    from 32768 on, and SGLang picks its own from 22000 on. Attention DP takes six others, from 233
-    above this one."""
-    while True:
-        port = random.randrange(10000, 21000)
+    """A port that stays free until somebody who is told of it binds it: no other test gets it, the
+    kernel gives away those from 32768 on, and SGLang picks its own from 22000 on. Attention DP
+    takes six others, from 233 above this one."""
+    for port in _ports():
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+    raise AssertionError("the ports never end")
+
+
+@functools.cache
+def _ports() -> Iterator[int]:
+    """One after the other, round and round a range that no other process of these tests has. Where
+    it begins is random, for other tests on the machine."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _RANGES
+    size = (_PORTS.stop - _PORTS.start) // _RANGES
+    first, begin = _PORTS.start + worker * size, random.randrange(size)
+    return (first + (begin + i) % size for i in itertools.count())
 
 
 def _start(
