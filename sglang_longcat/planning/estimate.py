@@ -54,7 +54,7 @@ def read_config(path: str | Path | None, *, draft: bool = False) -> LongcatConfi
     model. draft: raises CheckpointError for a checkpoint without the MTP layer."""
     path = Path(path or PUBLISHED_CONFIG)
     if path.is_file():
-        return LongcatConfig.from_dict(json.loads(path.read_text()))
+        return LongcatConfig.from_file(path)
     directory = locate(str(path))
     config = LongcatConfig.from_dir(directory)
     if draft:
