@@ -47,7 +47,6 @@ def check_checkpoint(path: str | Path, config: LongcatConfig) -> None:
     or absent. With block FP8, each quantised weight must be FP8 and have its scale, and no other
     tensor may. In 4 bits each quantised weight must have its packed tensors, and no other may.
     """
-    require_uniform(config)
     contents = _read_all(Path(path))
     config = with_draft_as_stored(config, contents.entries)
     mtp = any(name.startswith(MTP_PREFIX) for name in [*contents.entries, *contents.lost])
@@ -84,6 +83,7 @@ def stored_names(path: str | Path) -> set[str]:
 
 
 def _compare(path: Path, contents: _Contents, shapes: Shapes, config: LongcatConfig) -> None:
+    require_uniform(shapes, config.quant)
     expected, entries = as_stored(shapes, config.quant), contents.entries
     allowed = expected | optional_tensors(shapes, config.quant)
     defects = {
@@ -125,14 +125,15 @@ def _misshaped(expected: Shapes, entries: Mapping[str, Entry], config: LongcatCo
     lines = []
     for name in sorted(expected.keys() & entries):
         want, entry = tensor_dtype(name, config.quant), entries[name]
-        if entry.shape != expected[name] or not _compatible(entry.dtype, want):
+        if entry.shape != expected[name] or not compatible(entry.dtype, want):
             lines.append(f"{name}: expected {list(expected[name])} {want}, found {entry}")
     return lines
 
 
-def _compatible(dtype: str, want: str) -> bool:
-    """Unquantised tensors and the scales of 4-bit weights may be stored in any wider float type:
-    the loader casts them."""
+def compatible(dtype: str, want: str) -> bool:
+    """Whether a tensor of the one safetensors dtype may be read where the other is expected.
+    Unquantised tensors and the scales of 4-bit weights may be stored in any wider float type: the
+    loader casts them."""
     if want.startswith("I"):
         return dtype == want or (want, dtype) == ("I64", "I32")
     return dtype == want if want == FP8_DTYPE else dtype in {"F32", "F16", "BF16"}

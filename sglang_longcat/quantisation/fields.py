@@ -68,7 +68,8 @@ class Fields:
     def objects(self, key: str) -> dict[str, Fields]:
         """The values of an object, each an object or null."""
         inner = self.object(key)
-        return {name: Fields.of(value, f"{inner.where}[{name!r}]") for name, value in inner.raw.items()}
+        where = inner.where
+        return {name: Fields.of(own, f"{where}[{name!r}]") for name, own in inner.raw.items()}
 
 
 def _wrong(where: str, value: object, expected: str) -> NoReturn:

@@ -1,8 +1,9 @@
 """`quantization_config` of AutoRound, GPTQ, AWQ and compressed-tensors, as a `PackedFormat`.
 
 Owns: the keys of each format, and which of their values are refused, each by name. `fields` checks
-their types. SGLang 0.5.23 reads the same keys (srt/layers/quantization: auto_round.py, gptq/gptq.py, awq/awq.py,
-compressed_tensors/compressed_tensors.py), by whose rules modules are left out here.
+their types. SGLang 0.5.23 reads the same keys (srt/layers/quantization: auto_round.py,
+gptq/gptq.py, awq/awq.py, compressed_tensors/compressed_tensors.py), by whose rules modules are left
+out here.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def misread(
                 parts = {
                     n.removeprefix(module): t for n, t in packed.items() if n.startswith(module)
                 }
-                weight = packing.standard(module, parts, stored)
+                weight = packing.standard(parts, stored)
                 tensors[name] = packing.dequantise(weight, stored.group_size).contiguous()
             save_file(tensors, file, metadata={"format": "pt"})
     return to

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_reader(scheme: Scheme) -> None:
     """Red if a value, zero point or scale of any format is read as another one."""
     quantised = drawn(scheme)
     stored = formats.read(quantization_config(scheme))
-    weight = packing.standard("layer", packers._PACKERS[scheme.method](*quantised), stored)
+    weight = packing.standard(packers._PACKERS[scheme.method](*quantised), stored)
     assert (weight.zeros is None) == scheme.symmetric
     expected = packers._dequantised(*quantised)
     assert torch.equal(packing.dequantise(weight, scheme.group_size), expected)
@@ -104,8 +105,9 @@ def test_another_zero_point_than_symmetric() -> None:
     values, zeros, scales = drawn(Scheme("gptq"))
     zeros = zeros.clone()
     zeros[5, 0] = 7
+    parts = packers._gptq(values, zeros, scales)
     with pytest.raises(CheckpointError, match=r"layer\.qzeros has zero points other than 8"):
-        packing.standard("layer", packers._gptq(values, zeros, scales), stored)
+        packing.check("layer.qzeros", parts["qzeros"], stored, values.shape)
 
 
 def test_a_zero_point_of_16() -> None:
@@ -115,7 +117,22 @@ def test_a_zero_point_of_16() -> None:
     stored = formats.read(quantization_config(scheme))
     parts = packers._gptq(values, torch.full_like(zeros, 16), scales)
     with pytest.raises(CheckpointError, match="a zero point of 16"):
-        packing.standard("layer", parts, stored)
+        packing.check("layer.qzeros", parts["qzeros"], stored, values.shape)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@each_scheme
+def test_a_scale_that_is_no_number(scheme: Scheme, number: float) -> None:
+    """Red if it is loaded: every token of every answer is then token 0. A scale of 0 is right, of a
+    group of zeros."""
+    values, zeros, scales = drawn(scheme)
+    stored = formats.read(quantization_config(scheme))
+    for wrong in (0.0, number):
+        scales[3, 1] = wrong
+        parts = packers._PACKERS[scheme.method](values, zeros, scales)
+        [name] = parts.keys() & packing.SCALES
+        with nullcontext() if wrong == 0 else pytest.raises(CheckpointError, match="has 1 scales"):
+            packing.check(f"layer.{name}", parts[name], stored, values.shape)
 
 
 # --- a whole checkpoint ---------------------------------------------------------------------------
@@ -222,10 +239,10 @@ def test_an_update_of_repacked_weights(tmp_path: Path) -> None:
     path = write_packed(tmp_path / "tiny", Scheme("gptq"), SIZES)
     target = CheckpointReader(LongcatConfig.from_dir(path), path)
     target.convert_on(torch.device("cpu"), takes_updates=False)
-    target.check_files(path)
+    target.check_update_files(path)
     target.loaded_before = True
     with pytest.raises(CheckpointError, match="Start a server with the new weights"):
-        target.check_files(path)
+        target.check_update_files(path)
     with pytest.raises(CheckpointError, match="Start a server with the new weights"):
         list(target.checked([]))
 
