@@ -26,7 +26,7 @@ def config(quantization_config: Any) -> LongcatConfigForSGLang:
         ("gptq", BITS | {"quant_method": "gptq"}),
         ("gptq_marlin", BITS | {"quant_method": "gptq", "desc_act": None}),
         ("awq", BITS | {"quant_method": "awq"}),
-        ("awq_marlin", BITS | {"quant_method": "awq", "sym": True}),
+        ("awq", BITS | {"quant_method": "awq", "sym": True, "zero_point": None}),
         ("auto-round", BITS | {"quant_method": "auto-round"}),
         ("auto-round", BITS | {"quant_method": "auto-round", "packing_format": None}),
         ("auto-round", BITS | {"quant_method": "auto-round", "backend": "gptq:exllamav2"}),
