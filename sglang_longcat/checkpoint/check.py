@@ -27,6 +27,7 @@ from sglang_longcat.config import LongcatConfig
 
 __all__ = ["CheckpointError", "check_checkpoint", "check_draft", "stored_names"]
 
+_OF_FOUR_BITS = (".qweight", ".weight_packed")
 _LISTED = 20  # lines per kind of defect: enough to see the pattern, short enough to read
 
 
@@ -93,7 +94,19 @@ def _compare(path: Path, contents: _Contents, shapes: Shapes, config: LongcatCon
         "unexpected tensors": [f"{n} {entries[n]}" for n in sorted(entries.keys() - allowed)],
         "misshaped tensors": _misshaped(allowed, entries, config),
     }
-    _raise_if_any(path, defects)
+    _raise_if_any(path, defects, _advice(entries, config))
+
+
+def _advice(entries: Mapping[str, Entry], config: LongcatConfig) -> str:
+    """What to do, by what the files hold instead."""
+    if config.quant is None and any(name.endswith(_OF_FOUR_BITS) for name in entries):
+        return (
+            "The files hold 4-bit weights, and config.json has no quantization_config: put there "
+            "what quantize_config.json or quant_config.json says."
+        )
+    if entries and not any(name.startswith("model.") for name in entries):
+        return "Every name of this model but lm_head starts with 'model.': rename the tensors."
+    return "Download the named files again, or fix config.json."
 
 
 def _read_all(path: Path) -> _Contents:
@@ -139,13 +152,13 @@ def compatible(dtype: str, want: str) -> bool:
     return dtype == want if want == FP8_DTYPE else dtype in {"F32", "F16", "BF16"}
 
 
-def _raise_if_any(path: Path, defects: Mapping[str, list[str]]) -> None:
+def _raise_if_any(path: Path, defects: Mapping[str, list[str]], advice: str) -> None:
     sections = [_section(kind, lines) for kind, lines in defects.items() if lines]
     if sections:
         raise CheckpointError(
             f"The checkpoint {path} does not match its config.json:\n"
             + "\n".join(sections)
-            + "\nDownload the named files again, or fix config.json."
+            + f"\n{advice}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -202,6 +203,25 @@ def test_zero_points_of_a_symmetric_checkpoint(tmp_path: Path) -> None:
             tensors[f"{MODULE}.weight_zero_point"] = torch.zeros(192, 3, dtype=torch.int32)
             save_file(tensors, file, metadata={"format": "pt"})
     assert f"unexpected tensors (1):\n    {MODULE}.weight_zero_point" in defects(path)
+
+
+def test_config_in_a_file_of_its_own(tmp_path: Path) -> None:
+    """Red if a user of such a checkpoint is told to download it again."""
+    path = write_packed(tmp_path / "tiny", Scheme("awq", symmetric=False), SIZES)
+    file = path / "config.json"
+    config = json.loads(file.read_text())
+    (path / "quant_config.json").write_text(json.dumps(config.pop("quantization_config")))
+    file.write_text(json.dumps(config))
+    assert defects(path).endswith("put there what quantize_config.json or quant_config.json says.")
+
+
+def test_names_without_their_prefix(tmp_path: Path) -> None:
+    path = write_packed(tmp_path / "tiny", Scheme("awq", symmetric=False), SIZES)
+    for file in path.glob("*.safetensors"):
+        tensors = {name.removeprefix("model."): t for name, t in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+    (path / "model.safetensors.index.json").unlink()
+    assert "starts with 'model.'" in defects(path)
 
 
 def test_half_a_fused_layer(tmp_path: Path) -> None:
