@@ -11,9 +11,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from sglang_longcat.quantisation import formats
+from sglang_longcat.quantisation.fields import Fields
 from sglang_longcat.quantisation.packed import FormatError, PackedFormat
 
 # Fields of LongCat-2.0 / Lite-Sparse: sparse attention, full-scale word embedding. Not this model.
@@ -27,6 +29,21 @@ _NGRAM_ROWS = "ngram_embedding_m"
 
 class ConfigError(ValueError):
     """config.json describes a model that this package does not serve."""
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{file} does not exist; expected that of LongCat-Flash-Lite. Check the path, and that "
+            "the download finished."
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{file} holds no JSON ({error}). Download it again.") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{file} holds no object, but {config!r:.40}. Download it again.")
+    return config
 
 
 def _first(config: Mapping[str, Any], *keys: str, default: Any = None) -> Any:
@@ -149,7 +166,12 @@ class LongcatConfig:
 
     @classmethod
     def from_dir(cls, path: str | Path) -> LongcatConfig:
-        return cls.from_dict(json.loads((Path(path) / "config.json").read_text()))
+        return cls.from_file(Path(path) / "config.json")
+
+    @classmethod
+    def from_file(cls, file: Path) -> LongcatConfig:
+        """ConfigError, with the file's name, also for one that is missing or holds no object."""
+        return cls.from_dict(_read(file))
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> LongcatConfig:
@@ -161,12 +183,17 @@ class LongcatConfig:
         unsupported value.
         """
 
-        def need(*keys: str) -> Any:
+        def need(*keys: str, kind: type[int] | UnionType = int) -> Any:
             value = _first(config, *keys)
             if value is None:
                 raise ConfigError(
                     f"config.json lacks {' / '.join(keys)}; expected a LongCat-Flash-Lite config. "
                     "Check that the model directory is complete."
+                )
+            if not isinstance(value, kind) or isinstance(value, bool) or value <= 0:
+                raise ConfigError(
+                    f"config.json: {' / '.join(keys)} is {value!r}; expected a positive number. "
+                    "Fix config.json."
                 )
             return value
 
@@ -188,7 +215,7 @@ class LongcatConfig:
             zero_expert_num=_first(config, "zero_expert_num", default=0),
             zero_expert_type=config.get("zero_expert_type"),
             moe_topk=need("moe_topk"),
-            routed_scaling_factor=float(need("routed_scaling_factor")),
+            routed_scaling_factor=float(need("routed_scaling_factor", kind=int | float)),
             rms_norm_eps=_first(config, "rms_norm_eps", default=1e-5),
             rope_theta=float(
                 _first(config, "rope_theta", default=_first(rope, "rope_theta") or 1e7)
@@ -230,31 +257,36 @@ def _ngram(config: Mapping[str, Any]) -> NgramConfig | None:
 
 
 def read_quant(config: Mapping[str, Any]) -> QuantConfig | None:
-    """The format of the weights, or None for unquantised ones. ConfigError for a format that is not
-    served."""
-    raw = config.get("quantization_config")
-    if not raw:
-        return None
-    block = raw.get("weight_block_size")
-    if block is not None and (len(block) != 2 or min(block) < 1):
-        raise ConfigError(
-            f"weight_block_size {block!r}: expected two positive integers. Fix config.json."
-        )
-    ignored = _first(raw, "ignored_layers", "modules_to_not_convert", default=())
-    method = str(raw.get("quant_method", "unknown")).lower()
+    """The format of the weights, or None for unquantised ones (no `quantization_config`, null or
+    {}). ConfigError for a format that is not served."""
+    try:
+        raw = Fields.of(config.get("quantization_config"))
+        return _quant(raw, Fields.of(config, "config.json")) if raw.raw else None
+    except FormatError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _quant(raw: Fields, config: Fields) -> QuantConfig:
+    method = raw.text("quant_method", "unknown").lower()
+    block = _block(raw.raw.get("weight_block_size"))
+    ignored = raw.strings("ignored_layers") or raw.strings("modules_to_not_convert")
     return QuantConfig(
         method=method,
-        block=None if block is None else (block[0], block[1]),
-        ignored=(*ignored, *_first(config, "disable_quant_module", default=())),
-        packed=None if method == "fp8" and block is not None else _packed(raw),
+        block=block,
+        ignored=(*ignored, *config.strings("disable_quant_module")),
+        packed=None if method == "fp8" and block is not None else formats.read(raw.raw),
     )
 
 
-def _packed(raw: Mapping[str, Any]) -> PackedFormat:
-    try:
-        return formats.read(raw)
-    except FormatError as error:
-        raise ConfigError(str(error)) from error
+def _block(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    match value:
+        case [int(outputs), int(inputs)] if min(outputs, inputs) >= 1:
+            return outputs, inputs
+    raise ConfigError(
+        f"weight_block_size {value!r}: expected two positive integers. Fix config.json."
+    )
 
 
 def _validate(self: LongcatConfig, config: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from sglang_longcat.config import LongcatConfig
 
 __all__ = ["CheckpointError", "check_checkpoint", "check_draft", "stored_names"]
 
+_OF_FOUR_BITS = (".qweight", ".weight_packed")
 _LISTED = 20  # lines per kind of defect: enough to see the pattern, short enough to read
 
 
@@ -47,7 +48,6 @@ def check_checkpoint(path: str | Path, config: LongcatConfig) -> None:
     or absent. With block FP8, each quantised weight must be FP8 and have its scale, and no other
     tensor may. In 4 bits each quantised weight must have its packed tensors, and no other may.
     """
-    require_uniform(config)
     contents = _read_all(Path(path))
     config = with_draft_as_stored(config, contents.entries)
     mtp = any(name.startswith(MTP_PREFIX) for name in [*contents.entries, *contents.lost])
@@ -84,6 +84,7 @@ def stored_names(path: str | Path) -> set[str]:
 
 
 def _compare(path: Path, contents: _Contents, shapes: Shapes, config: LongcatConfig) -> None:
+    require_uniform(shapes, config.quant)
     expected, entries = as_stored(shapes, config.quant), contents.entries
     allowed = expected | optional_tensors(shapes, config.quant)
     defects = {
@@ -93,7 +94,19 @@ def _compare(path: Path, contents: _Contents, shapes: Shapes, config: LongcatCon
         "unexpected tensors": [f"{n} {entries[n]}" for n in sorted(entries.keys() - allowed)],
         "misshaped tensors": _misshaped(allowed, entries, config),
     }
-    _raise_if_any(path, defects)
+    _raise_if_any(path, defects, _advice(entries, config))
+
+
+def _advice(entries: Mapping[str, Entry], config: LongcatConfig) -> str:
+    """What to do, by what the files hold instead."""
+    if config.quant is None and any(name.endswith(_OF_FOUR_BITS) for name in entries):
+        return (
+            "The files hold 4-bit weights, and config.json has no quantization_config: put there "
+            "what quantize_config.json or quant_config.json says."
+        )
+    if entries and not any(name.startswith("model.") for name in entries):
+        return "Every name of this model but lm_head starts with 'model.': rename the tensors."
+    return "Download the named files again, or fix config.json."
 
 
 def _read_all(path: Path) -> _Contents:
@@ -125,26 +138,27 @@ def _misshaped(expected: Shapes, entries: Mapping[str, Entry], config: LongcatCo
     lines = []
     for name in sorted(expected.keys() & entries):
         want, entry = tensor_dtype(name, config.quant), entries[name]
-        if entry.shape != expected[name] or not _compatible(entry.dtype, want):
+        if entry.shape != expected[name] or not compatible(entry.dtype, want):
             lines.append(f"{name}: expected {list(expected[name])} {want}, found {entry}")
     return lines
 
 
-def _compatible(dtype: str, want: str) -> bool:
-    """Unquantised tensors and the scales of 4-bit weights may be stored in any wider float type:
-    the loader casts them."""
+def compatible(dtype: str, want: str) -> bool:
+    """Whether a tensor of the one safetensors dtype may be read where the other is expected.
+    Unquantised tensors and the scales of 4-bit weights may be stored in any wider float type: the
+    loader casts them."""
     if want.startswith("I"):
         return dtype == want or (want, dtype) == ("I64", "I32")
     return dtype == want if want == FP8_DTYPE else dtype in {"F32", "F16", "BF16"}
 
 
-def _raise_if_any(path: Path, defects: Mapping[str, list[str]]) -> None:
+def _raise_if_any(path: Path, defects: Mapping[str, list[str]], advice: str) -> None:
     sections = [_section(kind, lines) for kind, lines in defects.items() if lines]
     if sections:
         raise CheckpointError(
             f"The checkpoint {path} does not match its config.json:\n"
             + "\n".join(sections)
-            + "\nDownload the named files again, or fix config.json."
+            + f"\n{advice}"
         )
 
 

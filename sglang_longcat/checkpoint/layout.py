@@ -94,15 +94,16 @@ def as_stored(shapes: Mapping[str, tuple[int, ...]], quant: QuantConfig | None) 
     return result
 
 
-def require_uniform(config: LongcatConfig) -> None:
-    """ConfigError if some tensors are in 4 bits of those that SGLang makes one layer of."""
-    if config.quant is None or config.quant.packed is None:
+def require_uniform(shapes: Iterable[str], quant: QuantConfig | None) -> None:
+    """ConfigError if some tensors are in 4 bits of those that SGLang makes one layer of. shapes:
+    the names before quantisation."""
+    if quant is None or quant.packed is None:
         return
     layouts: dict[str, str] = {}
-    for name in filter(is_linear, expected_tensors(config, mtp=False)):
+    for name in filter(is_linear, shapes):
         layer = in_one_layer(name.removesuffix(".weight"))
         first = layouts.setdefault(layer, name)
-        if is_quantised(first, config.quant) != is_quantised(name, config.quant):
+        if is_quantised(first, quant) != is_quantised(name, quant):
             raise ConfigError(
                 f"config.json says that one of {first} and {name} is quantised and the other is "
                 "not. Both are parts of one layer here: quantise or leave out both."
@@ -129,12 +130,12 @@ def optional_tensors(shapes: Mapping[str, tuple[int, ...]], quant: QuantConfig |
 
 def with_draft_as_stored(config: LongcatConfig, names: Iterable[str]) -> LongcatConfig:
     """`config`, with the MTP layer left out of a 4-bit quantisation if `names`, the checkpoint's
-    tensors, have it unquantised. Quantisers load the model without that layer, so their config.json
-    says nothing of it."""
+    tensors, have weights of it unquantised that config.json says to be quantised. Quantisers load
+    the model without that layer, so their config.json says nothing of it."""
     quant = config.quant
     if quant is None or quant.packed is None:
         return config
-    if not any(name.startswith(MTP_PREFIX) and is_linear(name) for name in names):
+    if not any(name.startswith(MTP_PREFIX) and is_quantised(name, quant) for name in names):
         return config
     ignored = (*quant.ignored, MTP_PREFIX.removesuffix("."))
     return replace(config, quant=replace(quant, ignored=ignored))

@@ -1,6 +1,7 @@
 """The numbers of 4-bit weights: from each published order to the one that the model is built with.
 
-Owns: which bits of a word hold which value, and the checks of zero points and g_idx. Every format
+Owns: which bits of a word hold which value, and the checks of scales, zero points and
+g_idx. Every format
 becomes compressed-tensors' order while it is read, so the model has one set of parameters and
 SGLang's W4A16 methods (Marlin on a GPU, torch on a CPU) serve all of them. `packed_layout` has the
 names and shapes.
@@ -19,6 +20,8 @@ from sglang_longcat.quantisation.packed import BITS, MIDDLE, PER_WORD, PackedFor
 # AWQ: bits 4 n .. 4 n + 3 of a word hold the value of column _AWQ_ORDER[n] of its eight columns.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _LARGEST = (1 << BITS) - 1
+SCALES = ("scales", "weight_scale")
+ZEROS = ("qzeros", "weight_zero_point")
 
 Parts = Mapping[str, torch.Tensor]  # the tensors of one linear layer by the last part of their name
 
@@ -61,22 +64,47 @@ def pack_awq(values: torch.Tensor) -> torch.Tensor:
     return pack(values.unflatten(1, (-1, PER_WORD))[..., list(_AWQ_ORDER)].flatten(1), 1)
 
 
-def standard(module: str, parts: Parts, stored: PackedFormat) -> PackedWeight:
-    """The layer's weight in compressed-tensors' order. CheckpointError for a zero point that the
-    format does not have."""
-    zeros = _zero_points(parts, stored)
-    if stored.symmetric and zeros is not None and not bool((zeros == MIDDLE).all()):
+def standard(parts: Parts, stored: PackedFormat) -> PackedWeight:
+    """The layer's weight in compressed-tensors' order, of parts that `check` has passed."""
+    values, scale = _values(parts, stored)
+    return PackedWeight(values, scale, None if stored.symmetric else _zero_points(parts, stored))
+
+
+def check(name: str, tensor: torch.Tensor, stored: PackedFormat, weight: tuple[int, ...]) -> None:
+    """CheckpointError for numbers in the tensor `name` that the format does not have. weight: the
+    layer's shape [o, i]. Values have no wrong numbers."""
+    part = name.rpartition(".")[2]
+    if part == "g_idx":
+        _check_order(name, tensor, stored.group_size)
+    elif part == "weight_shape":
+        _check_shape(name, tensor, weight)
+    elif part in SCALES:
+        _check_scales(name, tensor)
+    elif part in ZEROS:
+        _check_zeros(name, _zero_points({part: tensor}, stored), stored)
+
+
+def _check_scales(name: str, scales: torch.Tensor) -> None:
+    """One scale that is no number makes every logit NaN, which are then served as token 0."""
+    if not bool(torch.isfinite(scales).all()):
+        wrong = int((~torch.isfinite(scales)).sum())
         raise CheckpointError(
-            f"{module}.qzeros has zero points other than {MIDDLE}, but config.json says that the "
+            f"{name} has {wrong} scales that are NaN or infinite; expected finite ones. Download "
+            "the file again, or quantise the model again."
+        )
+
+
+def _check_zeros(name: str, zeros: torch.Tensor, stored: PackedFormat) -> None:
+    if stored.symmetric and not bool((zeros == MIDDLE).all()):
+        raise CheckpointError(
+            f"{name} has zero points other than {MIDDLE}, but config.json says that the "
             "quantisation is symmetric. Check that config.json belongs to these weights."
         )
-    if zeros is not None and bool((zeros > _LARGEST).any()):
+    if bool((zeros > _LARGEST).any()):
         raise CheckpointError(
-            f"{module}.qzeros has a zero point of {_LARGEST + 1}: expected 0 to {_LARGEST}. "
+            f"{name} has a zero point of {_LARGEST + 1}: expected 0 to {_LARGEST}. "
             "Quantise the model again, with another tool or symmetrically."
         )
-    values, scale = _values(parts, stored)
-    return PackedWeight(values, scale, None if stored.symmetric else zeros)
 
 
 def dequantise(weight: PackedWeight, group_size: int) -> torch.Tensor:
@@ -86,7 +114,7 @@ def dequantise(weight: PackedWeight, group_size: int) -> torch.Tensor:
     return (unpack(weight.values, 1) - zeros) * scale
 
 
-def check_order(name: str, g_idx: torch.Tensor, group_size: int) -> None:
+def _check_order(name: str, g_idx: torch.Tensor, group_size: int) -> None:
     """CheckpointError unless g_idx [i] says that input i is in group i // g."""
     expected = torch.arange(len(g_idx), device=g_idx.device) // group_size
     if not torch.equal(g_idx.to(expected.dtype), expected):
@@ -96,7 +124,7 @@ def check_order(name: str, g_idx: torch.Tensor, group_size: int) -> None:
         )
 
 
-def check_shape(name: str, stored: torch.Tensor, expected: tuple[int, ...]) -> None:
+def _check_shape(name: str, stored: torch.Tensor, expected: tuple[int, ...]) -> None:
     """CheckpointError unless weight_shape [2] says what config.json says."""
     if tuple(stored.tolist()) != expected:
         raise CheckpointError(
@@ -114,10 +142,10 @@ def _values(parts: Parts, stored: PackedFormat) -> tuple[torch.Tensor, torch.Ten
     return pack(unpack_awq(parts["qweight"]).t(), 1), scale
 
 
-def _zero_points(parts: Parts, stored: PackedFormat) -> torch.Tensor | None:
-    """[o, i/g], or None where the file has none."""
+def _zero_points(parts: Parts, stored: PackedFormat) -> torch.Tensor:
+    """[o, i/g]."""
     if stored.packing == "compressed-tensors":
-        return None if stored.symmetric else unpack(parts["weight_zero_point"], 0)
+        return unpack(parts["weight_zero_point"], 0)
     qzeros = parts["qzeros"]
     zeros = unpack(qzeros, 1) if stored.packing == "gptq" else unpack_awq(qzeros)
     return zeros.t() + stored.zero_offset

@@ -17,7 +17,12 @@ from typing import Protocol
 
 import torch
 
-from sglang_longcat.checkpoint.check import CheckpointError, check_checkpoint
+from sglang_longcat.checkpoint.check import (
+    CheckpointError,
+    check_checkpoint,
+    compatible,
+    stored_names,
+)
 from sglang_longcat.checkpoint.layout import (
     MTP_PREFIX,
     Shapes,
@@ -25,13 +30,25 @@ from sglang_longcat.checkpoint.layout import (
     draft_tensors,
     expected_tensors,
     optional_tensors,
+    tensor_dtype,
     with_draft_as_stored,
 )
 from sglang_longcat.checkpoint.packed_reader import PackedReader
-from sglang_longcat.config import LongcatConfig
+from sglang_longcat.config import LongcatConfig, QuantConfig
 
 NGRAM = re.compile(r"model\.ngram_embeddings\.(embedders|post_projs)\.(\d+)\.weight$")
 _WORD = "model.embed_tokens.weight"
+# SGLang makes one layer of both, and drops one that comes without the other, without a word.
+_LATENTS = (".q_a_proj.", ".kv_a_proj_with_mqa.")
+# The safetensors names of the dtypes that a checkpoint has.
+_DTYPES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int32: "I32",
+    torch.int64: "I64",
+}
 _LISTED = 20  # missing tensors that an error names: enough to see the pattern
 
 
@@ -76,9 +93,9 @@ class TensorReader:
     def checked(
         self, weights: Iterable[tuple[str, torch.Tensor]]
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """The model's own tensors. Raises CheckpointError with names and shapes, at the end for
-        those that are missing. A list, which a weight update from memory brings, is checked as a
-        whole before its first tensor is loaded."""
+        """The model's own tensors. Raises CheckpointError with names, shapes and dtypes, at the end
+        for those that are missing. A list, which a weight update from memory brings, is checked as
+        a whole before its first tensor is loaded."""
         seen: set[str] = set()
         self._require_update_is_possible()
         if isinstance(weights, list):
@@ -93,9 +110,12 @@ class TensorReader:
     def as_parameters(
         self, weights: Iterable[tuple[str, torch.Tensor]]
     ) -> Iterable[tuple[str, torch.Tensor]]:
-        """`checked`, with 4-bit weights in the order of the model's parameters."""
-        checked = self.checked(weights)
-        return checked if self.packed is None else self.packed.read(checked)
+        """`checked`, with 4-bit weights in the order of the model's parameters. A list is read as a
+        whole before its first tensor is loaded."""
+        tensors: Iterable[tuple[str, torch.Tensor]] = self.checked(weights)
+        if self.packed is not None:
+            tensors = self.packed.read(tensors)
+        return list(tensors) if isinstance(weights, list) else tensors
 
     def _require_update_is_possible(self) -> None:
         if self.loaded_before and not self.takes_updates:
@@ -105,23 +125,16 @@ class TensorReader:
             )
 
     def check_update(self, weights: list[tuple[str, torch.Tensor]]) -> None:
-        """CheckpointError unless every tensor fits."""
+        """CheckpointError unless every tensor fits, and all came that are loaded together."""
+        _require_both_latents({name for name, _ in weights})
         for name, tensor in weights:
             if self.owns(name):
                 self._check_tensor(name, tensor)
 
     def _check_tensor(self, name: str, tensor: torch.Tensor) -> None:
-        """CheckpointError unless the model has a tensor of this name and shape."""
+        """CheckpointError unless the model has a tensor of this name, shape and dtype."""
         optional = self.packed.optional if self.packed else {}
-        self._check_shape(name, tensor, self.shapes if name in self.shapes else optional)
-
-    def _check_shape(self, name: str, tensor: torch.Tensor, shapes: Shapes) -> None:
-        expected, shape = shapes.get(name), tuple(tensor.shape)
-        if shape != expected:
-            raise CheckpointError(
-                f"{name} has shape {shape}, expected {expected or 'no tensor of that name'} from "
-                "config.json. Check that config.json belongs to these weights."
-            )
+        _check(name, tensor, self.shapes if name in self.shapes else optional, self.lite.quant)
 
     def scale_latent_norm(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor`, or sqrt(hidden / rank) times the norm weight of an MLA latent, as SGLang's MLA
@@ -158,18 +171,26 @@ class CheckpointReader(TensorReader):
         shapes = as_stored(unquantised, lite.quant) | optional_tensors(unquantised, lite.quant)
         for name, tensor in weights:
             if not self.owns(name):
-                self._check_shape(name, tensor, shapes)
+                _check(name, tensor, shapes, lite.quant)
 
     def owns(self, name: str) -> bool:
         return not name.startswith(MTP_PREFIX)
 
     def check_files(self, path: str | Path | None = None) -> None:
-        """Check the safetensors headers of a local checkpoint before anything is allocated. With
-        `path`, that of a weight update, before anything is overwritten."""
-        path = self.path if path is None else Path(path)
+        """Check the safetensors headers of a local checkpoint before anything is allocated."""
         self._require_update_is_possible()
-        if is_local(path):
-            check_checkpoint(path, self.lite)
+        if is_local(self.path):
+            check_checkpoint(self.path, self.lite)
+
+    def check_update_files(self, path: Path) -> None:
+        """The same of a weight update, before anything is overwritten, and the numbers of 4-bit
+        layers too: at a start they are checked while they are loaded."""
+        self._require_update_is_possible()
+        check_checkpoint(path, self.lite)
+        if self.packed is not None:
+            lite = with_draft_as_stored(self.lite, stored_names(path))
+            assert lite.quant is not None
+            PackedReader(lite.quant, expected_tensors(lite, mtp=True)).check_numbers(path)
 
     def feed(
         self, embedding: NgramWeights, weights: Iterable[tuple[str, torch.Tensor]]
@@ -182,6 +203,32 @@ class CheckpointReader(TensorReader):
                 yield "model.embed_tokens.word_embed.weight", tensor
             else:
                 yield name, self.scale_latent_norm(name, tensor)
+
+
+def _check(name: str, tensor: torch.Tensor, shapes: Shapes, quant: QuantConfig | None) -> None:
+    """The dtype too: a copy into a parameter casts, and bf16 without scales is then read as FP8."""
+    expected, shape = shapes.get(name), tuple(tensor.shape)
+    if shape != expected:
+        raise CheckpointError(
+            f"{name} has shape {shape}, expected {expected or 'no tensor of that name'} from "
+            "config.json. Check that config.json belongs to these weights."
+        )
+    want, dtype = tensor_dtype(name, quant), _DTYPES.get(tensor.dtype, str(tensor.dtype))
+    if not compatible(dtype, want):
+        raise CheckpointError(
+            f"{name} has dtype {dtype}, expected {want}: the server was started with weights as "
+            f"{quant or 'bf16'}. Send the tensors that such a checkpoint has."
+        )
+
+
+def _require_both_latents(names: set[str]) -> None:
+    for one, other in (_LATENTS, _LATENTS[::-1]):
+        for name in names:
+            if one in name and (partner := name.replace(one, other)) not in names:
+                raise CheckpointError(
+                    f"{name} came without {partner}. Both are parts of one layer here: send both "
+                    "in one update."
+                )
 
 
 def is_local(path: Path) -> bool:

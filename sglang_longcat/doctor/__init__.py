@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from sglang_longcat.checkpoint.locate import locate
 from sglang_longcat.doctor import quiet
 from sglang_longcat.doctor.finding import Finding, Status
-from sglang_longcat.planning import agreement
+from sglang_longcat.planning import agreement, arguments
 from sglang_longcat.planning.plan import MemoryFlags
 
 if TYPE_CHECKING:
@@ -27,11 +27,12 @@ _CONTEXT = 32768  # of every recipe for one GPU without more room
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model-path", help="directory, or the name of a downloaded model")
-    parser.add_argument("--tp", type=int, help="tensor-parallel size (default: all GPUs)")
-    parser.add_argument("--attn-dp-size", type=int, default=1, help="replicas of attention")
-    parser.add_argument("--mem-fraction", type=float, help="--mem-fraction-static, if you set it")
-    parser.add_argument("--context", type=int, help=f"--context-length (default: {_CONTEXT})")
+    of, size = parser.add_argument, arguments.positive
+    of("--model-path", type=arguments.model, help="directory, or the name of a downloaded model")
+    of("--tp", type=size, help="tensor-parallel size (default: all GPUs)")
+    of("--attn-dp-size", type=size, default=1, help="replicas of attention")
+    of("--mem-fraction", type=arguments.part, help="--mem-fraction-static, if you set it")
+    of("--context", type=size, help=f"--context-length (default: {_CONTEXT})")
     parser.add_argument("--draft", action="store_true", help="with speculative decoding (NEXTN)")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--verbose", action="store_true", help="with what SGLang prints")

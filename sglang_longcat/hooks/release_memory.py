@@ -1,7 +1,8 @@
 """Refuse to release memory that is in use or already released.
 
 Why: SGLang asserts that no request runs, which ends the scheduler for those that do. Released
-twice, weights are saved from memory that is gone. And a release that fails counts as done.
+twice, weights are saved from memory that is gone. A release that fails counts as done, and without
+a memory saver it frees nothing, and only the log says so.
 Upstream: managers/scheduler_components/weight_updater.py,
 SchedulerWeightUpdaterManager.release_memory_occupation. `scheduler_errors` answers what is raised.
 Remove when: SGLang answers such a release with an error.
@@ -33,6 +34,11 @@ def apply(original: Callable[..., Any], updater: Any, request: Any) -> Any:
         raise BadRequest(
             f"{BUSY}; wait until they have ended, or end them with POST /abort_request or "
             "/pause_generation."
+        )
+    if not updater.memory_saver_adapter.enabled:
+        raise BadRequest(
+            "The server was started without --enable-memory-saver, so nothing would be released. "
+            "Start it with this flag, on a GPU."
         )
     released = set(updater.offload_tags)
     try:

@@ -17,6 +17,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from sglang_longcat.requests.check import BadRequest
+from sglang_longcat.requests.released import require_resumed
 
 if TYPE_CHECKING:
     from sglang.srt.managers.scheduler import Scheduler
@@ -53,6 +54,11 @@ def apply(_result: None, scheduler: Scheduler) -> None:
 def _guarded(scheduler: Any, dispatch: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def guarded(request: Any) -> Any:
         try:
+            require_resumed(
+                type(request).__name__,
+                scheduler.weight_updater.offload_tags,
+                paused=scheduler._engine_paused,
+            )
             return dispatch(request)
         except Exception as error:
             logger.exception("A %s failed; the server goes on.", type(request).__name__)
@@ -64,13 +70,15 @@ def _guarded(scheduler: Any, dispatch: Callable[[Any], Any]) -> Callable[[Any], 
 def _answer(scheduler: Any, request: Any, error: Exception) -> Any:
     """The answer of a control request. Generations are aborted, and answer None."""
     name, message = type(request).__name__, str(error)
+    status = HTTPStatus.BAD_REQUEST
     if not isinstance(error, BadRequest):
         message = f"{type(error).__name__}: {message}"
+        status = HTTPStatus.INTERNAL_SERVER_ERROR
     if name.startswith("Tokenized"):
-        _abort(scheduler, request, message)
+        _abort(scheduler, request, message, status)
     elif name.startswith("BatchTokenized"):
         for one in request:
-            _abort(scheduler, one, message)
+            _abort(scheduler, one, message, status)
     else:
         if name in _END_AT_BARRIER:
             import torch
@@ -80,13 +88,13 @@ def _answer(scheduler: Any, request: Any, error: Exception) -> Any:
     return None
 
 
-def _abort(scheduler: Any, request: Any, message: str) -> None:
+def _abort(scheduler: Any, request: Any, message: str, status: HTTPStatus) -> None:
     from sglang.srt.managers.io_struct import AbortReq
 
     reason = {
         "type": "abort",
-        "status_code": HTTPStatus.INTERNAL_SERVER_ERROR,
-        "err_type": "InternalServerError",
+        "status_code": status,
+        "err_type": status.phrase.replace(" ", ""),
         "message": f"The scheduler could not take this request: {message}",
     }
     scheduler.send_abort_output(AbortReq(rid=request.rid, finished_reason=reason), request)

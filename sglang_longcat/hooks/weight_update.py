@@ -33,6 +33,8 @@ def apply(
 ) -> tuple[bool, str]:
     """(False, why) for files that do not fit the model being served; else SGLang's own answer."""
     from sglang_longcat.checkpoint.check import CheckpointError
+    from sglang_longcat.checkpoint.locate import locate
+    from sglang_longcat.config import ConfigError
     from sglang_longcat.ngram.state import NgramStateMixin
     from sglang_longcat.requests.fields import STREAMED
 
@@ -41,7 +43,7 @@ def apply(
         if load_format not in (*STREAMED, "dummy"):  # SGLang itself refuses dummy here
             return False, f"load_format is {load_format!r}; expected one of {', '.join(STREAMED)}."
         try:
-            model.reader.check_files(model_path)
-        except CheckpointError as error:
+            model.reader.check_update_files(locate(model_path))
+        except (CheckpointError, ConfigError, OSError) as error:
             return False, f"{error}\nThe weights loaded before are still served."
     return original(updater, model_path, load_format, *args, **kwargs)

@@ -141,7 +141,7 @@ ATTRIBUTES: tuple[Needs, ...] = (
     # what the hooks read
     Needs(
         "managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager",
-        ("is_fully_idle", "scheduler", "offload_tags"),
+        ("is_fully_idle", "scheduler", "offload_tags", "memory_saver_adapter"),
     ),
     Needs("managers.scheduler:Scheduler.send_abort_output", ("abort_req", "req")),
     Needs("managers.io_struct:AbortReq", ("rid", "finished_reason")),

@@ -13,6 +13,7 @@ from typing import Any
 from sglang.srt.configs import LongcatFlashConfig
 
 from sglang_longcat.config import is_lite, read_quant
+from sglang_longcat.quantisation import formats
 
 PUBLISHED_MODEL_TYPE = "longcat_flash_ngram"
 _NGRAM_KEYS = ("ngram_vocab_size_ratio", "emb_neighbor_num", "emb_split_num")
@@ -32,6 +33,7 @@ class LongcatConfigForSGLang(LongcatFlashConfig):
             return
         # Before SGLang looks at the format: it would say that it does not know the name, or start.
         read_quant(kwargs)
+        self.quantization_config = _for_sglang(kwargs.get("quantization_config"))
         for key, alias in zip(_NGRAM_KEYS, _ALIASES, strict=True):
             setattr(self, key, kwargs.get(key) if kwargs.get(key) is not None else kwargs[alias])
         self.moe_topk = kwargs["moe_topk"]
@@ -57,6 +59,11 @@ class PublishedConfig(LongcatConfigForSGLang):
 
     def __init__(self, **kwargs: Any) -> None:  # without it transformers generates another one
         super().__init__(**kwargs)
+
+
+def _for_sglang(raw: dict[str, Any] | None) -> dict[str, Any] | None:
+    """{} is no format; SGLang would look for one of the name ""."""
+    return formats.for_sglang(raw) if raw else None
 
 
 def quant_method(config: object) -> str | None:

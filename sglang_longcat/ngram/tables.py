@@ -8,6 +8,7 @@ share them (`sharing.py`). So in host memory a node holds each column of a serve
 from __future__ import annotations
 
 import logging
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from longcat_kernels.row_layout import Format, row_width
 from longcat_kernels.row_table import RowTable, quantise_fp8, quantise_int4, row_scales
+from sglang_longcat.checkpoint.headers import CheckpointError
 from sglang_longcat.ngram.host_memory import HostMemory, cores
 from sglang_longcat.ngram.sharing import Sharers
 from sglang_longcat.planning.placement import Where
@@ -51,6 +53,15 @@ class QuantisationError:
     def __str__(self) -> str:
         mean = self.error / max(self.total, 1e-300)
         return f"mean relative error {mean:.2%}, largest {self.largest:.2%} of its row's maximum"
+
+
+def _require_numbers(index: int, error: QuantisationError, format: Format) -> None:
+    """One NaN or infinity becomes a scale: of 32 values in int4, of a whole row in fp8."""
+    if not math.isfinite(error.total):
+        raise CheckpointError(
+            f"model.ngram_embeddings.embedders.{index}.weight holds NaN or infinite values, which "
+            f"LONGCAT_NGRAM_TABLE_DTYPE={format} would spread. Download the model again."
+        )
 
 
 class NgramTables(nn.Module):
@@ -125,6 +136,7 @@ class NgramTables(nn.Module):
             self.error, self.loaded = QuantisationError(), set()
         with ThreadPoolExecutor(threads) as pool:
             for error in pool.map(lambda block: self._load_block(*block), blocks):
+                _require_numbers(index, error, self.format)
                 self.error.add(error)
         self.loaded.add(index)
         self._bar.update()

@@ -19,18 +19,23 @@ def check(
     context: int | None = None,
     ranks: Iterable[int] = (),
     dtypes: Iterable[str] = (),
+    context_flag: str = "--context",
 ) -> None:
-    """Raises ValueError with one line per contradiction. context: tokens of --context; ranks: sizes
-    that --tp gives; dtypes: values of --dtype."""
-    lines = [*_context(config, context), *_ranks(config, ranks), *_dtypes(config, dtypes)]
+    """Raises ValueError with one line per contradiction. context: tokens of `context_flag`; ranks:
+    sizes that --tp gives; dtypes: values of --dtype."""
+    lines = [
+        *_context(config, context, context_flag),
+        *_ranks(config, ranks),
+        *_dtypes(config, dtypes),
+    ]
     if lines:
         raise ValueError("\n".join(lines))
 
 
-def _context(config: LongcatConfig, context: int | None) -> Iterator[str]:
+def _context(config: LongcatConfig, context: int | None, flag: str) -> Iterator[str]:
     if context and context > config.max_position_embeddings:
         yield (
-            f"--context {context}, but config.json says max_position_embeddings "
+            f"{flag} {context}, but config.json says max_position_embeddings "
             f"{config.max_position_embeddings}: expected at most that many tokens."
         )
 

@@ -17,7 +17,7 @@ from sglang_longcat.checkpoint import PUBLISHED_CONFIG
 from sglang_longcat.checkpoint.check import check_draft
 from sglang_longcat.checkpoint.locate import locate
 from sglang_longcat.config import LongcatConfig
-from sglang_longcat.planning import agreement, roofline, sizing
+from sglang_longcat.planning import agreement, arguments, roofline, sizing
 from sglang_longcat.planning.placement import Where
 from sglang_longcat.planning.plan import MachineMemory, MemoryFlags, plan_memory
 from sglang_longcat.planning.roofline import GPUS
@@ -54,7 +54,7 @@ def read_config(path: str | Path | None, *, draft: bool = False) -> LongcatConfi
     model. draft: raises CheckpointError for a checkpoint without the MTP layer."""
     path = Path(path or PUBLISHED_CONFIG)
     if path.is_file():
-        return LongcatConfig.from_dict(json.loads(path.read_text()))
+        return LongcatConfig.from_file(path)
     directory = locate(str(path))
     config = LongcatConfig.from_dir(directory)
     if draft:
@@ -109,13 +109,15 @@ def estimate(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model-path", help="checkpoint or config.json; else published")
+    parser.add_argument(
+        "--model-path", type=arguments.model, help="checkpoint or config.json; else published"
+    )
     parser.add_argument("--gpu", nargs="+", choices=GPUS, default=list(GPUS), metavar="NAME")
-    parser.add_argument("--tp", nargs="+", type=_positive, default=[1], metavar="N")
+    parser.add_argument("--tp", nargs="+", type=arguments.positive, default=[1], metavar="N")
     parser.add_argument(
         "--attn-dp-size",
         nargs="+",
-        type=_positive,
+        type=arguments.positive,
         default=[1],
         metavar="N",
         help="replicas of attention; with each --tp that it divides",
@@ -125,9 +127,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tables", nargs="+", choices=("device", "host"), default=None)
     tables: dict[str, Any] = {"nargs": "+", "choices": ("bf16", "fp8", "int4")}
     parser.add_argument("--table-dtype", **tables, default=["bf16"])
-    parser.add_argument("--context", type=_positive, default=4096, help="tokens of a request")
-    parser.add_argument("--batch", nargs="+", type=_positive, default=[1, 8, 32, 128, 400])
-    parser.add_argument("--mem-fraction", type=float, help="without it as the plugin chooses")
+    parser.add_argument(
+        "--context", type=arguments.positive, default=4096, help="tokens of a request"
+    )
+    parser.add_argument("--batch", nargs="+", type=arguments.positive, default=[1, 8, 32, 128, 400])
+    parser.add_argument(
+        "--mem-fraction", type=arguments.part, help="without it as the plugin chooses"
+    )
     parser.add_argument("--draft", action="store_true", help="memory of speculative decoding too")
     parser.add_argument("--json", action="store_true")
 
@@ -214,10 +220,3 @@ def _cells(row: Row, batches: Sequence[int]) -> list[str]:
         return [*head, "does not fit", *[""] * (1 + len(batches))]
     bounds = [f"{row.tpot_ms[batch]:.1f}" if batch in row.tpot_ms else "" for batch in batches]
     return [*head, f"{row.kv_tokens:,}", f"{row.requests:,}", *bounds]
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a positive integer")
-    return value

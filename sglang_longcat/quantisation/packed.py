@@ -32,6 +32,10 @@ class Rule(NamedTuple):
     names: frozenset[str] = frozenset()  # the whole name
     endings: frozenset[str] = frozenset()  # what the name ends with, from a dot on
 
+    def check(self) -> None:
+        """FormatError for a pattern that is no regular expression."""
+        _compiled(self.pattern)
+
     def decides(self, module: str) -> bool:
         if module in self.names or (self.pattern and _compiled(self.pattern).fullmatch(module)):
             return True

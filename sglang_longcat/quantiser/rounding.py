@@ -54,7 +54,7 @@ def quantise(module: str, weight: torch.Tensor, stored: PackedFormat) -> Parts:
 def relative_error(module: str, weight: torch.Tensor, parts: Parts, stored: PackedFormat) -> float:
     """|q - w| / |w| (Frobenius), q as a bf16 server reads it: with scales in bf16. QuantiseError if
     it is larger than rounding can make it."""
-    packed = packing.standard(module, parts, stored)
+    packed = packing.standard(parts, stored)
     served = packed._replace(scale=packed.scale.bfloat16())
     exact = weight.float()
     moved = packing.dequantise(served, stored.group_size).sub_(exact).norm()

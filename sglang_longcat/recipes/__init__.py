@@ -86,6 +86,8 @@ def find(name: str) -> Recipe:
     known = next((recipe for recipe in every() if recipe.name == stem), None)
     if known is not None:
         return known
+    if Path(name).is_dir():
+        raise UnknownRecipe(f"{name} is a directory, no recipe; did you mean --model-path {name}?")
     if not Path(name).is_file():
         names = ", ".join(recipe.name for recipe in every())
         raise UnknownRecipe(f"no recipe {name!r}; expected a YAML file, or one of: {names}")

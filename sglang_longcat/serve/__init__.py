@@ -16,6 +16,7 @@ from pathlib import Path
 from sglang_longcat import env
 from sglang_longcat.checkpoint.locate import locate
 from sglang_longcat.config import LongcatConfig
+from sglang_longcat.planning import arguments
 from sglang_longcat.planning.roofline import GPUS
 from sglang_longcat.recipes import GOALS, Recipe, every, find
 from sglang_longcat.recipes.choose import choose, published
@@ -34,12 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.add_argument("--recipe", metavar="NAME", help="the same as RECIPE")
     parser.add_argument("--goal", choices=GOALS, help=f"default: {GOALS[0]}")
-    parser.add_argument("--model-path", "--model", help="directory or model; else the recipe's")
+    parser.add_argument(
+        "--model-path",
+        "--model",
+        type=arguments.model,
+        help="directory or model; else the recipe's",
+    )
     parser.add_argument("--print", action="store_true", help="run nothing")
     other = parser.add_argument_group("another machine", "plan for it, and run nothing")
     other.add_argument("--gpu", choices=GPUS, metavar="NAME", help=", ".join(GPUS))
-    other.add_argument("--gpus", type=int, metavar="N", help="with --gpu; default: 1")
-    other.add_argument("--host-memory", type=float, metavar="GIB", help="default: enough")
+    other.add_argument(
+        "--gpus", type=arguments.positive, metavar="N", help="with --gpu; default: 1"
+    )
+    other.add_argument("--host-memory", type=arguments.gib, metavar="GIB", help="default: enough")
 
 
 def run(args: argparse.Namespace, further: Sequence[str]) -> int:
@@ -53,6 +61,8 @@ def run(args: argparse.Namespace, further: Sequence[str]) -> int:
     here = machine.described(args) if args.gpu else machine.detected(args)
     given = flags.read(words, on_cpu=not here.gpus)
     fit, config = _choice(args, name, here, given)
+    if config is not None:
+        flags.require_agreement(given, config)
     server = command.build(fit.recipe, args.model_path, words, given, environment)
     mine = reasons.Mine(given, environment)
     reasons.show(reasons.of(fit, here, config, mine, goal=None if name else _goal(args)))

@@ -11,7 +11,19 @@ import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from sglang_longcat.config import LongcatConfig
 from sglang_longcat.doctor import quiet
+from sglang_longcat.planning import agreement
+from sglang_longcat.recipes.memory import Given
+
+_POSITIVE = (
+    "tp_size",
+    "dp_size",
+    "nnodes",
+    "context_length",
+    "max_running_requests",
+    "max_total_tokens",
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,12 +49,24 @@ def read(words: Sequence[str], *, on_cpu: bool) -> dict[str, Any]:
 
 def _refuse_impossible(given: dict[str, Any]) -> None:
     """A plan would take these as they are, and promise what no server has."""
-    for name in ("tp_size", "dp_size"):
-        if given.get(name, 1) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {given[name]}: expected 1 or more")
+    for name in _POSITIVE:
+        value = given.get(name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
+    rank, nodes = given.get("node_rank", 0), given.get("nnodes", 1)
+    if not 0 <= rank < nodes:
+        raise ValueError(f"--node-rank {rank}: expected 0 to {nodes - 1}, by --nnodes {nodes}")
     fraction = given.get("mem_fraction_static")
     if fraction is not None and not 0 < fraction < 1:
         raise ValueError(f"--mem-fraction-static {fraction}: expected a part of 1, say 0.9")
+
+
+def require_agreement(given: Given, config: LongcatConfig) -> None:
+    """Raises ValueError for flags that the model's config.json contradicts. Attention with replicas
+    of its own deals its heads out to fewer ranks than --tp."""
+    ranks = [] if given.get("enable_dp_attention") else [given.get("tp_size", 1)]
+    context = given.get("context_length")
+    agreement.check(config, context=context, ranks=ranks, context_flag="--context-length")
 
 
 def _sglang_parser(*, on_cpu: bool) -> argparse.ArgumentParser:

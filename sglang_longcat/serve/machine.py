@@ -14,8 +14,6 @@ from sglang_longcat.recipes.memory import UNKNOWN_HOST, Hardware
 def described(args: argparse.Namespace) -> Hardware:
     """--gpu, --gpus, --host-memory. GPUs are idle."""
     gpus = 1 if args.gpus is None else args.gpus
-    if gpus < 1:
-        raise ValueError(f"--gpus {gpus}: expected 1 or more")
     host = UNKNOWN_HOST if args.host_memory is None else int(args.host_memory * GIB)
     memory = replace(MachineMemory.of_gpu(GPUS[args.gpu].memory), host=host)
     return Hardware(args.gpu, gpus, memory)

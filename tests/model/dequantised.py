@@ -28,7 +28,7 @@ def dequantised(path: Path, to: Path) -> Path:
         for name in [name for name in tensors if name.endswith(".qweight")]:
             module = name.removesuffix(".qweight")
             parts = {part: tensors.pop(f"{module}.{part}") for part in PARTS}
-            weight = packing.standard(module, parts, stored)
+            weight = packing.standard(parts, stored)
             tensors[f"{module}.weight"] = packing.dequantise(weight, stored.group_size)
         save_file(tensors, file, metadata={"format": "pt"})
         places |= dict.fromkeys(tensors, file.name)

@@ -98,14 +98,22 @@ def test_bf16(auto_round: Path) -> None:
     assert sum(gaps) / len(gaps) < BF16_MEAN_NATS
 
 
-@pytest.mark.parametrize("mtp", [False, True], ids=["bf16-draft", "4-bit-draft"])
-@pytest.mark.parametrize("method", ["auto-round", "gptq"])
-def test_draft(tmp_path: Path, method: str, mtp: bool) -> None:
+DRAFTS = {
+    "auto-round-bf16": Scheme("auto-round"),
+    "auto-round-4-bit": Scheme("auto-round", mtp=True),
+    "gptq-bf16": Scheme("gptq"),
+    "gptq-4-bit": Scheme("gptq", mtp=True),
+    "gptq-4-bit-in-part": Scheme("gptq", mtp=True, left_out=("eh_proj", "kv_b_proj")),
+}
+
+
+@pytest.mark.parametrize("name", DRAFTS)
+def test_draft(tmp_path: Path, name: str) -> None:
     """Red if the MTP layer is built quantised where the checkpoint has it in bf16, or the other way
     round, or if it drafts other tokens than the oracle's. AutoRound's config.json names the layers
     that it quantised, GPTQ's says nothing."""
     plain = write_tiny(tmp_path / "plain", replace(SIZES, mtp=True))
-    path = pack_checkpoint(predictable(plain, tmp_path / "packed"), Scheme(method, mtp=mtp))
+    path = pack_checkpoint(predictable(plain, tmp_path / "packed"), DRAFTS[name])
     prompts = [text(length, seed=length) for length in (2, 5, 11)]
     with engine(path, **nextn(2)) as llm:
         answers = ask(llm, prompts, max_new_tokens=20)
@@ -152,13 +160,31 @@ def one_scale_doubled(patch: pytest.MonkeyPatch, stored: PackedFormat) -> Packed
 
 def test_update(auto_round: Path, tmp_path: Path) -> None:
     """Red if anything computed from the weights outlives them (the absorbed kv_b, a dequantised
-    copy)."""
+    copy), or if files with a wrong number overwrite a part before it is found."""
     other = write_packed(tmp_path / "other", AUTO_ROUND, replace(SIZES, seed=1))
+    broken = with_one_scale(other, tmp_path / "broken", float("nan"))
     with engine(auto_round, tp_size=2) as llm:
+        done, message, _ = llm.call("update_weights_from_disk", str(broken))
+        assert not done
+        assert f"{LAST}.scales has 1 scales that are NaN" in message
+        assert_same(answers_of(llm), Oracle(meaning_of(auto_round)), nats=NATS)
         for path in (other, auto_round):
             done, message, _ = llm.call("update_weights_from_disk", str(path))
             assert done, message
             assert_same(answers_of(llm), Oracle(meaning_of(path)), nats=NATS)
+
+
+LAST = "model.layers.1.self_attn.1.q_b_proj"  # of the last layer: all others are read before it
+
+
+def with_one_scale(path: Path, to: Path, scale: float) -> Path:
+    shutil.copytree(path, to)
+    for file in to.glob("*.safetensors"):
+        tensors = load_file(file)
+        if f"{LAST}.scales" in tensors:
+            tensors[f"{LAST}.scales"][0, 0] = scale
+            save_file(tensors, file, metadata={"format": "pt"})
+    return to
 
 
 def misread(
@@ -179,7 +205,7 @@ def misread(
                 parts = {
                     n.removeprefix(module): t for n, t in packed.items() if n.startswith(module)
                 }
-                weight = packing.standard(module, parts, stored)
+                weight = packing.standard(parts, stored)
                 tensors[name] = packing.dequantise(weight, stored.group_size).contiguous()
             save_file(tensors, file, metadata={"format": "pt"})
     return to

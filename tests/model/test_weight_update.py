@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,11 +76,11 @@ class Zeros:
     """Becomes a tensor in the process that reads it. Tensors of the test's process cannot be sent:
     they are shared memory, for which the engine lacks the key."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, *size: int, dtype: torch.dtype = torch.float32) -> None:
+        self.size, self.dtype = size, dtype
 
-    def __reduce__(self) -> tuple[Callable[..., torch.Tensor], tuple[int]]:
-        return torch.zeros, (self.size,)
+    def __reduce__(self) -> tuple[Callable[..., torch.Tensor], tuple[int, ...]]:
+        return partial(torch.zeros, dtype=self.dtype), self.size
 
 
 NORM = ("model.norm.weight", Zeros(768))
@@ -87,6 +88,11 @@ WRONG_TENSORS = [
     ("lm_head.weight", Zeros(5)),
     ("model.unheard_of", Zeros(768)),
     ("model.mtp.norm.weight", Zeros(5)),
+    ("model.norm.weight", Zeros(768, dtype=torch.int32)),
+    ("model.norm.weight", Zeros(768, dtype=torch.float8_e4m3fn)),
+    # SGLang would drop it without a word, because its layer has both latents.
+    ("model.layers.0.self_attn.0.q_a_proj.weight", Zeros(384, 768)),
+    ("model.mtp.layers.0.self_attn.q_a_proj.weight", Zeros(384, 768)),
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,6 +150,23 @@ def test_scales_can_be_off() -> None:
 def test_refuses(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read(**changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "config.json does not exist; expected that of LongCat-Flash-Lite"),
+        ("{broken", "config.json holds no JSON"),
+        ("[]", "config.json holds no object, but []"),
+        ('{"vocab_size": "1"}', "vocab_size is '1'; expected a positive number"),
+    ],
+)
+def test_unreadable_file(tmp_path: Path, text: str | None, said: str) -> None:
+    """Red if it ends in a traceback, or without the file's name and what to do."""
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        LongcatConfig.from_dir(tmp_path)
 
 
 def test_no_identity_experts_needs_no_type() -> None:

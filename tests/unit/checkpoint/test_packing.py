@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -71,7 +73,7 @@ def test_reader(scheme: Scheme) -> None:
     """Red if a value, zero point or scale of any format is read as another one."""
     quantised = drawn(scheme)
     stored = formats.read(quantization_config(scheme))
-    weight = packing.standard("layer", packers._PACKERS[scheme.method](*quantised), stored)
+    weight = packing.standard(packers._PACKERS[scheme.method](*quantised), stored)
     assert (weight.zeros is None) == scheme.symmetric
     expected = packers._dequantised(*quantised)
     assert torch.equal(packing.dequantise(weight, scheme.group_size), expected)
@@ -104,8 +106,9 @@ def test_another_zero_point_than_symmetric() -> None:
     values, zeros, scales = drawn(Scheme("gptq"))
     zeros = zeros.clone()
     zeros[5, 0] = 7
+    parts = packers._gptq(values, zeros, scales)
     with pytest.raises(CheckpointError, match=r"layer\.qzeros has zero points other than 8"):
-        packing.standard("layer", packers._gptq(values, zeros, scales), stored)
+        packing.check("layer.qzeros", parts["qzeros"], stored, values.shape)
 
 
 def test_a_zero_point_of_16() -> None:
@@ -115,7 +118,22 @@ def test_a_zero_point_of_16() -> None:
     stored = formats.read(quantization_config(scheme))
     parts = packers._gptq(values, torch.full_like(zeros, 16), scales)
     with pytest.raises(CheckpointError, match="a zero point of 16"):
-        packing.standard("layer", parts, stored)
+        packing.check("layer.qzeros", parts["qzeros"], stored, values.shape)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@each_scheme
+def test_a_scale_that_is_no_number(scheme: Scheme, number: float) -> None:
+    """Red if it is loaded: every token of every answer is then token 0. A scale of 0 is right, of a
+    group of zeros."""
+    values, zeros, scales = drawn(scheme)
+    stored = formats.read(quantization_config(scheme))
+    for wrong in (0.0, number):
+        scales[3, 1] = wrong
+        parts = packers._PACKERS[scheme.method](values, zeros, scales)
+        [name] = parts.keys() & packing.SCALES
+        with nullcontext() if wrong == 0 else pytest.raises(CheckpointError, match="has 1 scales"):
+            packing.check(f"layer.{name}", parts[name], stored, values.shape)
 
 
 # --- a whole checkpoint ---------------------------------------------------------------------------
@@ -187,6 +205,25 @@ def test_zero_points_of_a_symmetric_checkpoint(tmp_path: Path) -> None:
     assert f"unexpected tensors (1):\n    {MODULE}.weight_zero_point" in defects(path)
 
 
+def test_config_in_a_file_of_its_own(tmp_path: Path) -> None:
+    """Red if a user of such a checkpoint is told to download it again."""
+    path = write_packed(tmp_path / "tiny", Scheme("awq", symmetric=False), SIZES)
+    file = path / "config.json"
+    config = json.loads(file.read_text())
+    (path / "quant_config.json").write_text(json.dumps(config.pop("quantization_config")))
+    file.write_text(json.dumps(config))
+    assert defects(path).endswith("put there what quantize_config.json or quant_config.json says.")
+
+
+def test_names_without_their_prefix(tmp_path: Path) -> None:
+    path = write_packed(tmp_path / "tiny", Scheme("awq", symmetric=False), SIZES)
+    for file in path.glob("*.safetensors"):
+        tensors = {name.removeprefix("model."): t for name, t in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+    (path / "model.safetensors.index.json").unlink()
+    assert "starts with 'model.'" in defects(path)
+
+
 def test_half_a_fused_layer(tmp_path: Path) -> None:
     """Red if one of two joined projections may be quantised: SGLang has one layer for both."""
     for parts in (("up_proj",), ("q_a_proj",), ("experts.2",)):
@@ -222,10 +259,10 @@ def test_an_update_of_repacked_weights(tmp_path: Path) -> None:
     path = write_packed(tmp_path / "tiny", Scheme("gptq"), SIZES)
     target = CheckpointReader(LongcatConfig.from_dir(path), path)
     target.convert_on(torch.device("cpu"), takes_updates=False)
-    target.check_files(path)
+    target.check_update_files(path)
     target.loaded_before = True
     with pytest.raises(CheckpointError, match="Start a server with the new weights"):
-        target.check_files(path)
+        target.check_update_files(path)
     with pytest.raises(CheckpointError, match="Start a server with the new weights"):
         list(target.checked([]))
 

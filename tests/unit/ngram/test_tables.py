@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from longcat_kernels.ngram import reference
+from sglang_longcat.checkpoint.headers import CheckpointError
 from sglang_longcat.ngram import tables as module
 from sglang_longcat.ngram.sharing import Sharers
 from sglang_longcat.ngram.tables import NgramTables, QuantisationError
@@ -42,6 +43,20 @@ def weights(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     random = torch.Generator().manual_seed(1)
     gains = torch.logspace(-3, 3, max(ROWS))[:, None]
     return [(torch.randn(n, WIDTH, generator=random) * gains[:n]).bfloat16() for n in ROWS]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("table_dtype", QUANTISED)
+def test_a_value_that_is_no_number(table_dtype: TableDtype, number: float) -> None:
+    """Red if it is loaded, and takes its neighbours with it. Zeros and the largest numbers are."""
+    tables = make("device", table_dtype=table_dtype)
+    weight = torch.zeros(ROWS[1], WIDTH, dtype=torch.bfloat16)
+    weight[2, 5] = torch.finfo(torch.bfloat16).max
+    tables.load(1, weight)
+    assert every_row(tables).isfinite().all()
+    weight[3, 7] = number
+    with pytest.raises(CheckpointError, match=r"embedders\.1\.weight holds NaN or infinite"):
+        tables.load(1, weight)
 
 
 def every_row(tables: NgramTables) -> torch.Tensor:

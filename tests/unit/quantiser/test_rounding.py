@@ -46,7 +46,7 @@ def test_what_a_server_reads(
     draw = torch.Generator().manual_seed(seed)
     weight = magnitude * torch.randn(8 * outputs, groups * size, generator=draw)
     parts = rounding.quantise("layer", weight, stored(size, symmetric))
-    read = packing.dequantise(packing.standard("layer", parts, stored(size, symmetric)), size)
+    read = packing.dequantise(packing.standard(parts, stored(size, symmetric)), size)
     rounded, _ = get_quant_func("int", 4, sym=symmetric, disable_opt_rtn=True, iters=0)
     expected, *_ = rounded(weight, bits=4, group_size=size)
     torch.testing.assert_close(read, expected, rtol=1e-3, atol=1e-3 * magnitude)

@@ -3,6 +3,7 @@
 The choice itself is tested in tests/unit/recipes, a server that it starts in tests/serving.
 """
 
+import json
 import os
 import re
 import sys
@@ -21,6 +22,7 @@ from sglang_longcat.testing.tiny import TinyOptions, write_tiny
 
 GIB = 1 << 30
 H200 = Device("NVIDIA H200", total=140 * GIB, free=int(139.1 * GIB))
+NAMED = ("cpu-nano", "--model-path", str(NANO))
 FP8 = "meituan-longcat/LongCat-Flash-Lite-FP8"
 
 
@@ -151,6 +153,11 @@ def test_cpu(run, here, tmp_path):
     assert (status, lines[-1]) == (0, command("cpu-tiny", "--model-path", str(tiny), "--tp 2"))
     assert {line.split("=")[0] for line in lines} >= {f"export {name}" for name in tp_env(2)}
     assert "cpu-tiny, chosen" in reasons
+    file = tiny / "config.json"
+    quant = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": quant}))
+    status, lines, reasons = run("--model-path", str(tiny), "--print")
+    assert (status, lines[-1]) == (0, command("cpu-tiny", "--model-path", str(tiny)))
 
 
 @pytest.mark.parametrize(
@@ -162,20 +169,25 @@ def test_cpu(run, here, tmp_path):
         (("cpu-nano", "--goal", "latency"), "--goal latency chooses .* cpu-nano names one"),
         (("cpu-nano", "--recipe", "cpu-tiny"), "cpu-nano and --recipe cpu-tiny: expected one"),
         (("--gpus", "2"), "--gpus and --host-memory describe another machine; .* --gpu"),
-        (("--gpu", "H200", "--gpus", "0"), "--gpus 0: expected 1 or more"),
         (("cpu-nano", "--gaol", "latency"), "unrecognized arguments: --gaol latency"),
         (("cpu-nano", "--port", "many"), "argument --port: invalid int value: 'many'"),
         (("cpu-nano", "--config", "x.yaml"), "--config: a recipe is such a file"),
         (("cpu-nano", "--config=x.yaml"), "--config: a recipe is such a file"),
         (("cpu-nano", "--tp-size", "0"), "--tp-size 0: expected 1 or more"),
         (("cpu-nano", "--mem-fraction-static", "1.5"), "expected a part of 1, say 0.9"),
+        (("cpu-nano", "--context-length", "-5"), "--context-length -5: expected 1 or more"),
+        (("cpu-nano", "--max-running-requests", "0"), "--max-running-requests 0: expected 1"),
+        (("cpu-nano", "--nnodes", "2", "--node-rank", "2"), "--node-rank 2: expected 0 to 1"),
+        ((*NAMED, "--context-length", "999999"), "999999, but config.json says max_position"),
+        ((*NAMED, "--tp", "7"), "--tp 7, but config.json says num_attention_heads"),
+        ((str(NANO),), f"{NANO} is a directory, no recipe; did you mean --model-path"),
         (("--gpu", "H200", "--model-path", "/none"), "/none is neither a directory nor a"),
         (("--gpu", "H100-80G", "--host-memory", "40"), "needs 61 GiB of host memory"),
     ],
 )
 def test_refuses(run, here, words, message):
-    """With what is wrong, what was expected and what to do. No server is started."""
-    status, lines, error = run(*words)
+    """With what is wrong, what was expected and what to do."""
+    status, lines, error = run(*words, "--print")
     assert (status, lines) == (2, [])
     assert re.search(message, error, flags=re.DOTALL)
 
@@ -192,10 +204,30 @@ def test_sglangs_flags_after_two_dashes(run):
     assert (status, lines[-1]) == (0, command("h200-tp1-balanced", "--port 31000"))
 
 
-@pytest.mark.parametrize("words", [("--goal", "speed"), ("--gpu", "H300")])
-def test_refuses_unknown_values(run, words):
-    with pytest.raises(SystemExit):
-        run(*words)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("serve", "--goal", "speed"), "invalid choice: 'speed'"),
+        (("serve", "--gpu", "H300"), "invalid choice: 'H300'"),
+        (("serve", "--gpu", "H200", "--gpus", "0"), "0: expected a positive integer"),
+        (("serve", "--gpu", "H200", "--host-memory", "nan"), "nan: expected a size in GiB"),
+        (("serve", "--model-path", ""), "it is empty: expected a directory"),
+        (("doctor", "--model-path", ""), "it is empty: expected a directory"),
+        (("doctor", "--tp", "0"), "0: expected a positive integer"),
+        (("doctor", "--context", "-1"), "-1: expected a positive integer"),
+        (("doctor", "--mem-fraction", "5"), "5: expected a part of 1"),
+        (("estimate", "--mem-fraction", "-1"), "-1: expected a part of 1"),
+        (("estimate", "--mem-fraction", "nan"), "nan: expected a part of 1"),
+        (("estimate", "--model-path", ""), "it is empty: expected a directory"),
+    ],
+)
+def test_refuses_unknown_values(capsys, words, message):
+    """Red if a plan is made of a value that no server has, or if an empty variable of the shell
+    names the published model."""
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(words)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_our_flags_are_not_sglangs():
