@@ -88,7 +88,10 @@ def pack(rows: torch.Tensor, rank: int) -> torch.Tensor:
     row_width(rank, rows.shape[-1] - rank, fp8=True)
     quarters = rows[..., :rank].float().unflatten(-1, (SCALES, -1))
     amax = quarters.abs().amax(dim=-1).clamp(min=FLOOR)
-    q = (quarters * (LARGEST / amax)[..., None]).to(FP8).flatten(-2)
+    # torch takes `LARGEST / amax` for a product with the reciprocal, which rounds twice; kernels
+    # divide once.
+    factor = torch.full_like(amax, LARGEST) / amax
+    q = (quarters * factor[..., None]).to(FP8).flatten(-2)
     stored = q, amax / LARGEST, rows[..., rank:].bfloat16().contiguous()
     return torch.cat([part.view(torch.uint8) for part in stored], dim=-1)
 

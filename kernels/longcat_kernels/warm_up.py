@@ -36,6 +36,7 @@ OPS = (
     "mla_prologue",
     "mla_decode",
     "kv_expand",
+    "kv_store",
     "small_linear",
 )
 HOPPER_SM = 90

@@ -16,6 +16,7 @@ TABLES = {
     "expert_finalize": ["expert_finalize"],
     "mla_decode": ["mla_decode", "mla_decode_fp8_rows", "mla_decode_long"],
     "kv_expand": ["kv_expand"],
+    "kv_store": ["kv_store"],
     "small_linear": ["small_linear"],
     "fp8_linear": ["fp8_linear"],
     "fp8_inputs": ["fp8_inputs_norm", "fp8_inputs_swiglu"],

@@ -18,6 +18,7 @@ import longcat_kernels
 from longcat_kernels import (
     expert_sum,
     kv_expand,
+    kv_store,
     lite,
     mla_decode,
     mla_prologue,
@@ -29,6 +30,7 @@ from longcat_kernels.compile_only import compile_only
 from longcat_kernels.dispatch import is_hopper
 from longcat_kernels.expert_sum import workloads as sum_workloads
 from longcat_kernels.kv_expand import workloads as expand_workloads
+from longcat_kernels.kv_store import workloads as store_workloads
 from longcat_kernels.mla_decode import workloads as decode_workloads
 from longcat_kernels.mla_prologue import workloads as prologue_workloads
 from longcat_kernels.moe_router import workloads as router_workloads
@@ -85,6 +87,7 @@ def serve(device: str, sizes: Sizes) -> None:
         attend(device, batch, sizes)
         finalize(device, batch, sizes)
         expand(device, batch, sizes)
+        store(device, batch, sizes)
         feed(device, batch, sizes)
     for shape in sizes.projections:
         project(device, shape)
@@ -210,6 +213,19 @@ def expand(device: str, batch: int, sizes: Sizes) -> None:
         pool, slots = expand_workloads.make_inputs(batch + 1, seed=0, device=device, **widths)
         for some in (slots, slots[1:], slots.int(), slots.int()[1:]):
             kv_expand.expand(pool, some, **widths)
+
+
+def store(device: str, batch: int, sizes: Sizes) -> None:
+    if sizes.fp8_kv:
+        widths = {"rank": sizes.kv_lora, "rope": sizes.rope}
+        pool, slots, latents, ropes = store_workloads.make_inputs(
+            batch + 1, seed=0, device=device, **widths
+        )
+        for first in (0, 1):
+            rows = latents[first:], ropes[first:]
+            for some in (slots[first:], slots.int()[first:]):
+                kv_store.store(pool, some, *rows)
+                kv_store.store(pool, some, *(part.contiguous() for part in rows))
 
 
 def feed(device: str, batch: int, sizes: Sizes) -> None:
