@@ -91,6 +91,12 @@ def prefill_graph() -> bool:
     return _flag("LONGCAT_PREFILL_GRAPH")
 
 
+def fp8_kv_cache() -> bool:
+    """LONGCAT_FP8_KV_CACHE=1: let a GPU serve `--kv-cache-dtype fp8_e4m3`. Without it the flag is
+    refused there, because no GPU has run it yet."""
+    return _flag("LONGCAT_FP8_KV_CACHE")
+
+
 def pdl() -> bool:
     """LONGCAT_PDL=1|0: whether our kernels start before the previous kernel ends (programmatic
     dependent launch). SGLang's and flashinfer's kernels do so in either case."""

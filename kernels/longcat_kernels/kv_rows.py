@@ -102,3 +102,8 @@ def unpack(stored: torch.Tensor, rank: int) -> torch.Tensor:
     q = stored[..., :rank].contiguous().view(FP8).float().unflatten(-1, (SCALES, -1))
     latents = (q * scales[..., None]).flatten(-2).bfloat16()
     return torch.cat((latents, stored[..., rank + WORD :].contiguous().view(torch.bfloat16)), -1)
+
+
+def rounded(rows: torch.Tensor, rank: int) -> torch.Tensor:
+    """What an FP8 pool gives back for rows [..., C + R] of any float type: bf16 of that shape."""
+    return unpack(pack(rows, rank), rank)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from longcat_kernels.kv_rows import is_fp8, unpack
+
 # Query rows per block. It limits the score matrix (128 rows x 64 heads x 8192 slots = 256 MiB
 # fp32), and skips the slots above the causal diagonal.
 _BLOCK = 128
@@ -89,8 +91,9 @@ def attend(
 ) -> torch.Tensor:
     """o[t, h] = softmax_s(scale * <q[t, h], kv[s]>) @ kv[s, :v_width], s over visible slots.
 
-    q: [T, H, D]; kv: [slots, D], one latent head shared by all H; returns [T, H, v_width] in
-    q.dtype. Scores, softmax and sum are fp32. Rows that no group covers stay zero.
+    q: [T, H, D]; kv: [slots, D], one latent head shared by all H, or FP8 rows of `kv_rows`,
+    [slots, bytes] uint8, whose rank is v_width; returns [T, H, v_width] in q.dtype. Scores, softmax
+    and sum are fp32. Rows that no group covers stay zero.
     """
     out = q.new_zeros(*q.shape[:2], v_width)
     for group in plan:
@@ -102,7 +105,8 @@ def _attend_group(
     group: Group, q: torch.Tensor, kv: torch.Tensor, v_width: int, scale: float
 ) -> torch.Tensor:
     (requests, queries, _), heads = group.visible.shape, q.shape[1]
-    keys = kv[group.slots].float()  # [B, L, D]
+    keys = kv[group.slots]
+    keys = (unpack(keys, v_width) if is_fp8(keys) else keys).float()  # [B, L, D]
     q = q.float().reshape(requests, queries * heads, -1)
     scores = torch.bmm(q, keys.transpose(1, 2)).mul_(scale)  # [B, Q*H, L]
     hidden = ~group.visible.repeat_interleave(heads, dim=1)

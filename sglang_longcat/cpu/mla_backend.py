@@ -27,6 +27,7 @@ from sglang_longcat.cpu.attention import (
     plan_extend,
     plan_window,
 )
+from sglang_longcat.kv_cache.pool import rows_of
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -48,7 +49,8 @@ def register() -> str:
 
 
 class TorchMLABackend(AttentionBackend):
-    """Absorbed MLA over the latent pool [slots, 1, kv_lora_rank + rope], prefill and decode alike.
+    """Absorbed MLA over the latent pool [slots, 1, kv_lora_rank + rope] or over its FP8 rows,
+    prefill and decode alike.
 
     forward(q [T, H*D] or [T, H, D], k [T, 1, D], v) stores k, then returns [T, H*kv_lora_rank].
     Speculative windows are chains (topk 1). `drafted` is for the decode steps of a draft model: the
@@ -98,7 +100,7 @@ class TorchMLABackend(AttentionBackend):
         out = attend(
             self.plan,
             q.view(-1, layer.tp_q_head_num, layer.qk_head_dim),
-            pool.get_key_buffer(layer.layer_id)[:, 0],
+            rows_of(pool, layer.layer_id)[:, 0],
             v_width=layer.v_head_dim,
             scale=layer.scaling,
         )

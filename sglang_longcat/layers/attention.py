@@ -34,6 +34,7 @@ from longcat_kernels.mla_decode import (
 from longcat_kernels.mla_prologue import absorb_query, norm_and_store, norm_quantise_and_store
 from longcat_kernels.small_linear import linear
 from sglang_longcat import env
+from sglang_longcat.kv_cache.pool import Fp8RowPool, rows_of
 from sglang_longcat.layers.linear import reads_pair, use_small_linear, weight_of
 from sglang_longcat.layers.operations import is_enabled
 from sglang_longcat.layers.step import is_decode_or_verify
@@ -111,7 +112,7 @@ class LongcatAttention(DeepseekV2AttentionMLA):
             self.kv_a_layernorm.weight,
             eps=self.q_a_layernorm.variance_epsilon,
             slots=forward_batch.out_cache_loc,
-            kv_buffer=get_token_to_kv_pool().get_key_buffer(self.layer_id),
+            kv_buffer=rows_of(get_token_to_kv_pool(), self.layer_id),
             **angles,
         )
         return absorb_query(self.q_b_proj_forward(q_lora), self.w_kc, **angles)
@@ -132,7 +133,7 @@ class LongcatAttention(DeepseekV2AttentionMLA):
         arguments = (
             query[..., : self.kv_lora_rank],
             query[..., self.kv_lora_rank :],
-            get_token_to_kv_pool().get_key_buffer(self.layer_id)[:, 0],
+            rows_of(get_token_to_kv_pool(), self.layer_id)[:, 0],
             get_req_to_token_pool().req_to_token,
             requests,
             forward_batch.positions.long(),
@@ -194,9 +195,10 @@ def _weights_suit_prologue(attention: LongcatAttention) -> bool:
 
 
 def _pool_suits_prologue() -> bool:
-    """SGLang's plain bf16 pool, whose layer buffers are [slots, 1, rank + rope]."""
+    """SGLang's plain bf16 pool, whose layer buffers are [slots, 1, rank + rope], or our FP8 rows of
+    bf16 values."""
     pool = get_token_to_kv_pool()
-    return type(pool) is MLATokenToKVPool and pool.dtype == pool.store_dtype == torch.bfloat16
+    return type(pool) in (MLATokenToKVPool, Fp8RowPool) and pool.dtype == torch.bfloat16
 
 
 def use_mla_decode(

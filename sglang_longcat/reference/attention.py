@@ -6,6 +6,8 @@ positions. Keys and values are expanded per head: no latent cache, no absorbed w
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +22,10 @@ class Mla:
     """q = q_scale * q_b(norm(q_a(x))); k, v = kv_b(kv_scale * norm(latent(x))); causal softmax; o.
 
     Called with x [T, hidden]; returns [T, hidden]. `eps` is that of the two latent norms.
+    `cache`: what a KV cache gives back for rows [T, rank + rope]; its second argument is the rank.
     """
+
+    cache: Callable[[Tensor, int], Tensor] | None = None
 
     def __init__(self, weights: Weights, config: LongcatConfig, *, rope: Rope, eps: float) -> None:
         self.config, self.rope = config, rope
@@ -60,9 +65,18 @@ class Mla:
         """[T, heads, nope + rope] and [T, heads, v]; the rope part is one vector for all heads."""
         c = self.config
         latent, rope = F.linear(x, self.kv_a).split((c.kv_lora_rank, c.qk_rope_head_dim), dim=-1)
-        expanded = F.linear(self.kv_norm(latent) * c.kv_scale, self.kv_b)
+        latent, rope = self._cached(self.kv_norm(latent) * c.kv_scale, self.rope(rope[:, None]))
+        expanded = F.linear(latent, self.kv_b)
         nope, value = expanded.unflatten(-1, (c.num_attention_heads, -1)).split(
             (c.qk_nope_head_dim, c.v_head_dim), dim=-1
         )
-        shared = self.rope(rope[:, None]).expand(-1, c.num_attention_heads, -1)
+        shared = rope.expand(-1, c.num_attention_heads, -1)
         return torch.cat((nope, shared), dim=-1), value
+
+    def _cached(self, latent: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
+        """[T, rank] and [T, 1, rope], as the KV cache gives them back."""
+        if self.cache is None:
+            return latent, rope
+        rank = latent.shape[1]
+        rows = self.cache(torch.cat((latent, rope[:, 0]), dim=-1), rank).to(latent.dtype)
+        return rows[:, :rank], rows[:, None, rank:]

@@ -6,7 +6,7 @@ there is no state that could be wrong. Real sizes would be slow here; the engine
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -97,19 +97,27 @@ class ReferenceModel:
         *,
         semantics: Semantics = LONGCAT_LITE,
         latent_norm_eps: float | None = None,
+        cache: Callable[[Tensor, int], Tensor] | None = None,
     ) -> ReferenceModel:
         """Load a directory: config.json and BF16/FP32 or block-FP8 safetensors.
 
         dtype: of weights and activations (the router is always fp32). latent_norm_eps: eps of the
         q_a and kv_a norms. None means config.rms_norm_eps, which SGLang uses; transformers uses
-        1e-6. Raises ConfigError, or a CheckpointError that names a missing, misshaped or unknown
-        tensor.
+        1e-6. cache: `Mla.cache`, such as `kv_rows.rounded`; every token sees itself through it too.
+        Raises ConfigError, or a CheckpointError that names a missing, misshaped or unknown tensor.
         """
         config, checkpoint = LongcatConfig.from_dir(path), Checkpoint(path)
         eps = config.rms_norm_eps if latent_norm_eps is None else latent_norm_eps
         model = cls(Weights(checkpoint, dtype), config, semantics, eps=eps)
+        for attention in model.attentions():
+            attention.cache = cache
         checkpoint.require_all_read()
         return model
+
+    def attentions(self) -> list[Mla]:
+        """All of them, the MTP layer's too."""
+        own = [attention for layer in self.layers for attention in layer.attention]
+        return own if self.mtp is None else [*own, self.mtp.attention]
 
     @torch.no_grad()
     def hidden(self, tokens: Tokens) -> Tensor:

@@ -10,6 +10,7 @@ from sglang_longcat.host.refusals import (
     attention,
     experts,
     features,
+    kv_cache,
     parallel,
     speculation,
     weights,
@@ -21,6 +22,7 @@ ALWAYS: tuple[Refusal, ...] = (
     *parallel.ROWS,
     *experts.ROWS,
     *attention.ROWS,
+    *kv_cache.ROWS,
     *features.ROWS,
 )
 WITH_SPECULATION: tuple[Refusal, ...] = speculation.ROWS  # checked with --speculative-algorithm

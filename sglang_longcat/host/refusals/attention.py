@@ -1,8 +1,6 @@
-"""Attention backends without latent attention, and KV caches that they cannot read."""
+"""Attention backends without latent attention, and layouts of the KV cache."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from sglang_longcat.host.refusals.row import LEAVE_OUT, Refusal, on_cpu, on_gpu, on_gpu_only, switch
 
@@ -43,34 +41,8 @@ def _backend(name: str) -> tuple[Refusal, ...]:
     )
 
 
-def _is_model_type(args: Any, kv: str | None) -> bool:
-    """Whether the KV cache has the type of the model. The published checkpoints are bfloat16."""
-    bf16 = args.dtype in ("auto", "bfloat16") and kv in ("bf16", "bfloat16")
-    return kv in (None, "auto") or bf16
-
-
-# fa3 (flashattention_backend.py:2350) and flashinfer (flashinfer_mla_backend.py:822) call
-# get_key_buffer(...).to(q.dtype) in each of the 28 attentions: a copy of the whole pool. One H200
-# with fa3 ran out of memory at start. On a CPU SGLang refuses FP8. Other backends were not tried.
-_KV = (
-    "SGLang's fa3 and flashinfer copy the whole KV cache to the model's type in every layer, which "
-    "runs out of memory, and no other backend is tested"
-)
-
-
-def _kv_cache(name: str) -> Refusal:
-    return Refusal(
-        f"--{name.replace('_', '-')} {{args.{name}}}",
-        lambda args: not _is_model_type(args, getattr(args, name)),
-        _KV,
-        "leave it out: the KV cache has the model's type",
-    )
-
-
 ROWS = (
     *(row for name in _BACKEND_FLAGS for row in _backend(name)),
-    _kv_cache("kv_cache_dtype"),
-    _kv_cache("speculative_draft_kv_cache_dtype"),
     on_gpu_only("--enable-hierarchical-cache"),
     switch("--enable-unified-memory", "not tested, it is for models with several kinds of caches"),
     switch("--enable-page-major-kv-layout", "not tested, our kernels read the plain layout"),

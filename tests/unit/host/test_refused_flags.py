@@ -134,8 +134,41 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ),
 ]
 
+FP8 = {"kv_cache_dtype": "fp8_e4m3"}
+# Beside FP8 rows, with LONGCAT_FP8_KV_CACHE=1; what follows "--kv-cache-dtype fp8_e4m3 with ".
+BESIDE_FP8: list[tuple[str, dict[str, Any]]] = [
+    ("--dtype float16", {"dtype": "float16", **GPU}),
+    *(
+        (f"--{name.replace('_', '-')} {backend}", {name: backend, **GPU})
+        for name, backend in (
+            ("attention_backend", "flashinfer"),
+            ("prefill_attention_backend", "triton"),
+            ("decode_attention_backend", "flashmla"),
+            ("speculative_draft_attention_backend", "fa4"),
+        )
+    ),
+    ("--enable-deterministic-inference", {"enable_deterministic_inference": True, **GPU}),
+    ("--speculative-algorithm STANDALONE", {**NEXTN, "speculative_algorithm": "STANDALONE"}),
+    ("--quantization-param-path", {"quantization_param_path": "scales.json"}),
+    *(
+        (f"--{name.replace('_', '-')}", {name: True, **GPU})
+        for name in (
+            "disable_chunked_prefix_cache",
+            "enable_hierarchical_cache",
+            "disaggregation_decode_enable_offload_kvcache",
+            "enable_lmcache",
+            "enable_flexkv",
+            "enable_unified_cache_external_linker",
+        )
+    ),
+]
+PREFILL_GRAPH = "LONGCAT_PREFILL_GRAPH=1"  # an environment variable
+
 ACCEPTED: list[dict[str, Any]] = [
     {},
+    {**FP8, **CPU},
+    {**FP8, **CPU, **NEXTN, "speculative_draft_kv_cache_dtype": "fp8_e4m3"},
+    {**FP8, **CPU, "dtype": "float32", "page_size": 4, "enable_mixed_chunk": True},
     *({"attention_backend": name, **GPU} for name in ("triton", "flashinfer", "fa3", "flashmla")),
     {"attention_backend": "torch_native", **CPU},
     {"kv_cache_dtype": "bf16"},
@@ -227,12 +260,52 @@ def test_accepted(changes: dict[str, Any]) -> None:
     refuse_unsupported(arguments(**changes))
 
 
+@pytest.fixture
+def fp8_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGCAT_FP8_KV_CACHE", "1")
+
+
+@pytest.mark.usefixtures("fp8_on_gpus")
+@pytest.mark.parametrize(("flag", "changes"), BESIDE_FP8, ids=lambda value: str(value)[:60])
+def test_refused_beside_fp8_rows(flag: str, changes: dict[str, Any]) -> None:
+    """And served without them."""
+    with pytest.raises(UnsupportedFlag) as error:
+        refuse_unsupported(arguments(**FP8, **changes))
+    (line,) = str(error.value).splitlines()[1:]
+    assert line.strip().startswith(f"--kv-cache-dtype fp8_e4m3 with {flag}: ")
+    refuse_unsupported(arguments(**changes))
+
+
+@pytest.mark.usefixtures("fp8_on_gpus")
+def test_prefill_graphs_are_refused_beside_fp8_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGCAT_PREFILL_GRAPH", "1")
+    refuse_unsupported(arguments(**GPU))
+    with pytest.raises(UnsupportedFlag, match=PREFILL_GRAPH):
+        refuse_unsupported(arguments(**FP8, **GPU))
+
+
+def test_a_gpu_serves_fp8_rows_if_a_switch_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red if the flag is served on a GPU although nobody has run it there, or cannot be tried."""
+    with pytest.raises(UnsupportedFlag, match="set LONGCAT_FP8_KV_CACHE=1 to try it"):
+        refuse_unsupported(arguments(**FP8, **GPU))
+    monkeypatch.setenv("LONGCAT_FP8_KV_CACHE", "1")
+    for backend in (None, "fa3"):
+        refuse_unsupported(arguments(**FP8, **GPU, attention_backend=backend))
+
+
+@pytest.mark.parametrize("kind", ["auto", "bf16"])
+def test_the_draft_has_the_kind_of_cache_that_the_target_has(kind: str) -> None:
+    with pytest.raises(UnsupportedFlag, match=f"--speculative-draft-kv-cache-dtype {kind}: "):
+        refuse_unsupported(arguments(**FP8, **CPU, speculative_draft_kv_cache_dtype=kind))
+
+
 def test_every_row_has_a_case() -> None:
     """Red if somebody adds a refusal without a case above."""
+    beside = [(flag, {**FP8, **changes}) for flag, changes in BESIDE_FP8]
     for table, least in ((refusals.ALWAYS, {}), (refusals.WITH_SPECULATION, NEXTN)):
-        records = [arguments(**{**least, **changes}) for _, changes in CASES]
+        records = [arguments(**{**least, **changes}) for _, changes in CASES + beside]
         idle = [row.flag for row in table if not any(row.is_refused(args) for args in records)]
-        assert idle == []
+        assert [flag for flag in idle if PREFILL_GRAPH not in flag] == []
 
 
 def test_the_smallest_capacity_is_said() -> None:
