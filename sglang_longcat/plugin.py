@@ -40,6 +40,7 @@ def _register() -> None:
     from longcat_kernels import dispatch
     from sglang_longcat import hooks, tool_parser
     from sglang_longcat.host import hf_config, memory_share, precompile, refuse_early
+    from sglang_longcat.kv_cache import registration
     from sglang_longcat.tool_parser import reasoning_tokens
 
     dispatch.allow_pdl(env.pdl())
@@ -51,7 +52,10 @@ def _register() -> None:
     refuse_early.register()
     tool_parser.register()
     reasoning_tokens.register()
-    _cpu_parts[:] = cpu.install() if is_cpu() else []
+    if is_cpu():
+        _cpu_parts[:] = cpu.install()
+    else:
+        registration.register()
 
 
 def log_activation(operations: Sequence[str]) -> None:

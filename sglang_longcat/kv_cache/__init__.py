@@ -2,6 +2,7 @@
 
 - `pool`: SGLang's pool of latents, whose rows are bytes.
 - `fa3`: SGLang's fa3 backend, which attends to such rows with our kernels.
+- `registration`: who gets that backend.
 
 Owns: how rows get into the pool and out of it. SGLang's layers and backends see values of the
 model's type, never bytes. The bytes of a row are `longcat_kernels/kv_rows.py`'s. The hooks

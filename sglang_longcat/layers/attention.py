@@ -19,6 +19,8 @@ from sglang.srt.model_executor.forward_context import (
     get_req_to_token_pool,
     get_token_to_kv_pool,
 )
+from sglang.srt.models.deepseek_common.attention_backend_handler import _support_mha_one_shot
+from sglang.srt.models.deepseek_common.attention_forward_methods import AttnForwardMethod
 from sglang.srt.models.deepseek_v2 import DeepseekV2AttentionMLA
 from sglang.srt.runtime_context import process_model_config
 
@@ -64,6 +66,16 @@ class LongcatAttention(DeepseekV2AttentionMLA):
     """Weights, arguments and results are those of SGLang's class."""
 
     is_draft = False  # True in the MTP layer
+
+    def dispatch_attn_forward_method(self, forward_batch: ForwardBatch) -> AttnForwardMethod:
+        """SGLang's choice, but a prefill never absorbs over FP8 rows: it widens its prefix's rows,
+        however short that is. SGLang absorbs below SGLANG_CHUNKED_PREFIX_CACHE_THRESHOLD."""
+        method = super().dispatch_attn_forward_method(forward_batch)
+        if not widens_prefix(self, forward_batch, method):
+            return method
+        if _support_mha_one_shot(self, forward_batch, self.current_attention_backend):
+            return AttnForwardMethod.MHA_ONE_SHOT
+        return AttnForwardMethod.MHA_CHUNKED_KV
 
     def prepare_qkv_latent(
         self, hidden_states: torch.Tensor, forward_batch: ForwardBatch
@@ -158,6 +170,19 @@ def use_value_pair(attention: LongcatAttention, query: torch.Tensor) -> bool:
     )
 
 
+def widens_prefix(
+    attention: LongcatAttention, forward_batch: ForwardBatch, method: AttnForwardMethod
+) -> bool:
+    """Whether a prefill that SGLang would absorb has to widen rows instead. On a CPU our backend
+    reads FP8 rows in every step."""
+    return (
+        method is AttnForwardMethod.MLA
+        and forward_batch.forward_mode.is_extend_without_speculative()
+        and attention.current_attention_backend == "fa3"
+        and isinstance(get_token_to_kv_pool(), Fp8RowPool)
+    )
+
+
 def use_mla_prologue(
     attention: LongcatAttention, positions: torch.Tensor, forward_batch: ForwardBatch
 ) -> bool:
@@ -207,10 +232,13 @@ def use_mla_decode(
     """Whether a step with our prologue also attends with our kernel (LONGCAT_SPLIT_ATTENTION).
 
     The kernel reads a request's keys in the order of its page table, as many as its position says.
-    In a draft step the two can differ, and only the step's backend knows.
+    In a draft step the two can differ, and only the step's backend knows. No other kernel reads FP8
+    rows: without this the backend would call the same one, after copies of its own.
     """
     if attention.is_draft or not is_decode_or_verify(forward_batch):
         return False
+    if isinstance(get_token_to_kv_pool(), Fp8RowPool):
+        return True
     if not (
         supports(attention.kv_lora_rank, attention.qk_rope_head_dim) and is_enabled("mla_decode")
     ):
