@@ -25,9 +25,10 @@ from typing import NamedTuple
 import torch
 
 from longcat_kernels.fp8_layout import FLOOR, LARGEST
+from longcat_kernels.kv_width import WORD, row_width
 
+__all__ = ["FP8", "SCALES", "Rows", "is_fp8", "pack", "parts", "rounded", "row_width", "unpack"]
 FP8 = torch.float8_e4m3fn
-WORD = 16  # bytes that one load of a kernel takes
 SCALES = 4  # of a row: a word of fp32
 
 
@@ -48,19 +49,6 @@ class Rows(NamedTuple):
 def is_fp8(rows: torch.Tensor) -> bool:
     """FP8 rows are kept as bytes, because a row holds three dtypes."""
     return rows.dtype == torch.uint8
-
-
-def row_width(rank: int, rope: int, *, fp8: bool) -> int:
-    """Elements of a row: bytes for FP8. ValueError if kernels could not read its quarters, or if
-    its parts would not begin at whole words."""
-    if not fp8:
-        return rank + rope
-    if rank < WORD or rank.bit_count() != 1 or 2 * rope % WORD:
-        raise ValueError(
-            f"FP8 KV rows of {rank} + {rope} values: expected a power of two from {WORD} on, and a "
-            f"multiple of {WORD // 2}. Keep the KV cache in bf16."
-        )
-    return rank + WORD + 2 * rope
 
 
 def parts(rows: torch.Tensor, rank: int, rope: int) -> Rows:

@@ -19,6 +19,7 @@ from sglang_longcat.doctor import quiet
 from sglang_longcat.doctor.finding import Finding, Status
 from sglang_longcat.planning import agreement, arguments
 from sglang_longcat.planning.plan import MemoryFlags
+from sglang_longcat.planning.sizing import KV_FLAGS, kv_dtype
 
 if TYPE_CHECKING:
     from sglang_longcat.doctor.machine import Machine  # imports torch
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     of("--mem-fraction", type=arguments.part, help="--mem-fraction-static, if you set it")
     of("--context", type=size, help=f"--context-length (default: {_CONTEXT})")
     parser.add_argument("--draft", action="store_true", help="with speculative decoding (NEXTN)")
+    parser.add_argument("--kv-cache-dtype", choices=KV_FLAGS, default=KV_FLAGS[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--verbose", action="store_true", help="with what SGLang prints")
 
@@ -91,6 +93,7 @@ def _of_checkpoint(args: argparse.Namespace, here: Machine) -> list[Finding]:
         attention_dp=args.attn_dp_size,
         mem_fraction=args.mem_fraction,
         draft=args.draft,
+        kv_dtype=kv_dtype(args.kv_cache_dtype),
         tokens_wanted=args.context or min(_CONTEXT, config.max_position_embeddings),
     )
     return [*findings, *placement.check(here, config, flags)]

@@ -17,6 +17,7 @@ from longcat_kernels.small_linear.workloads import Shape, model_shapes
 from longcat_kernels.warm_up import Sizes, warm_up
 from sglang_longcat import env
 from sglang_longcat.config import LongcatConfig
+from sglang_longcat.host.kv_cache import has_fp8_rows
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +31,17 @@ def kernel_sizes(
     attention_ranks: int = 1,
     context: int = 0,
     expert_ranks: int = 1,
+    fp8_requests: int | None = None,
 ) -> Sizes:
     """rows: the n-gram rows of this rank. draft_tokens: width of a verify window
     (--speculative-num-draft-tokens), None without speculation. mlp_ranks, attention_ranks: how many
     ranks share the dense MLP and the heads; expert_ranks: how many share an expert's columns.
-    context: the server's longest, in tokens."""
+    context: the server's longest, in tokens. fp8_requests: of the largest decode step, where the KV
+    cache has FP8 rows, which our kernel alone reads; None where it has not."""
     assert config.ngram is not None
+    split_tokens = env.split_attention() if env.use_ours("mla_decode") else 0
+    if fp8_requests is not None:
+        split_tokens = fp8_requests * (draft_tokens or 1)
     return Sizes(
         dtype=dtype,
         hidden=config.hidden_size,
@@ -43,7 +49,8 @@ def kernel_sizes(
         routed=config.n_routed_experts,
         top_k=config.moe_topk,
         heads=config.num_attention_heads // attention_ranks,
-        split_tokens=env.split_attention() if env.use_ours("mla_decode") else 0,
+        split_tokens=split_tokens,
+        fp8_kv=fp8_requests is not None,
         context=context,
         q_lora=config.q_lora_rank,
         kv_lora=config.kv_lora_rank,
@@ -86,8 +93,27 @@ def server_sizes(config: LongcatConfig, dtype: torch.dtype, rows: RowTable) -> S
 
     draft_tokens = get_server_args().speculative_num_draft_tokens
     parallel, context = get_parallel(), process_model_config().context_len
-    ranks = parallel.tp_size, parallel.attn_tp_size
-    return kernel_sizes(config, dtype, rows, draft_tokens, *ranks, context, parallel.moe_tp_size)
+    return kernel_sizes(
+        config,
+        dtype,
+        rows,
+        draft_tokens,
+        mlp_ranks=parallel.tp_size,
+        attention_ranks=parallel.attn_tp_size,
+        context=context,
+        expert_ranks=parallel.moe_tp_size,
+        fp8_requests=_requests_of_a_step() if has_fp8_rows() else None,
+    )
+
+
+def _requests_of_a_step() -> int:
+    """The most that one decodes, as far as the flags say: requests, or rows of the largest graph.
+    A larger step compiles its variant when it comes."""
+    from sglang.srt.arg_groups.overrides import resolved_view
+    from sglang.srt.runtime_context import get_server_args
+
+    args = resolved_view(get_server_args())
+    return max(args.max_running_requests or 1, args.cuda_graph_config.decode.max_bs or 1)
 
 
 def warm_up_kernels(config: LongcatConfig, dtype: torch.dtype, rows: RowTable, device: str) -> None:

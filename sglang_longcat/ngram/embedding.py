@@ -130,13 +130,18 @@ class NgramEmbedding(nn.Module):
             draft = draft_bytes(config, tp=args.tp_size, attention_dp=args.attn_dp_size) * drafts
             room = device_room(memory, flags, weights=self.word_embed.weight.nbytes + draft)
         devices, hosts = zip(*sharers.exchange((room, available_bytes())), strict=True)
-        kv_value_bytes = 1 if "fp8" in args.kv_cache_dtype else dtype.itemsize
+        kv_bytes = sizing.kv_bytes_per_token(
+            config,
+            sizing.kv_dtype(args.kv_cache_dtype),
+            draft=drafts,
+            value_bytes=dtype.itemsize,
+        )
         return placement.Room(
             tables=tables,
             tables_on_node=tables * sharers.copies,
             device=min(devices),
             host=min(hosts),
-            kv_bytes_per_token=sizing.kv_values_per_token(config, draft=drafts) * kv_value_bytes,
+            kv_bytes_per_token=kv_bytes,
             tokens_wanted=max(
                 args.context_length or config.max_position_embeddings, args.max_total_tokens or 0
             ),

@@ -34,6 +34,7 @@ class Choice:
     tables: Where
     table_dtype: sizing.TableDtype
     attention_dp: int = 1  # replicas of attention among the tp ranks
+    kv_dtype: sizing.KvDtype = "bf16"
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def estimate(
         mem_fraction=fraction,
         tables=choice.tables,
         table_dtype=choice.table_dtype,
+        kv_dtype=choice.kv_dtype,
         draft=draft,
     )
     plan = plan_memory(config, MachineMemory.of_gpu(gpu.memory), flags)
@@ -101,6 +103,7 @@ def estimate(
                 context=context,
                 ranks=choice.tp,
                 attention_dp=replicas,
+                kv_dtype=choice.kv_dtype,
             )
             for batch in batches
             if -(-batch // replicas) * context <= plan.kv_tokens
@@ -127,6 +130,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tables", nargs="+", choices=("device", "host"), default=None)
     tables: dict[str, Any] = {"nargs": "+", "choices": ("bf16", "fp8", "int4")}
     parser.add_argument("--table-dtype", **tables, default=["bf16"])
+    kv: dict[str, Any] = {"nargs": "+", "choices": sizing.KV_FLAGS}
+    parser.add_argument("--kv-cache-dtype", **kv, default=["auto"])
     parser.add_argument(
         "--context", type=arguments.positive, default=4096, help="tokens of a request"
     )
@@ -167,7 +172,8 @@ def run(args: argparse.Namespace) -> int:
 def _choices(args: argparse.Namespace, config: LongcatConfig) -> list[Choice]:
     dtypes = args.dtype or [_name(config.weight_format)]
     places = args.tables or ["device", "host"]
-    axes = (args.gpu, args.tp, dtypes, places, args.table_dtype, args.attn_dp_size)
+    kv = [sizing.kv_dtype(flag) for flag in args.kv_cache_dtype]
+    axes = (args.gpu, args.tp, dtypes, places, args.table_dtype, args.attn_dp_size, kv)
     choices = list(itertools.starmap(Choice, itertools.product(*axes)))
     possible = [choice for choice in choices if choice.tp % choice.attention_dp == 0]
     if not possible:
@@ -211,7 +217,7 @@ def _cells(row: Row, batches: Sequence[int]) -> list[str]:
     choice = row.choice
     head = [
         f"{choice.tp} x {choice.gpu}" + f", DP{choice.attention_dp}" * (choice.attention_dp > 1),
-        choice.dtype,
+        choice.dtype + ", FP8 KV" * (choice.kv_dtype == "fp8"),
         f"{choice.tables} {choice.table_dtype}",
         f"{row.weights_gib:.1f}",
         f"{row.host_gib:.1f}" if row.host_gib else "",

@@ -46,7 +46,7 @@ class MemoryFlags:
     reserve_mb: float | None = None  # None: what the plugin keeps with SGLang's default flags
     tables: str = "auto"  # LONGCAT_NGRAM_TABLES
     table_dtype: sizing.TableDtype = "bf16"
-    kv_dtype: sizing.Dtype = "bf16"
+    kv_dtype: sizing.KvDtype = "bf16"
     draft: bool = False  # speculative decoding with the MTP layer
     tokens_wanted: int = 0  # `auto` keeps the tables on the GPU if the KV cache then has so many
 

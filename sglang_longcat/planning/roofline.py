@@ -48,12 +48,18 @@ def step_seconds(
     context: int,
     ranks: int = 1,
     attention_dp: int = 1,
+    kv_dtype: sizing.KvDtype = "bf16",
 ) -> float:
     """The lower bound of a decode step: its bytes' reading time or its arithmetic's, the longer."""
     multiplies_fp8 = config.quant is not None and config.quant.is_block_fp8
     fast = gpu.fp8 if multiplies_fp8 and gpu.fp8 else gpu.bf16
     read = sizing.step_bytes(
-        config, batch=batch, context=context, ranks=ranks, attention_dp=attention_dp
+        config,
+        batch=batch,
+        context=context,
+        ranks=ranks,
+        attention_dp=attention_dp,
+        kv_dtype=kv_dtype,
     )
     computed = sizing.step_flops(config, batch=batch, context=context, ranks=ranks)
     return max(read / (gpu.bandwidth * 1e12), computed / (fast * 1e12))

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from longcat_kernels.kv_width import row_width as kv_row_width
 from longcat_kernels.row_layout import row_width
 from sglang_longcat.checkpoint.layout import (
     MTP_PREFIX,
@@ -23,12 +24,12 @@ from sglang_longcat.checkpoint.packed_layout import Shapes, served_tensors
 from sglang_longcat.config import LongcatConfig, QuantConfig
 from sglang_longcat.quantisation.packed import PackedFormat
 
-Dtype = Literal["bf16", "fp8"]  # of the KV cache
+KvDtype = Literal["bf16", "fp8"]  # of the KV cache: bf16 stands for the model's own type
+KV_FLAGS = ("auto", "fp8_e4m3")  # of --kv-cache-dtype
 TableDtype = Literal["bf16", "fp8", "int4"]  # bf16 stands for the model's own type
 GIB, MIB = 1 << 30, 1 << 20
 # Bytes of a value, by safetensors' name of its dtype. An I32 holds eight 4-bit values.
 WIDTH = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I32": 4, "I64": 8}
-KV_WIDTH = {"bf16": 2, "fp8": 1}
 # Of LongcatConfig.weight_format: `checkpoint/` has the layouts of these.
 FORMATS = ("bf16", "block-fp8", "int4")
 _BLOCK = (128, 128)
@@ -181,15 +182,24 @@ def weight_bytes(config: LongcatConfig, *, mtp: bool = False) -> int:
     )
 
 
-def kv_values_per_token(config: LongcatConfig, *, draft: bool = False) -> int:
+def kv_dtype(flag: str | None) -> KvDtype:
+    """Of --kv-cache-dtype, None if it is not given."""
+    return "fp8" if flag == "fp8_e4m3" else "bf16"
+
+
+def kv_bytes_per_token(
+    config: LongcatConfig,
+    dtype: KvDtype = "bf16",
+    *,
+    draft: bool = False,
+    value_bytes: int = WIDTH["BF16"],
+) -> int:
     """Of every rank, since the latent is not split. A layer has two attention blocks, and the MTP
-    layer that drafts has one."""
-    blocks = 2 * config.num_layers + draft
-    return blocks * (config.kv_lora_rank + config.qk_rope_head_dim)
-
-
-def kv_bytes_per_token(config: LongcatConfig, dtype: Dtype = "bf16", *, draft: bool = False) -> int:
-    return kv_values_per_token(config, draft=draft) * KV_WIDTH[dtype]
+    layer that drafts has one. value_bytes: of the model's type. FP8 rows are counted in bytes, and
+    hold scales and rope parts of their own."""
+    fp8 = dtype == "fp8"
+    row = kv_row_width(config.kv_lora_rank, config.qk_rope_head_dim, fp8=fp8)
+    return (2 * config.num_layers + draft) * row * (1 if fp8 else value_bytes)
 
 
 def experts_read(config: LongcatConfig, batch: int) -> float:
@@ -206,7 +216,7 @@ def step_bytes(
     context: int,
     ranks: int = 1,
     attention_dp: int = 1,
-    kv_dtype: Dtype = "bf16",
+    kv_dtype: KvDtype = "bf16",
 ) -> float:
     """What one rank reads from its own memory to decode one token of each of `batch` requests of
     `context` tokens: weights once, the experts that the batch reaches, and the KV cache of its

@@ -12,7 +12,7 @@ from typing import Any
 
 from sglang_longcat import env
 from sglang_longcat.config import LongcatConfig
-from sglang_longcat.planning import reserve
+from sglang_longcat.planning import reserve, sizing
 from sglang_longcat.planning.plan import (
     MachineMemory,
     MemoryFlags,
@@ -54,6 +54,7 @@ def memory_plan(recipe: Recipe, here: Hardware, config: LongcatConfig, given: Gi
                 reserve_mb=_reserve_mb(flags, here.memory.gpu_total / MIB),
                 tables=env.ngram_tables(),
                 table_dtype=env.ngram_table_dtype(),
+                kv_dtype=sizing.kv_dtype(flags.get("kv_cache_dtype")),
                 draft=mtp_drafts(flags.get("speculative_algorithm")),
                 tokens_wanted=context_length(recipe, config, given),
             ),

@@ -191,7 +191,8 @@ def attend(device: str, batch: int, sizes: Sizes) -> None:
         split = inputs._replace(
             q_nope=query[..., : sizes.kv_lora], q_pe=query[..., sizes.kv_lora :]
         )
-        mla_decode.mla_decode(*split, scale=1.0, width=width, w_vc=w_vc)
+        for matrix in (w_vc, None) if sizes.fp8_kv else (w_vc,):
+            mla_decode.mla_decode(*split, scale=1.0, width=width, w_vc=matrix)
         if sizes.fp8_inputs and mla_decode.gives_pair(batch * width, sizes.values):
             mla_decode.mla_decode_pair(*split, scale=1.0, width=width, w_vc=w_vc)
 

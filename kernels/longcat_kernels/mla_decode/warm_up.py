@@ -46,7 +46,9 @@ def warm_up(device: torch.device | str, sizes: Sizes) -> None:
             fp8=sizes.fp8_kv,
             **shape,
         )
-        mla_decode(*inputs, scale=workloads.SCALE, width=width, w_vc=w_vc)
+        # A backend that reads FP8 rows leaves the product with w_vc to SGLang.
+        for values in (w_vc, None) if sizes.fp8_kv else (w_vc,):
+            mla_decode(*inputs, scale=workloads.SCALE, width=width, w_vc=values)
         if sizes.fp8_inputs and gives_pair(requests * width, sizes.values):
             mla_decode_pair(*inputs, scale=workloads.SCALE, width=width, w_vc=w_vc)
 

@@ -66,6 +66,15 @@ def test_which_steps_attend_with_the_split_kernel(monkeypatch):
     assert attention() == (0, 9000)
 
 
+def test_fp8_rows_of_the_kv_cache_take_the_split_kernel_in_every_step(monkeypatch):
+    """Red if a switch for bf16 rows leaves variants to the first request."""
+    config, rows = LongcatConfig.from_dict(LITE), make_rows(1, 128, "bf16", seed=0, device="cpu")
+    monkeypatch.setenv("LONGCAT_SPLIT_ATTENTION", "0")
+    sizes = kernel_sizes(config, torch.bfloat16, rows, draft_tokens=4, fp8_requests=48)
+    assert (sizes.fp8_kv, sizes.split_tokens) == (True, 192)
+    assert not kernel_sizes(config, torch.bfloat16, rows, draft_tokens=4).fp8_kv
+
+
 def test_ranks_split_the_projections_and_a_draft_adds_one():
     config, rows = LongcatConfig.from_dict(LITE), make_rows(1, 128, "bf16", seed=0, device="cpu")
     sizes = kernel_sizes(config, torch.bfloat16, rows, 4, mlp_ranks=2, attention_ranks=2)

@@ -79,6 +79,8 @@ def test_published_sizes():
     assert sizing.table_bytes(LITE) / GIB == pytest.approx(58.5, abs=0.01)
     assert sizing.table_bytes(LITE) == 31_406_985_216 * 2
     assert sizing.kv_bytes_per_token(LITE) == 31.5 * 1024
+    assert sizing.kv_bytes_per_token(LITE, "fp8") == 28 * 656
+    assert sizing.kv_bytes_per_token(LITE, value_bytes=4) == 63 * 1024
     assert sizing.weight_bytes(sizing.in_fp8(LITE)) / 1e9 == pytest.approx(101, abs=1)
 
 
@@ -97,6 +99,7 @@ def test_what_drafting_adds():
     halves = 2 * sizing.draft_bytes(LITE, ranks=2) - sizing.draft_bytes(LITE)
     assert 2 * 3072 * 3072 * 2 < halves < 60e6  # eh_proj, and the latent projections
     assert sizing.kv_bytes_per_token(LITE, draft=True) == 31.5 * 1024 * 29 / 28
+    assert sizing.kv_bytes_per_token(LITE, "fp8", draft=True) == 29 * 656
 
 
 @pytest.mark.parametrize(("head", "gib"), [("auto", 1.33), ("bf16", 0.96)])
@@ -291,6 +294,16 @@ def test_expects_what_the_plugin_keeps_free(capsys):
     assert 2_100_000 < host["kv_tokens"] < 2_138_454
     small, _ = rows(capsys, "--gpu", "H200", "--mem-fraction", "0.93")
     assert small["kv_tokens"] < 50_000
+
+
+def test_fp8_rows_of_the_kv_cache_hold_more_tokens(capsys):
+    """1,152 / 656 = 1.76 times as many, and a step reads as many bytes less."""
+    argv = ("--gpu", "H200", "--tables", "host", "--context", "131072", "--batch", "8")
+    bf16, fp8 = rows(capsys, *argv, "--kv-cache-dtype", "auto", "fp8_e4m3")
+    assert (bf16["choice"]["kv_dtype"], fp8["choice"]["kv_dtype"]) == ("bf16", "fp8")
+    assert fp8["kv_tokens"] == pytest.approx(bf16["kv_tokens"] * 1152 / 656, abs=2)
+    saved = 8 * 131072 * 28 * (1152 - 656) / (roofline.GPUS["H200"].bandwidth * 1e9)
+    assert bf16["tpot_ms"]["8"] - fp8["tpot_ms"]["8"] == pytest.approx(saved, rel=0.01)
 
 
 def test_attention_dp_multiplies_the_kv_cache(capsys):
