@@ -271,6 +271,57 @@ ATTRIBUTES: tuple[Needs, ...] = (
         "layers.layernorm:RMSNorm.forward_with_allreduce_fusion",
         ("x", "residual", "post_residual_addition", "use_attn_tp_group"),
     ),
+    # the KV cache in FP8 rows
+    Needs("mem_cache.kv_cache_dtype:configure_kv_cache_dtype", ("model_dtype",)),
+    Needs(
+        "mem_cache.kv_cache_configurator:KVCacheConfigurator._resolve_kv_pool_class",
+        ("kind", "default"),
+    ),
+    Needs(
+        "mem_cache.kv_cache_configurator:calculate_mla_kv_cache_dim",
+        ("model_config", "kv_cache_dtype"),
+    ),
+    Needs("mem_cache.memory_pool:MLATokenToKVPool._create_buffers"),
+    Needs(
+        "mem_cache.memory_pool:MLATokenToKVPool._write_mla_kv_buffer",
+        ("dst_buffer", "loc", "cache_k_nope", "cache_k_rope"),
+    ),
+    Needs(
+        "mem_cache.memory_pool:MLATokenToKVPool.set_kv_buffer",
+        ("layer", "loc_info", "cache_k", "cache_v", "layer_id_override"),
+    ),
+    Needs(
+        "mem_cache.memory_pool:MLATokenToKVPool.set_mla_kv_buffer",
+        ("layer", "loc_info", "cache_k_nope", "cache_k_rope", "layer_id_override"),
+    ),
+    Needs(
+        "mem_cache.memory_pool:MLATokenToKVPool.get_mla_kv_buffer", ("layer", "loc", "dst_dtype")
+    ),
+    Needs("mem_cache.memory_pool:KVWriteLoc.for_layer", ("forward_batch", "layer")),
+    Needs(
+        "layers.attention.flashattention_backend:FlashAttentionBackend",
+        ("model_runner", "skip_prefill", "speculative_step_id", "topk", "speculative_num_steps"),
+    ),
+    Needs(
+        "layers.attention.flashattention_backend:FlashAttentionBackend.forward_decode",
+        ("q", "k", "v", "layer", "forward_batch", "save_kv_cache", "q_rope", "k_rope"),
+    ),
+    Needs(
+        "layers.attention.flashattention_backend:FlashAttentionBackend.forward_extend",
+        ("q", "k", "v", "layer", "forward_batch", "save_kv_cache", "q_rope", "k_rope"),
+    ),
+    Needs(
+        "layers.attention.flashattention_backend:FlashAttentionMultiStepBackend",
+        ("model_runner", "topk", "speculative_num_steps"),
+    ),
+    Needs(
+        "models.deepseek_common.attention_backend_handler:_support_mha_one_shot",
+        ("attn", "forward_batch", "backend_name"),
+    ),
+    Needs("models.deepseek_common.attention_forward_methods:AttnForwardMethod.MHA_ONE_SHOT"),
+    Needs("models.deepseek_common.attention_forward_methods:AttnForwardMethod.MHA_CHUNKED_KV"),
+    Needs("runtime_context:get_model"),
+    Needs("utils.common:get_device_capability"),
     # refused flags
     Needs("layers.deep_gemm_wrapper:ENABLE_JIT_DEEPGEMM"),
     # DeepGEMM's kernels, compiled ahead

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -176,6 +177,23 @@ def test_one_80_gb_gpu_takes_the_tables_to_the_host():
     assert text_of(findings, "recipe") == "h100-tp1-balanced"
 
 
+def test_fp8_rows_need_their_switch_and_hold_more_tokens(monkeypatch):
+    """Red if doctor promises the tokens of another kind of rows, or a start that is refused."""
+    here = Machine(gpus=(H200,), driver="580", host=500 * GIB, memlock=UNLIMITED)
+    wanted = MemoryFlags(kv_dtype="fp8", tokens_wanted=32768)
+    refused = placement.check(here, LITE, wanted)
+    assert "LONGCAT_FP8_KV_CACHE=1" in text_of(refused, "KV cache type")
+    assert statuses(refused)["KV cache type"] == "error"
+    monkeypatch.setenv("LONGCAT_FP8_KV_CACHE", "1")
+    findings = placement.check(here, LITE, wanted)
+    assert "KV cache type" not in statuses(findings)
+    fp8, bf16 = (
+        int(text_of(found, "KV cache").split()[0].replace(",", ""))
+        for found in (findings, placement.check(here, LITE, replace(wanted, kv_dtype="bf16")))
+    )
+    assert fp8 == pytest.approx(bf16 * 1152 / 656, abs=2)
+
+
 def test_two_gpus_keep_them():
     findings = examined(H200, H200, tp=2)
     assert "29.25 GiB in HBM" in text_of(findings, "placement")
@@ -287,7 +305,9 @@ def test_flags_that_contradict_the_checkpoint(intact):
 
     def problem(**flags):
         given = {"model_path": str(intact), "tp": 1, "attn_dp_size": 1, "mem_fraction": None}
-        args = SimpleNamespace(**{**given, "context": None, "draft": False, **flags})
+        args = SimpleNamespace(
+            **{**given, "context": None, "draft": False, "kv_cache_dtype": "auto", **flags}
+        )
         return [f.text for f in doctor._of_checkpoint(args, here) if f.status == "error"]
 
     assert problem() == []

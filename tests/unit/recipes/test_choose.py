@@ -194,6 +194,18 @@ def test_switches_of_the_user_are_part_of_the_plan(monkeypatch):
     assert "expected one of auto, device, host" in lines["h100-tp1-balanced"]
 
 
+def test_the_type_of_the_kv_cache_is_part_of_the_plan():
+    """Red if a context that fits in FP8 rows alone is refused, or one that needs them is not."""
+    tokens = choose(machine("H100-80G"), lite("bf16"), BALANCED, {}).plan.kv_tokens
+    given = {"context_length": tokens + 1000}
+    _, lines = why_not(machine("H100-80G"), lite("bf16"), given)
+    assert "one request of" in lines["h100-tp1-balanced"]
+    fit = choose(
+        machine("H100-80G"), lite("bf16"), BALANCED, {**given, "kv_cache_dtype": "fp8_e4m3"}
+    )
+    assert fit.plan.kv_tokens == pytest.approx(tokens * 1152 / 656, rel=0.01)
+
+
 def test_flags_of_the_user_choose_the_recipe_that_has_them():
     """Two GPUs asked for by --tp-size: not a recipe for one, with its size replaced."""
     here = machine("H200", 8)
