@@ -2,6 +2,7 @@
 
     python -m ci.accuracy --suite nano                                 starts a server on the CPU
     python -m ci.accuracy --suite nano --base-url URL --dtype bfloat16 nano is served at URL
+    python -m ci.accuracy --suite nano --dtype bfloat16 --kv-cache-dtype fp8_e4m3
     python -m ci.accuracy --suite gsm8k,mmlu,math500 --base-url URL    needs lm-eval
     python -m ci.accuracy --record                                     writes nano's thresholds
 
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = args.suite.split(",")
     rows: list[Row] = []
     if "nano" in names:
-        rows += _nano(args.base_url, dtype=args.dtype)
+        rows += _nano(args.base_url, dtype=args.dtype, kv_cache=args.kv_cache_dtype)
         names.remove("nano")
     if names:
         rows += _suites(names, args)
@@ -40,9 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if all(row.passed for row in rows) else 1
 
 
-def _nano(base_url: str | None, *, dtype: str) -> list[Row]:
+def _nano(base_url: str | None, *, dtype: str, kv_cache: str) -> list[Row]:
     """The gates of LongCat-nano. Also prints how each known mistake would fail them."""
     from ci.accuracy.nano import MISTAKES, Oracle, Text, measure, measure_mistake, over_http
+    from longcat_kernels import kv_rows
     from sglang_longcat.assets import nano
     from tests.harness import server
 
@@ -52,14 +54,16 @@ def _nano(base_url: str | None, *, dtype: str) -> list[Row]:
     if base_url:
         measured = measure(over_http(base_url), text, oracle)
     else:
-        with server(path, dtype=dtype, max_total_tokens=16384) as running:
+        flags = {"dtype": dtype, "kv_cache_dtype": kv_cache, "max_total_tokens": 16384}
+        with server(path, **flags) as running:
             measured = measure(over_http(running.base_url), text, oracle)
     limits = thresholds("nano", dtype)
+    cache = kv_rows.rounded if kv_cache == "fp8_e4m3" else None
     for name, semantics in MISTAKES.items():
-        wrong = measure_mistake(path, text, oracle, semantics)
+        wrong = measure_mistake(path, text, oracle, semantics, cache)
         print(f"\nWith a known mistake, {name}:\n")
         print(markdown(judge(wrong, limits, prefix="mistake")))
-    print(f"\nThe server, {dtype}:\n")
+    print(f"\nThe server, {dtype}, KV cache {kv_cache}:\n")
     return judge(measured, limits, prefix=f"nano {dtype}")
 
 
@@ -78,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--suite", default="nano", help="names with commas between them")
     parser.add_argument("--base-url", help="a running server, without /v1")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--kv-cache-dtype", choices=("auto", "fp8_e4m3"), default="auto")
     parser.add_argument("--limit", type=int, help="questions of each suite, for a quick look")
     parser.add_argument("--concurrency", type=int, default=32, help="requests at a time")
     parser.add_argument("--out", type=Path, help="report files, without their endings")

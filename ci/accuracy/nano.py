@@ -28,6 +28,7 @@ from sglang_longcat.reference import ReferenceModel, Semantics
 
 Reply = dict[str, Any]
 Generate = Callable[..., list[Reply]]  # SGLang's Engine.generate or POST /generate
+Cache = Callable[[Tensor, int], Tensor] | None  # of `ReferenceModel.from_checkpoint`
 
 MISTAKES = {
     "bigrams one token late": Semantics(late_order=2),
@@ -185,10 +186,11 @@ def measure(generate: Generate, text: Text, oracle: Oracle) -> dict[str, float]:
 
 
 def measure_mistake(
-    checkpoint: Path, text: Text, oracle: Oracle, semantics: Semantics
+    checkpoint: Path, text: Text, oracle: Oracle, semantics: Semantics, cache: Cache = None
 ) -> dict[str, float]:
-    """All metrics of the reference model with a broken rule, as of an engine that breaks it."""
-    wrong = ReferenceModel.from_checkpoint(checkpoint, semantics=semantics)
+    """All metrics of the reference model with a broken rule, as of an engine that breaks it. cache:
+    through which that engine sees its tokens."""
+    wrong = ReferenceModel.from_checkpoint(checkpoint, semantics=semantics, cache=cache)
     right, gaps = 0, []
     for entry in text.golden:
         prompt, output = entry["prompt_ids"], entry["output_ids"]

@@ -76,13 +76,19 @@ def test_chunked_prefill_and_prefix_cache(checkpoint: Path, text: Text, oracle: 
 
 
 @pytest.mark.parametrize(
-    ("flags", "dtype"), [({"tp_size": 2}, "float32"), ({}, "bfloat16")], ids=["tp2", "bfloat16"]
+    ("flags", "dtype"),
+    [
+        ({"tp_size": 2}, "float32"),
+        ({}, "bfloat16"),
+        ({"kv_cache_dtype": "fp8_e4m3", "chunked_prefill_size": 256}, "bfloat16"),
+    ],
+    ids=["tp2", "bfloat16", "fp8-rows"],
 )
 def test_engine(
     checkpoint: Path, text: Text, oracle: Oracle, flags: dict[str, Any], dtype: str
 ) -> None:
     """Red if a rank adds the identity part or a word row twice, or if bf16 costs more than it did:
-    the GPU is held to the same numbers."""
+    the GPU is held to the same numbers. So is an FP8 KV cache."""
     with engine(checkpoint, max_total_tokens=SLOTS, dtype=dtype, **flags) as llm:
         assert_passed(gates(measure(llm.generate, text, oracle), dtype=dtype, name=str(flags)))
 
