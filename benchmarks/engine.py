@@ -7,7 +7,9 @@ Each arm runs in its own process on the same machine. in-tree is SGLang's model 
 The others are ours, with the n-gram tables where the plugin puts them (longcat), on the GPU
 (device) or in pinned host memory (host). spec is host with 3 steps of MTP drafting; its acceptance
 is simulated (3.15 tokens per step), because random weights accept nothing. prefill-graph is host
-with LONGCAT_PREFILL_GRAPH. Ours choose mem_fraction_static themselves. SGLang's choice for in-tree
+with LONGCAT_PREFILL_GRAPH. fp8-rows is host with an FP8 KV cache, and fa3 is what to compare it
+with: --arms fa3,fp8-rows --batch 30,8@65536,1@250000 --engine '{"context_length": 262144}'.
+Ours choose mem_fraction_static themselves. SGLang's choice for in-tree
 is too small to start on one H200, so in-tree gets 0.95.
 
 Weights are dummy with spread routing (sglang_longcat.testing.dummy_routing), and the sizes are
@@ -61,6 +63,11 @@ ARMS = {
     "longcat": Arm({}),
     "device": Arm({"LONGCAT_NGRAM_TABLES": "device"}),
     "host": Arm(HOST),
+    "fa3": Arm(HOST, {"attention_backend": "fa3"}),
+    "fp8-rows": Arm(
+        {**HOST, "LONGCAT_FP8_KV_CACHE": "1"},
+        {"attention_backend": "fa3", "kv_cache_dtype": "fp8_e4m3"},
+    ),
     "spec": Arm({**HOST, **SIMULATED}, nextn(3)),
     "prefill-graph": Arm(
         {**HOST, "LONGCAT_PREFILL_GRAPH": "1"}, {"cuda_graph_max_bs_prefill": 2048}

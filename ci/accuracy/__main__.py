@@ -17,6 +17,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ci.accuracy.report import Row, judge, markdown, thresholds, write
 
@@ -54,8 +55,8 @@ def _nano(base_url: str | None, *, dtype: str, kv_cache: str) -> list[Row]:
     if base_url:
         measured = measure(over_http(base_url), text, oracle)
     else:
-        flags = {"dtype": dtype, "kv_cache_dtype": kv_cache, "max_total_tokens": 16384}
-        with server(path, **flags) as running:
+        pool: dict[str, Any] = {"kv_cache_dtype": kv_cache, "max_total_tokens": 16384}
+        with server(path, dtype=dtype, **pool) as running:
             measured = measure(over_http(running.base_url), text, oracle)
     limits = thresholds("nano", dtype)
     cache = kv_rows.rounded if kv_cache == "fp8_e4m3" else None

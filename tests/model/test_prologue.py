@@ -112,7 +112,10 @@ def test_which_steps_take_it() -> None:
     from sglang.srt.mem_cache.memory_pool import DSATokenToKVPool
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
+    from sglang_longcat.kv_cache.pool import Fp8RowPool
+
     assert step()
+    assert step(pool=Fp8RowPool, stored=torch.uint8, backend="fa3")
     assert step(mode=ForwardMode.TARGET_VERIFY, backend="fa3")
     assert step(backend="flashmla")
     for mode in (ForwardMode.EXTEND, ForwardMode.MIXED, ForwardMode.DRAFT_EXTEND_V2):
@@ -140,13 +143,16 @@ def split(
     drafts: bool = False,
     rope: int = 64,
     hopper: bool = True,
+    fp8_rows: bool = False,
 ) -> bool:
     """`use_mla_decode` of a step: a decode step of width 1, else a verification."""
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
+    from sglang_longcat.kv_cache.pool import Fp8RowPool
     from sglang_longcat.layers import attention
     from sglang_longcat.layers import step as step_module
 
+    pool = object.__new__(Fp8RowPool if fp8_rows else object)
     mode = ForwardMode.DECODE if width == 1 else ForwardMode.TARGET_VERIFY
     batch = SimpleNamespace(forward_mode=mode, req_pool_indices=torch.zeros(requests))
     query = torch.zeros(requests * width, 2, 8)
@@ -157,6 +163,7 @@ def split(
         patch.setattr(attention, "process_model_config", lambda: model)
         patch.setattr(step_module, "get_exec", lambda: exec_)
         patch.setattr(attention, "is_hopper", lambda query: hopper)
+        patch.setattr(attention, "get_token_to_kv_pool", lambda: pool)
         return attention.use_mla_decode(layer, query, batch)  # type: ignore[arg-type]
 
 
@@ -182,6 +189,8 @@ def test_which_steps_attend_with_our_kernel(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("LONGCAT_SGLANG_OPS")
     monkeypatch.setenv("LONGCAT_SPLIT_ATTENTION", "0")
     assert not split(1, 1)
+    assert split(4, 64, fp8_rows=True), "no other kernel reads FP8 rows"
+    assert not split(1, 1, fp8_rows=True, drafts=True), "the step's backend knows its keys"
 
 
 def test_which_steps_quantise_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,3 +209,46 @@ def test_which_steps_quantise_the_values(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not quantises(4, takes="bf16")
     monkeypatch.setenv("LONGCAT_SGLANG_OPS", "fp8_values")
     assert not quantises(4)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "capacity", "method"),
+    [(0, 100, "MHA_ONE_SHOT"), (5, 100, "MHA_ONE_SHOT"), (5, 9, "MHA_CHUNKED_KV")],
+)
+def test_a_prefill_widens_its_prefix_of_fp8_rows(prefix: int, capacity: int, method: str) -> None:
+    """Red if a short prefix is absorbed, which SGLang's fa3 does over the whole pool; or if steps
+    that the backend reads by itself are widened."""
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+    from sglang.srt.models.deepseek_common import attention_backend_handler as handlers
+    from sglang.srt.models.deepseek_common.attention_forward_methods import AttnForwardMethod
+
+    from sglang_longcat.kv_cache.pool import Fp8RowPool
+    from sglang_longcat.layers import attention
+
+    def chosen(mode: ForwardMode, pool: type, backend: str = "fa3") -> AttnForwardMethod:
+        layer = object.__new__(attention.LongcatAttention)
+        layer.__dict__.update(current_attention_backend=backend)
+        batch = SimpleNamespace(
+            forward_mode=mode,
+            seq_lens_cpu=[prefix + 5],
+            get_max_chunk_capacity=lambda: capacity,
+        )
+        plain = prefix == 0 and mode in (ForwardMode.EXTEND, ForwardMode.MIXED)
+        sglangs = AttnForwardMethod.MHA_ONE_SHOT if plain else AttnForwardMethod.MLA
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                attention.DeepseekV2AttentionMLA,
+                "dispatch_attn_forward_method",
+                lambda *_: sglangs,
+            )
+            patch.setattr(attention, "get_token_to_kv_pool", lambda: object.__new__(pool))
+            return layer.dispatch_attn_forward_method(batch)  # type: ignore[arg-type]
+
+    assert "fa3" in handlers.MHA_ONE_SHOT_SUPPORTED_BACKENDS
+    for mode in (ForwardMode.EXTEND, ForwardMode.MIXED):
+        assert chosen(mode, Fp8RowPool) is AttnForwardMethod[method]
+    if prefix:
+        assert chosen(ForwardMode.EXTEND, object) is AttnForwardMethod.MLA
+        assert chosen(ForwardMode.EXTEND, Fp8RowPool, "torch_native") is AttnForwardMethod.MLA
+    for mode in (ForwardMode.DECODE, ForwardMode.TARGET_VERIFY, ForwardMode.DRAFT_EXTEND_V2):
+        assert chosen(mode, Fp8RowPool) is AttnForwardMethod.MLA
