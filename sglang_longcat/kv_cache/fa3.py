@@ -22,8 +22,9 @@ from sglang.srt.layers.attention.flashattention_backend import (
     FlashAttentionMultiStepBackend,
 )
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+from torch.nn.functional import pad
 
-from longcat_kernels.mla_decode import mla_decode
+from longcat_kernels.mla_decode import mla_decode, supports
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -39,6 +40,12 @@ class Fp8RowBackend(FlashAttentionBackend):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        pool = self.token_to_kv_pool
+        if not supports(pool.kv_lora_rank, pool.qk_rope_head_dim):
+            raise ValueError(
+                f"an FP8 KV cache of {pool.kv_lora_rank} + {pool.qk_rope_head_dim} values: "
+                "expected powers of two from 16 on. Leave --kv-cache-dtype out."
+            )
         self.keys_after = torch.arange(WIDEST, 0, -1, device=self.device)
 
     def forward_decode(
@@ -86,10 +93,12 @@ class Fp8RowBackend(FlashAttentionBackend):
         layer: RadixAttention,
         forward_batch: ForwardBatch,
     ) -> torch.Tensor:
-        requests, rank = forward_batch.req_pool_indices, layer.v_head_dim
-        width = q.shape[0] // max(1, requests.shape[0])
-        positions = self._positions(width)
-        query = _side_by_side(q, q_rope, layer)
+        tokens, rank = q.shape[0], layer.v_head_dim
+        width = self.forward_metadata.max_seq_len_q  # of every request's window
+        requests = forward_batch.req_pool_indices[: tokens // width]
+        real = requests.shape[0] * width  # attention DP may add rows that belong to no request
+        positions = self._positions(requests.shape[0], width)
+        query = _side_by_side(q, q_rope, layer)[:real]
         out = mla_decode(
             query[..., :rank],
             query[..., rank:],
@@ -99,14 +108,16 @@ class Fp8RowBackend(FlashAttentionBackend):
             positions,
             scale=layer.scaling,
             width=width,
-        )
-        return out.flatten(1)
+        ).flatten(1)
+        return out if real == tokens else pad(out, (0, 0, 0, tokens - real))
 
-    def _positions(self, width: int) -> torch.Tensor:
-        """Of each token of the step's windows, [B * width] int64: the last one sees all keys that
-        SGLang counts for its request. A draft step's own positions may run behind."""
-        lengths = self.forward_metadata.cache_seqlens_int32
-        return (lengths[:, None] - self.keys_after[WIDEST - width :]).flatten()
+    def _positions(self, requests: int, width: int) -> torch.Tensor:
+        """Of each token of the step's windows, [requests * width] int64: the last one sees all keys
+        that SGLang counts for its request. A draft step's own positions may run behind."""
+        lengths = self.forward_metadata.cache_seqlens_int32[:requests, None]
+        positions = (lengths - self.keys_after[WIDEST - width :]).flatten()
+        # Requests that only fill up a batch have one key, and their windows may be wider.
+        return positions if width == 1 else positions.clamp_(min=0)
 
 
 def _side_by_side(

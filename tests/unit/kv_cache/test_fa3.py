@@ -51,7 +51,7 @@ def backend() -> Fp8RowBackend:
     made.req_to_token = made.req_to_token.repeat(3, 1)[:, :10]
     made.keys_after = torch.arange(WIDEST, 0, -1)
     lengths = torch.tensor(LENGTHS, dtype=torch.int32)
-    made.forward_metadata = SimpleNamespace(cache_seqlens_int32=lengths)
+    made.forward_metadata = SimpleNamespace(cache_seqlens_int32=lengths, max_seq_len_q=1)
     return made
 
 
@@ -90,6 +90,7 @@ def test_windows_see_the_keys_that_sglang_counts(
     backend: Fp8RowBackend, mode: ForwardMode, width: int, split: bool
 ) -> None:
     """Red if a token of a window sees one key more or less, or another request's."""
+    backend.forward_metadata.max_seq_len_q = width
     query = torch.randn(2 * width, HEADS, RANK + ROPE).bfloat16()
     q, rope = query.split((RANK, ROPE), dim=-1) if split else (query, None)
     kv = torch.randn(2 * width, 1, RANK + ROPE).bfloat16().split((RANK, ROPE), dim=-1)
@@ -100,6 +101,20 @@ def test_windows_see_the_keys_that_sglang_counts(
     assert len(backend.token_to_kv_pool.stored) == split
     if split:
         assert torch.equal(backend.token_to_kv_pool.stored[0], torch.cat(kv, dim=-1))
+
+
+def test_rows_that_fill_up_a_batch(backend: Fp8RowBackend) -> None:
+    """Red if the window's width is guessed from a padded batch, or a request without keys breaks a
+    step: of 8 rows 6 are windows of 3, and the second request has one key."""
+    backend.forward_metadata.max_seq_len_q = 3
+    backend.forward_metadata.cache_seqlens_int32[1] = 1
+    query = torch.randn(8, HEADS, RANK + ROPE).bfloat16()
+    out = backend.forward_extend(query, None, None, LAYER, batch(ForwardMode.TARGET_VERIFY))
+    first = expected(backend, query[:3], 3)
+    torch.testing.assert_close(out[:3].float(), first, rtol=0.02, atol=0.02)
+    assert out.shape == (8, HEADS * RANK)
+    assert out.isfinite().all()
+    assert not out[6:].any()
 
 
 def test_prefill_is_sglangs_unless_it_absorbs(
