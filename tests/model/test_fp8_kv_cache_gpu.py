@@ -27,8 +27,8 @@ pytestmark = pytest.mark.gpu
 MEAN_NATS = 0.3
 FLAGS = {**GPU.flags, "attention_backend": "fa3", "kv_cache_dtype": "fp8_e4m3"}
 SWITCH = {"LONGCAT_FP8_KV_CACHE": "1"}
-# Prefixes then come in several chunks, whose shares of a softmax are merged.
-SMALL_CHUNKS = {"SGLANG_MAX_KV_CHUNK_CAPACITY": "16"}
+# For up to eight requests. Prefixes come in several chunks, whose shares of a softmax are merged.
+SMALL_CHUNKS = {"SGLANG_MAX_KV_CHUNK_CAPACITY": "64"}
 
 
 def answers(path: Path, env: dict[str, str] | None = None, **flags: Any) -> list[Answer]:
@@ -48,7 +48,13 @@ def check(replies: list[Answer], path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "env"),
-    [(OFF, {}), ({}, {}), (ON, {}), (ON, SMALL_CHUNKS), ({"page_size": 64}, {})],
+    [
+        (OFF, {}),
+        ({}, {}),
+        (ON, {}),
+        ({**ON, "max_running_requests": 8}, SMALL_CHUNKS),
+        ({"page_size": 16}, {}),
+    ],
     ids=["all off", "radix", "chunks", "chunks of a prefix", "pages"],
 )
 def test_scheduling(tiny: Path, tmp_path: Path, flags: dict[str, Any], env: dict[str, str]) -> None:
