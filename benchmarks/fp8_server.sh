@@ -7,6 +7,7 @@
 # Give the steps the same OUT: they add their arm to the same files. USERS=200@200 shortens a step.
 #
 #   step        what                                                            files in OUT
+#   tune        tiles of projections with quantised inputs, 2 to 32 tokens      tune-pair.txt, configs.json
 #   latency     ours with 3 drafts, 1 to 64 users, h200-tp1-fp8-latency         serving-fp8-latency.json
 #   in-tree     in-tree, 1 to 200 users, one server                             serving-fp8-latency.json
 #   throughput  ours with 3 drafts, 200 and 400 users, h200-tp1-fp8-throughput  serving-fp8-throughput.json
@@ -29,6 +30,10 @@ serving() { # RECIPE FILE ARM USERS [SGLANG FLAG ...]
 }
 
 case $1 in
+tune) # configs.json takes the place of kernels/longcat_kernels/small_linear/configs.json
+  timeout -s INT "$limit" "$python" -m benchmarks.tune.pair_linear --ranks 1 --tokens 2 4 8 16 32 \
+    --out "$OUT/configs.json" 2>&1 | tee "$OUT/tune-pair.txt"
+  ;;
 latency)
   serving h200-tp1-fp8-latency serving-fp8-latency.json ours 1,8@16,30@60,64@128 --cuda-graph-bs-decode 1 8 30 64
   ;;

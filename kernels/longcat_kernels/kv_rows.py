@@ -24,11 +24,10 @@ from typing import NamedTuple
 
 import torch
 
-from longcat_kernels.fp8_layout import FLOOR, LARGEST
+from longcat_kernels.fp8_layout import FLOOR, FP8, LARGEST
 from longcat_kernels.kv_width import WORD, row_width
 
 __all__ = ["FP8", "SCALES", "Rows", "is_fp8", "pack", "parts", "rounded", "row_width", "unpack"]
-FP8 = torch.float8_e4m3fn
 SCALES = 4  # of a row: a word of fp32
 
 

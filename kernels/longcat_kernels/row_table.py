@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import torch
 
+from longcat_kernels.fp8_layout import FP8
 from longcat_kernels.lite import INT4_GROUP
 from longcat_kernels.row_layout import Format, int4_groups, row_width
 
-FP8 = torch.float8_e4m3fn
 _SCALE = 4  # bytes of an fp8 row's scale
 
 
