@@ -17,7 +17,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import itertools
 import json
 import os
 import random
@@ -54,7 +53,6 @@ DEFAULTS: dict[str, Any] = {
     "random_seed": 1,
     "log_level": "info",
 }
-_PORTS, _RANGES = range(10000, 21000, 16), 4
 _MAIN = str(Path(__file__).with_name("main.py"))
 _ONE_AT_A_TIME = threading.Lock()  # a request to the fork server and its answer
 _LOG_TAIL = 4000  # characters of log in an error
@@ -210,25 +208,14 @@ def _argv(kwargs: Mapping[str, Any]) -> list[str]:
 
 
 def free_port() -> int:
-    """A port that stays free until somebody who is told of it binds it: no other test gets it, the
-    kernel gives away those from 32768 on, and SGLang picks its own from 22000 on. SGLang also takes
-    the six ports after it if it is the one of --dist-init-addr, and with attention DP six from 233
-    above it: multiples of 16 keep all these apart."""
-    for port in _ports():
+    """A port that stays free until somebody who is told of it binds it: the kernel gives away those
+    from 32768 on, and SGLang picks its own from 22000 on. Attention DP takes six others, from 233
+    above this one."""
+    while True:
+        port = random.randrange(10000, 21000)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-    raise AssertionError("the ports never end")
-
-
-@functools.cache
-def _ports() -> Iterator[int]:
-    """One after the other, round and round a range that no other process of these tests has. Where
-    it begins is random, for other tests on the machine."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _RANGES
-    size = len(_PORTS) // _RANGES
-    mine, begin = _PORTS[worker * size : (worker + 1) * size], random.randrange(size)
-    return itertools.cycle([*mine[begin:], *mine[:begin]])
 
 
 def _start(
