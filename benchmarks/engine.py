@@ -9,8 +9,8 @@ The others are ours, with the n-gram tables where the plugin puts them (longcat)
 is simulated (3.15 tokens per step), because random weights accept nothing. prefill-graph is host
 with LONGCAT_PREFILL_GRAPH. fp8-rows is host with an FP8 KV cache, and fa3 is what to compare it
 with: --arms fa3,fp8-rows --batch 30,8@65536,1@250000 --engine '{"context_length": 262144}'.
-Ours choose mem_fraction_static themselves. SGLang's choice for in-tree
-is too small to start on one H200, so in-tree gets 0.95.
+Ours choose mem_fraction_static themselves. SGLang's choice for in-tree is too small to start on one
+H200, so in-tree gets 0.95.
 
 Weights are dummy with spread routing (sglang_longcat.testing.dummy_routing), and the sizes are
 those of sglang_longcat/checkpoint/lite_config.json. A batch is SIZE or SIZE@INPUT. Per batch:

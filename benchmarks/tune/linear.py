@@ -16,12 +16,9 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import multiprocessing
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -29,6 +26,7 @@ import torch
 from benchmarks.kernels import fp8_linear
 from benchmarks.kernels.small_linear import library_call
 from benchmarks.kernels.timing import PEAK_BYTES_PER_SECOND, Call, gpu_name, graph_us, l2_bytes
+from benchmarks.tune.compiling import precompile
 from benchmarks.tune.table import write
 from longcat_kernels.small_linear import configs, reference, workloads
 from longcat_kernels.small_linear.configs import Config, Op
@@ -125,28 +123,15 @@ def _fp8_mma(op: Op, columns: int) -> Iterator[Config]:
             yield Config("mma", rows, block, ahead, stages, warps)
 
 
-def precompile(jobs: Sequence[tuple[Op, int, Config]], arch: int, fp8: bool) -> None:
-    """Compiles into Triton's cache on disk, on every core. What does not compile fails again when
-    it is timed."""
-    workers = min(len(jobs), os.cpu_count() or 1)
-    parts = [(list(jobs[i::workers]), arch, fp8) for i in range(workers)]
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_compile, parts))
-
-
-def _compile(part: tuple[list[tuple[Op, int, Config]], int, bool]) -> None:
-    from longcat_kernels.compile_only import compile_only
+def _compile(fp8: bool, job: tuple[Op, int, Config]) -> None:
     from longcat_kernels.small_linear.launch import launch
 
-    jobs, arch, fp8 = part
-    torch.set_num_threads(1)
-    with compile_only(arch):
-        for op, columns, config in jobs:
-            x = torch.zeros(configs.MOST_TOKENS, columns, dtype=torch.bfloat16)
-            weight = torch.zeros(256, columns, dtype=torch.float8_e4m3fn if fp8 else x.dtype)
-            scales = torch.zeros(2, columns // configs.BLOCK) if fp8 else None
-            for tokens in {"gemv": (1,), "few": (2, 4), "mma": (2, 32)}[config.program]:
-                launch(op, x[:tokens], weight, scales, config)
+    op, columns, config = job
+    x = torch.zeros(configs.MOST_TOKENS, columns, dtype=torch.bfloat16)
+    weight = torch.zeros(256, columns, dtype=torch.float8_e4m3fn if fp8 else x.dtype)
+    scales = torch.zeros(2, columns // configs.BLOCK) if fp8 else None
+    for tokens in {"gemv": (1,), "few": (2, 4), "mma": (2, 32)}[config.program]:
+        launch(op, x[:tokens], weight, scales, config)
 
 
 class Timer:
@@ -246,10 +231,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for s in shapes
     }
     begin = time.perf_counter()
-    major, minor = torch.cuda.get_device_capability()
-    precompile(
-        [(*group, c) for group, choice in groups.items() for c in choice], 10 * major + minor, fp8
-    )
+    jobs = [(*group, c) for group, choice in groups.items() for c in choice]
+    precompile(jobs, functools.partial(_compile, fp8))
     print(f"compiled in {time.perf_counter() - begin:.0f} s", flush=True)
     tuned = {}
     for s in shapes:

@@ -14,24 +14,23 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import multiprocessing
-import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from benchmarks.kernels.fp8_linear import library_call
 from benchmarks.kernels.timing import PEAK_BYTES_PER_SECOND, gpu_name, graph_us, l2_bytes
+from benchmarks.tune.compiling import precompile
 from benchmarks.tune.linear import RANKS, WORTH, fastest
 from benchmarks.tune.table import write
 from longcat_kernels.fp8_layout import FP8, quantise, widen
 from longcat_kernels.small_linear import configs, reference, workloads
 from longcat_kernels.small_linear.configs import PAIR_OF, Config, PairOp
 
+Scaled = tuple[torch.Tensor, torch.Tensor]  # a block-FP8 weight and its scales
 SHARED = 220 << 10  # bytes of a program; Hopper has 227 KB
 LEAST = 24 << 10  # bytes of weights on their way, of one program
 
@@ -53,33 +52,19 @@ def space(op: PairOp, columns: int) -> Iterator[Config]:
             yield Config("pair", n, k, parts, stages, warps)
 
 
-def precompile(jobs: Sequence[tuple[PairOp, int, Config]], arch: int) -> None:
-    """Into Triton's cache on disk, on every core."""
-    workers = min(len(jobs), os.cpu_count() or 1)
-    parts = [(list(jobs[i::workers]), arch) for i in range(workers)]
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(compile_part, parts))
-
-
-def compile_part(part: tuple[list[tuple[PairOp, int, Config]], int]) -> None:
-    from longcat_kernels.compile_only import compile_only
+def _compile(job: tuple[PairOp, int, Config]) -> None:
     from longcat_kernels.small_linear.launch import launch_pair
 
-    jobs, arch = part
-    torch.set_num_threads(1)
-    with compile_only(arch):
-        for (op, columns, config), tokens in itertools.product(jobs, (8, 16, 32)):
-            pair = quantise(torch.zeros(tokens, columns))
-            weight = torch.zeros(256, columns, dtype=FP8)
-            launch_pair(op, pair, weight, torch.zeros(2, columns // configs.BLOCK), config)
+    op, columns, config = job
+    weight, scales = torch.zeros(256, columns, dtype=FP8), torch.zeros(2, columns // configs.BLOCK)
+    for tokens in (8, 16, 32):
+        launch_pair(op, quantise(torch.zeros(tokens, columns)), weight, scales, config)
 
 
 class Timer:
     """Microseconds a call, for one weight shape and number of tokens."""
 
-    def __init__(
-        self, shape: workloads.Shape, tokens: int, weights: Sequence[workloads.Weight]
-    ) -> None:
+    def __init__(self, shape: workloads.Shape, tokens: int, weights: Sequence[Scaled]) -> None:
         self.shape, self.weights = shape, weights
         self.x = workloads.make_inputs(tokens, 1, shape.columns, seed=0, device="cuda")[0]
         self.pair = quantise(self.x)
@@ -87,19 +72,14 @@ class Timer:
     def of(self, config: Config, quick: bool) -> float:
         from triton.runtime.errors import OutOfResources
 
-        try:
-            return graph_us([self._call(config, *weight) for weight in self.weights], quick)
-        except OutOfResources:
-            return float("inf")
-
-    def _call(
-        self, config: Config, weight: torch.Tensor, scales: torch.Tensor | None
-    ) -> Callable[[], object]:
         from longcat_kernels.small_linear.launch import launch_pair
 
-        assert scales is not None
-        op = PAIR_OF[self.shape.op]
-        return lambda: launch_pair(op, self.pair, weight, scales, config)
+        op, pair = PAIR_OF[self.shape.op], self.pair
+        calls = [functools.partial(launch_pair, op, pair, *w, config) for w in self.weights]
+        try:
+            return graph_us(calls, quick)
+        except OutOfResources:
+            return float("inf")
 
     def of_others(self) -> dict[str, float]:
         """DeepGEMM, the launch that quantises x, and our kernel for bf16 if the table has it."""
@@ -107,7 +87,7 @@ class Timer:
         from sglang_longcat.layers.fp8_inputs import quantise as launch_quantise
 
         shape, x = self.shape, self.x
-        calls = [library_call(shape, x, weight, scales) for weight, scales in self._scaled()]
+        calls = [library_call(shape, x, *w) for w in self.weights]
         times = {"library": graph_us(calls, quick=False), "quantise": 0.0, "bf16": float("inf")}
         if shape.name == "o":
             times["quantise"] = graph_us([lambda: launch_quantise(x)], quick=False)
@@ -117,23 +97,17 @@ class Timer:
             times["bf16"] = graph_us(ours, quick=False)
         return times
 
-    def _scaled(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for weight, scales in self.weights:
-            assert scales is not None
-            yield weight, scales
-
     def check(self, config: Config) -> None:
         """The winner also has to be right: 2 ulp of bf16, or two steps of e4m3 for SwiGLU."""
         from longcat_kernels.small_linear.launch import launch_pair
 
-        weight, scales = next(self._scaled())
-        got = launch_pair(PAIR_OF[self.shape.op], self.pair, weight, scales, config)
+        got = launch_pair(PAIR_OF[self.shape.op], self.pair, *self.weights[0], config)
         if self.shape.op == "linear":
-            wanted = reference.pair_linear(self.pair, weight, scales)
+            wanted = reference.pair_linear(self.pair, *self.weights[0])
             torch.testing.assert_close(got[0], wanted, rtol=2**-6, atol=2**-8)
             return
         assert got[1] is not None
-        wide = widen(reference.pair_swiglu(self.pair, weight, scales))
+        wide = widen(reference.pair_swiglu(self.pair, *self.weights[0]))
         torch.testing.assert_close(widen((got[0], got[1])), wide, rtol=2**-2, atol=2**-5)
 
 
@@ -143,7 +117,7 @@ def tune(
     """The entries of one shape. Each is printed when it is known."""
     copies = max(2, 1 + 2 * l2_bytes() // (shape.rows * shape.columns))
     weights = [
-        workloads.make_weight(shape.rows, shape.columns, fp8=True, seed=i, device="cuda")
+        workloads.make_fp8_inputs(1, shape.rows, shape.columns, seed=i, device="cuda")[1:]
         for i in range(copies)
     ]
     entries: dict[str, Config | None] = {}
@@ -183,9 +157,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     most = options.candidates
     groups = {(s.op, s.columns): candidates(PAIR_OF[s.op], s.columns, most) for s in chosen}
     begin = time.perf_counter()
-    major, minor = torch.cuda.get_device_capability()
     jobs = [(PAIR_OF[op], columns, c) for (op, columns), all_ in groups.items() for c in all_]
-    precompile(jobs, 10 * major + minor)
+    precompile(jobs, _compile)
     print(f"compiled {len(jobs)} in {time.perf_counter() - begin:.0f} s", flush=True)
     tuned = {}
     for s in chosen:

@@ -14,17 +14,15 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 
 from benchmarks.kernels.small_experts import SHAPES, grouped, weights_of
 from benchmarks.kernels.timing import graph_us
+from benchmarks.tune.compiling import precompile
 from benchmarks.tune.table import write
 from longcat_kernels.small_experts import configs, launch, reference, workloads
 from longcat_kernels.small_experts.configs import Config
@@ -63,27 +61,14 @@ def _down(fp8: bool, columns: int) -> Iterator[tuple[int, int, int]]:
             yield rows, ahead, warps
 
 
-def precompile(jobs: Sequence[Job], arch: int) -> None:
-    """Compiles into Triton's cache on disk, on every core."""
-    workers = min(len(jobs), os.cpu_count() or 1)
-    parts = [(list(jobs[i::workers]), arch) for i in range(workers)]
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_compile, parts))
-
-
-def _compile(part: tuple[list[Job], int]) -> None:
-    from longcat_kernels.compile_only import compile_only
-
-    jobs, arch = part
-    torch.set_num_threads(1)
-    with compile_only(arch):
-        for name, config in jobs:
-            shape, fp8 = SHAPES[name]
-            one = workloads.make_weights(shape._replace(experts=1), fp8=fp8, seed=0, device="cpu")
-            x, ids, factors, identity = workloads.make_inputs(
-                shape._replace(experts=8), 2, seed=0, device="cpu"
-            )
-            launch.experts(x, ids, factors, one, identity, config)
+def _compile(job: Job) -> None:
+    name, config = job
+    shape, fp8 = SHAPES[name]
+    one = workloads.make_weights(shape._replace(experts=1), fp8=fp8, seed=0, device="cpu")
+    x, ids, factors, identity = workloads.make_inputs(
+        shape._replace(experts=8), 2, seed=0, device="cpu"
+    )
+    launch.experts(x, ids, factors, one, identity, config)
 
 
 class Timer:
@@ -181,8 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("no CUDA GPU here, and the times are a GPU's.")
     begin = time.perf_counter()
     choice = {name: candidates(SHAPES[name][1], SHAPES[name][0].columns) for name in options.shapes}
-    major, minor = torch.cuda.get_device_capability()
-    precompile([(name, c) for name, cs in choice.items() for c in cs], 10 * major + minor)
+    precompile([(name, c) for name, cs in choice.items() for c in cs], _compile)
     print(f"compiled in {time.perf_counter() - begin:.0f} s", flush=True)
     if options.compile_only:
         return

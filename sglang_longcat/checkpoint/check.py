@@ -23,11 +23,11 @@ from sglang_longcat.checkpoint.layout import (
     tensor_dtype,
     with_draft_as_stored,
 )
+from sglang_longcat.checkpoint.packed_layout import VALUES
 from sglang_longcat.config import LongcatConfig
 
 __all__ = ["CheckpointError", "check_checkpoint", "check_draft", "stored_names"]
 
-_OF_FOUR_BITS = (".qweight", ".weight_packed")
 _LISTED = 20  # lines per kind of defect: enough to see the pattern, short enough to read
 
 
@@ -99,7 +99,7 @@ def _compare(path: Path, contents: _Contents, shapes: Shapes, config: LongcatCon
 
 def _advice(entries: Mapping[str, Entry], config: LongcatConfig) -> str:
     """What to do, by what the files hold instead."""
-    if config.quant is None and any(name.endswith(_OF_FOUR_BITS) for name in entries):
+    if config.quant is None and any(name.rpartition(".")[2] in VALUES for name in entries):
         return (
             "The files hold 4-bit weights, and config.json has no quantization_config: put there "
             "what quantize_config.json or quant_config.json says."

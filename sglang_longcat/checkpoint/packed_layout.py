@@ -29,6 +29,10 @@ _DTYPES = {
     "weight_scale": "BF16",
     "weight_shape": "I64",
 }
+# The last parts of names, by what the tensors hold.
+VALUES = ("qweight", "weight_packed")
+SCALES = ("scales", "weight_scale")
+ZEROS = ("qzeros", "weight_zero_point")
 # Some writers leave it out, since it is i // g without act-order.
 OPTIONAL = ("g_idx",)
 

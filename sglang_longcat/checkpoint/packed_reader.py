@@ -27,7 +27,6 @@ from sglang_longcat.checkpoint.packed_layout import DEQUANTISED, Shapes
 from sglang_longcat.config import QuantConfig
 
 _CHECKED_ONLY = ("g_idx", "weight_shape")  # not among the model's parameters
-_VALUES = ("qweight", "weight_packed")
 Named = tuple[str, torch.Tensor]
 
 
@@ -80,7 +79,7 @@ class PackedReader:
 
     def _has_numbers(self, name: str) -> bool:
         module, _, part = name.rpartition(".")
-        return module in self.shapes and part not in _VALUES
+        return module in self.shapes and part not in packed_layout.VALUES
 
     def _converted(self, module: str, parts: dict[str, torch.Tensor]) -> Iterator[Named]:
         if self.stored.packing == "awq" or module.endswith(DEQUANTISED):

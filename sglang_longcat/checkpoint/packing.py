@@ -1,10 +1,9 @@
 """The numbers of 4-bit weights: from each published order to the one that the model is built with.
 
-Owns: which bits of a word hold which value, and the checks of scales, zero points and
-g_idx. Every format
-becomes compressed-tensors' order while it is read, so the model has one set of parameters and
-SGLang's W4A16 methods (Marlin on a GPU, torch on a CPU) serve all of them. `packed_layout` has the
-names and shapes.
+Owns: which bits of a word hold which value, and the checks of scales, zero points and g_idx. Every
+format becomes compressed-tensors' order while it is read, so the model has one set of parameters
+and SGLang's W4A16 methods (Marlin on a GPU, torch on a CPU) serve all of them. `packed_layout` has
+the names and shapes.
 """
 
 from __future__ import annotations
@@ -15,13 +14,12 @@ from typing import NamedTuple
 import torch
 
 from sglang_longcat.checkpoint.headers import CheckpointError
+from sglang_longcat.checkpoint.packed_layout import SCALES, ZEROS
 from sglang_longcat.quantisation.packed import BITS, MIDDLE, PER_WORD, PackedFormat
 
 # AWQ: bits 4 n .. 4 n + 3 of a word hold the value of column _AWQ_ORDER[n] of its eight columns.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _LARGEST = (1 << BITS) - 1
-SCALES = ("scales", "weight_scale")
-ZEROS = ("qzeros", "weight_zero_point")
 
 Parts = Mapping[str, torch.Tensor]  # the tensors of one linear layer by the last part of their name
 

@@ -131,11 +131,12 @@ class LongcatAttention(DeepseekV2AttentionMLA):
 
     def _attend(self, query: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
         if use_mla_decode(self, query, forward_batch):
-            return cast(torch.Tensor, self.o_proj(self._attend_split(query, forward_batch))[0])
-        latent = self.attn_mqa(query, None, None, forward_batch, save_kv_cache=False)
-        shape = query.shape[0], self.num_local_heads, self.kv_lora_rank
-        values = project_values(latent.view(shape), self.w_vc)
-        return cast(torch.Tensor, self.o_proj(values.flatten(1))[0])
+            values = self._attend_split(query, forward_batch)
+        else:
+            latent = self.attn_mqa(query, None, None, forward_batch, save_kv_cache=False)
+            shape = query.shape[0], self.num_local_heads, self.kv_lora_rank
+            values = project_values(latent.view(shape), self.w_vc).flatten(1)
+        return cast(torch.Tensor, self.o_proj(values)[0])
 
     def _attend_split(
         self, query: torch.Tensor, forward_batch: ForwardBatch

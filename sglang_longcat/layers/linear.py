@@ -42,7 +42,7 @@ from sglang_longcat.layers.step import is_deterministic
 
 if TYPE_CHECKING:
     from longcat_kernels.fp8_layout import Pair
-    from longcat_kernels.small_linear.configs import Op
+    from longcat_kernels.small_linear.configs import Op, PairOp
 
 
 class SmallLinearMethod(UnquantizedLinearMethod):
@@ -121,10 +121,7 @@ def use_small_linear(layer: torch.nn.Module, x: Any) -> bool:
         and x.ndim == 2
         and x.dtype == torch.bfloat16
         and (_is_small_bf16(layer) or isinstance(layer.quant_method, SmallFp8Method))
-        and is_faster(layer.quant_method.op, layer.weight, x.shape[0])
-        and layer.weight.is_contiguous()
-        and not torch.compiler.is_compiling()
-        and is_enabled("small_linear")
+        and _is_faster_here(layer, layer.quant_method.op, x.shape[0])
         and not use_pair_linear(layer, x)
     )
 
@@ -138,7 +135,13 @@ def use_pair_linear(layer: Any, x: Any) -> bool:
         and isinstance(layer, LinearBase)
         and first.ndim == 2
         and isinstance(layer.quant_method, SmallFp8Method)
-        and is_faster(PAIR_OF[layer.quant_method.op], layer.weight, first.shape[0])
+        and _is_faster_here(layer, PAIR_OF[layer.quant_method.op], first.shape[0])
+    )
+
+
+def _is_faster_here(layer: LinearBase, op: Op | PairOp, tokens: int) -> bool:
+    return (
+        is_faster(op, layer.weight, tokens)
         and layer.weight.is_contiguous()
         and not torch.compiler.is_compiling()
         and is_enabled("small_linear")

@@ -97,26 +97,17 @@ def gives_pair(tokens: int, values: int) -> bool:
 
 
 def mla_decode_pair(
-    q_nope: torch.Tensor,
-    q_pe: torch.Tensor,
-    latents: torch.Tensor,
-    pages: torch.Tensor,
-    requests: torch.Tensor,
-    positions: torch.Tensor,
-    *,
-    scale: float,
-    width: int = 1,
-    w_vc: torch.Tensor,
+    *inputs: torch.Tensor, scale: float, width: int = 1, w_vc: torch.Tensor
 ) -> Pair:
-    """`mla_decode`, rounded to bf16 and quantised: q [T, H * V] and scales (`fp8_layout`). Raises
-    ValueError for what `mla_decode` or `gives_pair` refuses."""
+    """`mla_decode` with the same inputs, rounded to bf16 and quantised: q [T, H * V] and scales
+    (`fp8_layout`). Raises ValueError for what `mla_decode` or `gives_pair` refuses."""
+    q_nope, _, _, _, requests, _ = inputs
     _check(q_nope, requests, width, w_vc)
     if not gives_pair(q_nope.shape[0], w_vc.shape[-1]):
         raise ValueError(
             f"{q_nope.shape[0]} tokens, {w_vc.shape[-1]} values a head: expected {HALVED + 1} to "
             f"{FUSED} tokens and {GROUP} values. Use mla_decode, and quantise its result."
         )
-    inputs = (q_nope, q_pe, latents, pages, requests, positions)
     if not use_triton(q_nope):
         values = reference.mla_decode(*inputs, scale=scale, width=width, w_vc=w_vc)
         return quantise(values.flatten(1))

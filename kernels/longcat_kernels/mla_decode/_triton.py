@@ -15,6 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from longcat_kernels.mla_prologue._triton import _quantise
+
 
 @triton.jit
 def shares_of(length, programs, KEYS: tl.constexpr):
@@ -301,7 +303,6 @@ def _combine_values_kernel(
     target = out_ptr + row.to(tl.int64) * VALUES + column
     if QUANTISE:
         out = out.to(weight.dtype).to(tl.float32)  # rounded first, as if it had been written
-        amax = tl.maximum(tl.max(tl.abs(out), axis=0), 1e-10)
-        tl.store(out_scales_ptr + head * padded + row // heads, amax / 448.0)
-        out = out * (448.0 / amax)
+        scale = out_scales_ptr + head * padded + row // heads
+        out = _quantise(out, scale, 0, VALUES, COLUMNS, VALUES)
     tl.store(target, out.to(out_ptr.dtype.element_ty), mask=column < VALUES)

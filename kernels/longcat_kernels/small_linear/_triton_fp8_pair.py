@@ -43,7 +43,8 @@ def _multiply_add(total, q, q_scales, block, scale):
 
 @triton.jit
 def _store_pair(out_ptr, out_scales_ptr, y, cells, live):
-    """y [128, tokens], quantised by columns: a program's rows are one group of the next input."""
+    """y [128, tokens], quantised by columns: a program's rows are one group of the next input.
+    1e-10 and 448 are FLOOR and LARGEST of `fp8_layout`."""
     amax = tl.maximum(tl.max(tl.abs(y), axis=0), 1e-10)
     tl.store(out_scales_ptr, amax / 448.0, mask=live)
     q = y * (448.0 / amax)[None, :]
