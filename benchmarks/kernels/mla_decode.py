@@ -26,7 +26,8 @@ SHAPES = [
     *((b, 1, 4 * K) for b in (1, 2, 4, 8, 16, 30, 64)),
     *((1, 1, n * K) for n in (1, 16, 32, 128)),
     (4, 1, 16 * K),
-    *((b, 4, 4 * K) for b in (1, 8, 30)),
+    *((b, 4, 4 * K) for b in (1, 2, 4, 8, 30)),
+    *((1, 4, n * K) for n in (8, 16)),
 ]
 # Long contexts, which FP8 rows of the KV pool are for.
 LONG = [

