@@ -27,6 +27,7 @@ FP8 = (*["h200-tp1-fp8-latency"] * 2, *["h200-tp1-fp8-throughput"] * 2)
 
 # (GPU, how many): recipes for the goals, in their order, by the format of the checkpoint.
 CHOSEN = {
+    ("RTX-4090-24G", 1): {"bf16": NONE, "block-fp8": NONE, "int4": ("24gb-tp1-int4",) * 4},
     ("RTX-5090-32G", 1): {"bf16": NONE, "block-fp8": NONE, "int4": ("32gb-tp1-int4",) * 4},
     ("L40S-48G", 1): {"bf16": NONE, "block-fp8": NONE, "int4": INT4},
     ("A100-80G", 1): {"bf16": NONE, "block-fp8": NONE, "int4": INT4},
