@@ -4,7 +4,7 @@
 #
 # A step starts one engine with dummy weights. Its log and results go to OUT/STEP.txt and
 # OUT/STEP.json, and the goals so far are printed after each step. Small GPUs have the flags of their
-# recipe. They lack the kernels of other architectures: what is measured there is memory, not speed.
+# recipe. Their kernels and bandwidth stay those of an H200, so only their memory is measured.
 #
 #   step    what
 #   24gb    24,564 MiB (RTX 4090): 4 requests of 4,096 tokens, tables in int4 in host memory
