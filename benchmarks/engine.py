@@ -6,9 +6,10 @@
 Each arm runs in its own process on the same machine. in-tree is SGLang's model (LONGCAT_DISABLE=1).
 The others are ours, with the n-gram tables where the plugin puts them (longcat), on the GPU
 (device) or in pinned host memory (host). spec is host with 3 steps of MTP drafting; its acceptance
-is simulated (3.15 tokens per step), because random weights accept nothing. prefill-graph is host
-with LONGCAT_PREFILL_GRAPH. fp8-rows is host with an FP8 KV cache, and fa3 is what to compare it
-with: --arms fa3,fp8-rows --batch 30,8@65536,1@250000 --engine '{"context_length": 262144}'.
+is simulated (3.15 tokens per step), because random weights accept nothing. spec-device is the same
+with the tables on the GPU. prefill-graph is host with LONGCAT_PREFILL_GRAPH. fp8-rows is host with
+an FP8 KV cache, and fa3 is what to compare it with: --arms fa3,fp8-rows
+--batch 30,8@65536,1@250000 --engine '{"context_length": 262144}'.
 Ours choose mem_fraction_static themselves. SGLang's choice for in-tree is too small to start on one
 H200, so in-tree gets 0.95.
 
@@ -18,7 +19,10 @@ those of sglang_longcat/checkpoint/lite_config.json. A batch is SIZE or SIZE@INP
   TPOT          = (time of 1+N tokens - time of 1) / N with the prompts cached; median of --repeat
   steady tok/s  = the scheduler's own figure for its last INTERVAL steps; median of --repeat. It
                   leaves out the start and the end of a batch, which are longer on a busy host
+  taken_gib     = memory of each GPU that is in use and was not before the engine started, by NVML
+  pinned_gib    = host memory that the log says was pinned for the n-gram tables
 The run stops if the log of an arm does not name the model class that the arm is to measure.
+LONGCAT_GPU_MEMORY_MIB=N measures a GPU of N MiB (sglang_longcat.testing.smaller_gpu).
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import commit
+from sglang_longcat import env
 from sglang_longcat.checkpoint import PUBLISHED_CONFIG
 from sglang_longcat.testing.engine_flags import nextn
 
@@ -69,6 +74,7 @@ ARMS = {
         {"attention_backend": "fa3", "kv_cache_dtype": "fp8_e4m3"},
     ),
     "spec": Arm({**HOST, **SIMULATED}, nextn(3)),
+    "spec-device": Arm({"LONGCAT_NGRAM_TABLES": "device", **SIMULATED}, nextn(3)),
     "prefill-graph": Arm(
         {**HOST, "LONGCAT_PREFILL_GRAPH": "1"}, {"cuda_graph_max_bs_prefill": 2048}
     ),
@@ -128,8 +134,11 @@ def run_arm(arm: str) -> list[dict[str, Any]]:
     for line in process.stdout:
         print(f"[{arm}] {line}", end="", flush=True)
         lines.append(line)
-    check_class("".join(lines), process.wait(), arm)
-    return [json.loads(line[7:]) for line in lines if line.startswith("RESULT ")]
+    log = "".join(lines)
+    check_class(log, process.wait(), arm)
+    check_gpu_memory(log, env.gpu_memory_mib())
+    rows = [json.loads(line[7:]) for line in lines if line.startswith("RESULT ")]
+    return [row | {"pinned_gib": pinned_gib(log)} for row in rows]
 
 
 def check_class(log: str, code: int, arm: str) -> None:
@@ -138,6 +147,18 @@ def check_class(log: str, code: int, arm: str) -> None:
     classes = re.findall(r"dummy routing: \d+ routers of (\S+)", log)
     if code or not classes or not all(name.startswith(module) for name in classes):
         sys.exit(f"{arm}: exit {code}, model classes {classes}, expected {module}*")
+
+
+def check_gpu_memory(log: str, mib: int | None) -> None:
+    """Ends this run if the GPU should look smaller and did not: SGLang passes over a plugin that
+    the installed package does not announce."""
+    if mib and f"smaller GPU: {mib} MiB" not in log:
+        sys.exit(f"the GPU does not look as if it had {mib} MiB: install this checkout again.")
+
+
+def pinned_gib(log: str) -> float:
+    """Of all ranks together, by the log of `sglang_longcat.ngram.host_memory`."""
+    return sum(map(float, re.findall(r"pinned ([\d.]+) GiB of host memory", log)))
 
 
 def run_arms(module: str, arms: str) -> None:
@@ -151,19 +172,22 @@ def arm_environment(arm: str) -> dict[str, str]:
     return {
         **os.environ,
         "LONGCAT_DUMMY_ROUTING": "1",
-        "SGLANG_PLUGINS": "longcat,longcat_dummy_routing",
+        "SGLANG_PLUGINS": "longcat,longcat_dummy_routing,longcat_smaller_gpu",
         **ARMS[arm].env,
     }
 
 
 def measure(args: argparse.Namespace) -> None:
     batches = parse_batches(vars(args)[args.arm.replace("-", "_")] or args.batch, args.input)
+    idle = used_gib(args)
     engine = start_engine(args, batches, args.output)
     tokens = engine.get_server_info()["max_total_num_tokens"]
     print(f"{tokens:,} tokens of KV cache", flush=True)
     for size, length in batches:
         row = measure_batch(engine, size, length, args)
-        row |= {"kv_tokens": tokens, "free_gib": free_gib(), "used_gib": used_gib(args)}
+        used = used_gib(args)
+        row |= {"kv_tokens": tokens, "free_gib": free_gib(), "used_gib": used}
+        row["taken_gib"] = [round(after - before, 2) for after, before in zip(used, idle)]
         print("RESULT " + json.dumps(row), flush=True)
     engine.shutdown()
 

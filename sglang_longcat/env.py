@@ -51,6 +51,16 @@ def dummy_routing() -> bool:
     return _flag("LONGCAT_DUMMY_ROUTING")
 
 
+def gpu_memory_mib() -> int | None:
+    """LONGCAT_GPU_MEMORY_MIB=N: GPUs look as if they had N MiB, for measurements of what fits on
+    smaller ones. None if it is not set."""
+    name = "LONGCAT_GPU_MEMORY_MIB"
+    value = os.environ.get(name, "").strip()
+    if value and not (value.isdecimal() and int(value)):
+        raise ValueError(f"{name}={value!r}: expected the memory of a GPU in MiB, say 24564.")
+    return int(value) if value else None
+
+
 def _choice(name: str, *choices: str) -> str:
     """The value, one of `choices`; the first of them if the variable is not set."""
     value = os.environ.get(name, "").strip().lower() or choices[0]

@@ -9,6 +9,7 @@ On a CPU eight more hooks are registered, by the five files that need them: cpu/
 cpu/reduce_scatter.py (reduce_scatterv) and cpu/speculative.py (draft backend, greedy check, overlap
 check, gather). Three files of tool_parser/ register one each (reasoning_tokens.py, refusal_hook.py,
 endless_hook.py), and testing/dummy_routing.py one where LONGCAT_DUMMY_ROUTING=1.
+testing/smaller_gpu.py changes one of SGLang and one of torch where LONGCAT_GPU_MEMORY_MIB is set.
 """
 
 from __future__ import annotations

@@ -494,4 +494,6 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("plugins:load_plugins"),
     # LONGCAT_DUMMY_ROUTING
     Needs("model_loader.weight_utils:initialize_dummy_weights", ("model",)),
+    # LONGCAT_GPU_MEMORY_MIB
+    Needs("utils.common:get_nvgpu_memory_capacity"),
 )

@@ -27,6 +27,7 @@ class Gpu:
 
 # memory: measured for H100 and H200; for the others the same 98.5 % of what the driver shows.
 GPUS = {
+    "RTX-4090-24G": Gpu(memory=23.6, bandwidth=1.01, bf16=165, fp8=330),
     "RTX-5090-32G": Gpu(memory=31.3, bandwidth=1.79, bf16=209, fp8=419),
     "L40S-48G": Gpu(memory=44.3, bandwidth=0.864, bf16=362, fp8=733),
     "A100-80G": Gpu(memory=78.8, bandwidth=2.04, bf16=312),

@@ -3,9 +3,12 @@
 Why: SGLang fills dummy weights with tiny uniform numbers. Every token then goes to the same
 experts, and the experts' memory traffic, which is most of a decode step, disappears. FP8 weights
 get random bits here: 98 % of SGLang's numbers round to zero in FP8, and multiplying zeros takes
-less power, which raises the clock. Their scales stay at SGLang's 1. The hook has a plugin entry
-point of its own, so that it works for SGLang's in-tree class too. It does nothing unless
-LONGCAT_DUMMY_ROUTING=1.
+less power, which raises the clock. Their scales stay at SGLang's 1. 4-bit weights get random bits
+too, because SGLang fills floating-point tensors only and leaves them as it found the memory. Their
+scales stay at SGLang's numbers of at most 1e-3. Four bits are a value from -8 to 7, so weights are
+at most 8e-3, and outputs are finite and not zero. Marlin reorders the weights after this hook. The
+hook has a plugin entry point of its own, so that it works for SGLang's in-tree class too. It does
+nothing unless LONGCAT_DUMMY_ROUTING=1.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 _SIGN_AND_MANTISSA, _HALF = 0b1_0000_111, 0b0_0110_000  # of float8_e4m3fn
+# of W4A16 layers: `weight_packed`, and `w13_weight_packed` and `w2_weight_packed` of experts
+_PACKED = "weight_packed"
 TARGET = "sglang.srt.model_loader.weight_utils.initialize_dummy_weights"
 
 
@@ -43,6 +48,8 @@ def spread_routing(_result: None, model: nn.Module, *_args: object, **_kwargs: o
             routers += 1
         elif parameter.dtype == torch.float8_e4m3fn and "embed_tokens" not in name:
             fill_fp8(parameter.data, generator)
+        elif name.endswith(_PACKED):
+            parameter.data.view(torch.uint8).random_(0, 256, generator=generator)
         elif name.endswith("e_score_correction_bias"):
             parameter.data.zero_()
         elif "embed_tokens.word_embe" in name or name.endswith("embed_tokens.weight"):

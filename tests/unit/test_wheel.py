@@ -82,6 +82,7 @@ def test_installed_wheel_announces_the_plugin(clean_python):
     assert sorted(run_clean(clean_python, code)) == [
         "longcat=sglang_longcat.plugin:register",
         "longcat_dummy_routing=sglang_longcat.testing.dummy_routing:register",
+        "longcat_smaller_gpu=sglang_longcat.testing.smaller_gpu:register",
     ]
 
 

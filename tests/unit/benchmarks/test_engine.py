@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import engine as engine_benchmark
+from tests import ROOT
 
 ROW = {"batch": 8, "input": 4096, "tpot_ms": 4.0, "tok_s": 2000.0, "prefill_tok_s": 5e4}
 
@@ -44,3 +45,20 @@ def test_ratios_above_one_are_faster(capsys, base):
     expected = ("2.000", "1.500", "1.200") if base else ("-", "-", "-")
     assert (cells[4], cells[7], cells[9]) == expected
     assert head.count("speed-up") == 3
+
+
+def test_a_gpu_that_does_not_look_smaller_ends_the_run():
+    """Red if a result of the large GPU passes for one of a small GPU."""
+    engine_benchmark.check_gpu_memory("", None)
+    engine_benchmark.check_gpu_memory("smaller GPU: 24564 MiB\n", 24564)
+    with pytest.raises(SystemExit, match="24564 MiB"):
+        engine_benchmark.check_gpu_memory("smaller GPU: 32607 MiB\n", 24564)
+
+
+def test_pinned_memory_is_that_of_the_log():
+    """Red if `ngram/host_memory.py` says it in other words."""
+    source = (ROOT / "sglang_longcat" / "ngram" / "host_memory.py").read_text()
+    assert "pinned %.1f GiB of host memory" in source
+    line = "pinned 16.5 GiB of host memory: 2.0 s to touch, 1.0 s to register\n"
+    assert engine_benchmark.pinned_gib(f"[t] {line}{line}") == 33
+    assert engine_benchmark.pinned_gib("nothing") == 0

@@ -9,7 +9,7 @@ import pytest
 from sglang_longcat import hooks
 from sglang_longcat.cpu import experts, fp8, rope, speculative
 from sglang_longcat.host import contract
-from sglang_longcat.testing import dummy_routing
+from sglang_longcat.testing import dummy_routing, smaller_gpu
 from sglang_longcat.tool_parser import reasoning_tokens
 from tests import ROOT
 
@@ -135,6 +135,7 @@ def test_imports_are_found_at_all():
         rope.TARGET,
         *speculative.TARGETS,
         dummy_routing.TARGET,
+        smaller_gpu.CAPACITY,
         reasoning_tokens.TARGET,
     ],
 )
