@@ -10,7 +10,7 @@ weights accept none, SGLang simulates 3.15 tokens a step. Graphs are captured fo
 users alone, so that the start is short.
 
 Needs `sglang_router` and the packages of --backend. PORT is the router's; workers and its metrics
-have PORT + 1000, 2000 and 3000, and the bootstrap server has 8998, SGLang's default. Options
+have PORT + 100, 200 and 300, and the bootstrap server has 8998, SGLang's default. Options
 that are not below go to both servers. Logs are in FILE's folder logs. Nothing is measured if a
 worker's model class is not ours. Each run is printed and written to FILE when it is done.
 """
@@ -87,7 +87,7 @@ def running(args: argparse.Namespace) -> Iterator[tuple[Started, Started]]:
     """Both workers behind a router that knows them."""
     first, second = (worker(args, mode, place) for place, mode in enumerate(("prefill", "decode")))
     url = f"http://{serve.HOST}:{args.port}"
-    for port in (args.port, args.port + 3000, args.bootstrap_port):
+    for port in (args.port, args.port + 300, args.bootstrap_port):
         serve.refuse_busy_port(port)
     log_file = args.out.parent / "logs" / "router.log"
     with (
@@ -114,7 +114,7 @@ def worker(args: argparse.Namespace, mode: str, place: int) -> argparse.Namespac
         users = sorted(load.users for load in args.loads)
         flags.pop("cuda-graph-max-bs-decode", None)
         flags |= {"cuda-graph-bs-decode": users, "max-running-requests": users[-1]}
-    port = args.port + 1000 * (place + 1)
+    port = args.port + 100 * (place + 1)
     return argparse.Namespace(**(vars(args) | {"recipe": recipe, "flags": flags, "port": port}))
 
 
@@ -124,16 +124,17 @@ def variables(gpu: int) -> dict[str, str]:
     return {
         "CUDA_VISIBLE_DEVICES": shown[gpu],
         "SGLANG_HOST_IP": serve.HOST,  # else it announces this machine's outward address
+        "UCX_PROTO_INFO": "y",  # the log then says what carries the KV cache, as cuda_ipc or tcp
         # All shapes would take 8 minutes.
         "SGLANG_JIT_DEEPGEMM_PRECOMPILE": os.environ.get("SGLANG_JIT_DEEPGEMM_PRECOMPILE", "0"),
     }
 
 
 def router_command(args: argparse.Namespace) -> list[str]:
-    prefill, decode = (f"http://{serve.HOST}:{args.port + 1000 * place}" for place in (1, 2))
+    prefill, decode = (f"http://{serve.HOST}:{args.port + 100 * place}" for place in (1, 2))
     return router.command(
         port=args.port,
-        metrics_port=args.port + 3000,
+        metrics_port=args.port + 300,
         prefill=[(prefill, args.bootstrap_port)],
         decode=[decode],
     )
@@ -157,7 +158,7 @@ def measure(load: run.Load, args: argparse.Namespace, decode: Started) -> dict[s
         results=decode.folder / "results.jsonl",
         log_file=decode.log_file,
     )
-    url = f"http://{serve.HOST}:{args.port + 2000}/server_info"
+    url = f"http://{serve.HOST}:{args.port + 200}/server_info"
     with urllib.request.urlopen(url, timeout=30) as response:
         state = json.load(response)["internal_states"][0]
     return row | {"accept_length": state["avg_spec_accept_length"]}

@@ -27,7 +27,7 @@ def router(
     decode: Sequence[str],
     *flags: str,
     ports: tuple[int, int],
-    timeout: float = 240,
+    timeout: float = 420,
 ) -> Iterator[Router]:
     """prefill: URLs and bootstrap ports. ports: its own, and that of its metrics. The servers may
     start later than the router, whose start takes as long as SGLang's import."""

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -76,7 +76,7 @@ GPU = Arm(
         "max_total_tokens": 16384,
         "context_length": 2048,
         "spawn": True,
-        "timeout": 150,
+        "timeout": 400,
     },
 )
 ARMS = [pytest.param(CPU, id="cpu"), pytest.param(GPU, id="cuda", marks=pytest.mark.multi_gpu(2))]
@@ -232,7 +232,8 @@ def test_a_lost_prefill_worker(fleet: Fleet, nano_oracle: Oracle) -> None:
     lost, decode = Prefill(fleet.workers["lost"], fleet.bootstrap["lost"]), fleet.workers["decode"]
     with ThreadPoolExecutor(16) as pool:
         direct, begun = Direct(pool), decode.log.count(DECODING)
-        decoding = direct.send(lost, decode, text(5, seed=1), tokens=fleet.arm.long)[1]
+        prompt = prompts()[0]
+        decoding = direct.send(lost, decode, prompt, tokens=fleet.arm.long)[1]
         wait_until(lambda: decode.log.count(DECODING) > begun)
         victims = [direct.send(lost, decode, text(n, seed=n)) for n in (900, 100)]
         before = chunks(lost.http)
@@ -246,8 +247,9 @@ def test_a_lost_prefill_worker(fleet: Fleet, nano_oracle: Oracle) -> None:
             assert status == 500
             assert "Lost connection with prefill instance" in body
             assert f"127.0.0.1:{lost.port}" in body
-        survivor = answered(text(5, seed=1), decoding)
+        survivor = answered(prompt, decoding)
         answers += ask(fleet.routers["two prefill workers"], prompts())
     assert len(survivor.output) == fleet.arm.long
     assert_right(answers, nano_oracle, fleet.arm)
-    assert_right_tokens([survivor], nano_oracle, fleet.arm.tie)
+    begin = replace(survivor, output=survivor.output[:400])  # the loss is among these
+    assert_right_tokens([begin], nano_oracle, fleet.arm.tie)
