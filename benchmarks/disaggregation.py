@@ -76,7 +76,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=30000)
     parser.add_argument("--bootstrap-port", type=int, default=BOOTSTRAP_PORT)
     parser.add_argument("--timeout", type=float, default=240, help="seconds until all is ready")
-    args, args.server_flags = parser.parse_known_args()
+    args, server_flags = parser.parse_known_args()
+    args.server_flags = server_flags
     args.loads = run.parse_loads(args.users, input=args.input, output=args.output)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     return args
@@ -150,7 +151,7 @@ def wait_for_workers(url: str, timeout: float) -> None:
 
 def measure(load: run.Load, args: argparse.Namespace, decode: Started) -> dict[str, Any]:
     """A row of the report. The router has no /server_info, so the decode worker is asked for its
-    tokens a step, an average since its start."""
+    tokens a step: an average, which it counts whenever it logs a decode step."""
     row = run.measure(
         load,
         port=args.port,
@@ -161,7 +162,7 @@ def measure(load: run.Load, args: argparse.Namespace, decode: Started) -> dict[s
     url = f"http://{serve.HOST}:{args.port + 200}/server_info"
     with urllib.request.urlopen(url, timeout=30) as response:
         state = json.load(response)["internal_states"][0]
-    return row | {"accept_length": state["avg_spec_accept_length"]}
+    return row | {"accept_length": state.get("avg_spec_accept_length")}
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ def test_two_workers_and_a_router_are_measured(tmp_path):
         words += [f"--{mode}", str(write_recipe(tmp_path / f"{mode}.yaml", mode))]
     words += ["--users", "1@2,2@4", "--input", "8", "--output", "4", "--out", str(out)]
     words += ["--port", str(harness.free_port()), "--bootstrap-port", str(harness.free_port())]
+    words += ["--decode-log-interval", "1"]
     path = os.pathsep.join(filter(None, [ENV["PYTHONPATH"], os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         words,
