@@ -26,8 +26,6 @@ def command(
     router always takes one, by default 29000."""
     words = [sys.executable, "-m", "sglang_router.launch_router", "--pd-disaggregation"]
     words += ["--host", HOST, "--port", str(port), "--prometheus-port", str(metrics_port)]
-    # A worker that does not answer the first time is asked again after this time, by default 30 s.
-    words += ["--worker-startup-check-interval", "1"]
     for url, bootstrap_port in prefill:
         words += ["--prefill", url, str(bootstrap_port)]
     for url in decode:

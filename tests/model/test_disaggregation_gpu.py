@@ -62,7 +62,9 @@ GPU = Arm(
     "nixl",
     ("sglang_router", "nixl"),
     tie=1.0,
-    nats=0.1,
+    # In bf16 on a CPU 0.01 (ci/accuracy/thresholds.toml). Without the predecessors that come with a
+    # request, 0.13, and 0.33 for the first four tokens.
+    nats=0.05,
     long=1800,  # some seconds
     on_gpus=True,
     # Only the prefill worker's address, which the decode worker asks. UCX has its own.
