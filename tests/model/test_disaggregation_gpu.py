@@ -110,6 +110,11 @@ class Fleet:
     workers: dict[str, Server]
     routers: dict[str, Router]
 
+    def logs(self) -> str:
+        """The ends of all of them, for a request that got no answer."""
+        processes = self.workers | self.routers
+        return "\n".join(f"--- {name}\n{each.log[-4000:]}" for name, each in processes.items())
+
 
 def distinct_ports(count: int) -> list[int]:
     """Ports that are bound only after all of them are chosen."""
@@ -179,20 +184,23 @@ def read(name: str) -> Any:
     return json.loads((Path(nano()) / name).read_text())
 
 
-def ask(http: Server, asked: list[list[int]]) -> list[Answer]:
+def ask(fleet: Fleet, router: str, asked: list[list[int]]) -> list[Answer]:
     with ThreadPoolExecutor(len(asked)) as pool:
         sampling = {"temperature": 0, "max_new_tokens": NEW, "ignore_eos": True}
         replies = [
             pool.submit(
                 post,
-                http,
+                fleet.routers[router],
                 "/generate",
                 {"input_ids": prompt, "sampling_params": sampling, "return_logprob": True},
                 LIMIT,
             )
             for prompt in asked
         ]
-        return [answered(prompt, reply) for prompt, reply in zip(asked, replies, strict=True)]
+        try:
+            return [answered(prompt, reply) for prompt, reply in zip(asked, replies, strict=True)]
+        except TimeoutError:
+            pytest.fail(f"no answer within {LIMIT} s\n{fleet.logs()}", pytrace=False)
 
 
 def assert_right(answers: list[Answer], oracle: Oracle, arm: Arm) -> None:
@@ -210,7 +218,7 @@ def test_tokens(fleet: Fleet, nano_oracle: Oracle) -> None:
     """Red if KV rows, or the predecessors of the first decoded tokens, are others after their way
     from one GPU to another, or if the router pairs two workers with different requests."""
     begun = {name: chunks(fleet.workers[name]) for name in ("plain", "lost")}
-    answers = ask(fleet.routers["two prefill workers"], prompts())
+    answers = ask(fleet, "two prefill workers", prompts())
     assert_right(answers, nano_oracle, fleet.arm)
     for name, before in begun.items():
         assert chunks(fleet.workers[name]) > before, f"the prefill worker {name} got nothing"
@@ -220,7 +228,7 @@ def test_tokens(fleet: Fleet, nano_oracle: Oracle) -> None:
 def test_drafts(fleet: Fleet, nano_oracle: Oracle, where: str) -> None:
     """Red if the draft's KV is lost or put into a layer of the target, or if a window is hashed
     without the prompt's end."""
-    answers = ask(fleet.routers[where], prompts())
+    answers = ask(fleet, where, prompts())
     assert_right(answers, nano_oracle, fleet.arm)
     accepted = mean(each.meta["spec_accept_length"] for each in answers)
     print(f"{accepted:.2f} tokens a step")
@@ -242,7 +250,7 @@ def test_a_lost_prefill_worker(fleet: Fleet, nano_oracle: Oracle) -> None:
         wait_until(lambda: chunks(lost.http) > before + 3)
         assert not decoding.done(), "too short an answer: nothing was decoding"
         lost.http.close()
-        answers = ask(fleet.routers["two prefill workers"], prompts())
+        answers = ask(fleet, "two prefill workers", prompts())
         for first, second in victims:
             assert first.result()[0] == 0, "the killed worker has answered"
             status, body = second.result()
@@ -250,7 +258,7 @@ def test_a_lost_prefill_worker(fleet: Fleet, nano_oracle: Oracle) -> None:
             assert "Lost connection with prefill instance" in body
             assert f"127.0.0.1:{lost.port}" in body
         survivor = answered(prompt, decoding)
-        answers += ask(fleet.routers["two prefill workers"], prompts())
+        answers += ask(fleet, "two prefill workers", prompts())
     assert len(survivor.output) == fleet.arm.long
     assert_right(answers, nano_oracle, fleet.arm)
     begin = replace(survivor, output=survivor.output[:400])  # the loss is among these
