@@ -1,4 +1,4 @@
-"""A server for one arm: started, polled until it answers, checked, and ended with its workers."""
+"""A server for one arm: started, checked by its log, and ended with its workers."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ class WrongServerError(RuntimeError):
 
 
 @contextmanager
-def running(
-    command: Sequence[str], env: dict[str, str], *, log_file: Path, port: int, timeout: float
-) -> Iterator[None]:
-    """Its output goes to `log_file`, whose last lines are printed if anything fails. Raises
-    SystemExit if the server ends before it is ready, or is not ready after `timeout` seconds."""
+def launched(
+    command: Sequence[str], env: dict[str, str], *, log_file: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that may not answer yet, so that others can start beside it. Its output goes to
+    `log_file`, whose last lines are printed if anything fails."""
     with log_file.open("wb") as out:
         server = subprocess.Popen(
             command, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        serve.wait_until_ready(server, port=port, timeout=timeout)
-        yield
+        yield server
     except BaseException:
         lines = log_file.read_text(errors="replace").splitlines()[-LAST_LINES:]
         print(f"the last lines of {log_file}:", *lines, sep="\n  ", flush=True)

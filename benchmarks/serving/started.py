@@ -9,7 +9,7 @@ import argparse
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,22 @@ def started(
     name: str, arm: Arm, args: argparse.Namespace, extra: Sequence[str] = ()
 ) -> Iterator[Started]:
     """args: as `options.parse` gives them. extra: flags of SGLang that this arm has beside those of
-    every arm. Raises as `server.running` and `server.read_log` do."""
+    every arm. Raises SystemExit if the server ends before it is ready, or is not ready in time, and
+    WrongServerError."""
+    with starting(name, arm, args, extra) as ready:
+        yield ready()
+
+
+@contextmanager
+def starting(
+    name: str,
+    arm: Arm,
+    args: argparse.Namespace,
+    extra: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[Callable[[], Started]]:
+    """The same for a server beside which others start: yields the function that waits until it
+    answers. variables: of its environment."""
     log_file = args.out.parent / "logs" / f"{name}.log"
     log_file.parent.mkdir(exist_ok=True)
     serve.refuse_busy_port(args.port)
@@ -48,12 +63,17 @@ def started(
         model = write_model(folder / "model", checkpoint=checkpoint, in_tree=arm.is_in_tree)
         command = [*server_command(arm, args, folder, model), *extra]
         flags = arm.flags(args.flags)
-        env = arm.environment(args.recipe, flags)
+        env = arm.environment(args.recipe, flags) | dict(variables or {})
         about = {"flags": flags, "environment": added(env), "server": ["python", *command[1:]]}
         print(f"{name}: {shlex.join(command)}", flush=True)
-        with server.running(command, env, log_file=log_file, port=args.port, timeout=args.timeout):
-            said = server.read_log(log_file, arm.module)
-            yield Started(folder, model, log_file, about | said)
+        with server.launched(command, env, log_file=log_file) as process:
+
+            def ready() -> Started:
+                serve.wait_until_ready(process, port=args.port, timeout=args.timeout)
+                said = server.read_log(log_file, arm.module)
+                return Started(folder, model, log_file, about | said)
+
+            yield ready
 
 
 def server_command(arm: Arm, args: argparse.Namespace, folder: Path, model: Path) -> list[str]:

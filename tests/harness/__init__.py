@@ -160,11 +160,12 @@ def server(
     spawn: bool = False,
     timeout: float = 180,
     command: Sequence[str] = (sys.executable, "-m", "sglang.launch_server"),
+    port: int | None = None,
     **server_args: Any,
 ) -> Iterator[Server]:
-    """`python -m sglang.launch_server` on a free port of 127.0.0.1, yielded when /health is 200.
-    command: what to start instead, with the same flags; only with `spawn`."""
-    port = free_port()
+    """`python -m sglang.launch_server` on 127.0.0.1, yielded when /health is 200. command: what to
+    start instead, with the same flags; only with `spawn`. port: a free one unless given."""
+    port = port or free_port()
     kwargs = {**DEFAULTS, "model_path": str(model_path), **server_args}
     argv = _argv({**kwargs, "host": "127.0.0.1", "port": port})
     job = {"kind": "server", "argv": argv, **_environment(kwargs, env)}

@@ -89,11 +89,12 @@ def test_arms_differ_by_the_cache_alone(tmp_path: Path, monkeypatch: pytest.Monk
     commands = {}
 
     @contextmanager
-    def running(command: list[str], env: dict[str, str], **_: Any) -> Iterator[None]:
+    def launched(command: list[str], env: dict[str, str], **_: Any) -> Iterator[None]:
         commands[name] = [word for word in command if "/" not in word]
         yield
 
-    monkeypatch.setattr(server, "running", running)
+    monkeypatch.setattr(server, "launched", launched)
+    monkeypatch.setattr(started.serve, "wait_until_ready", lambda process, **_: None)
     monkeypatch.setattr(server, "read_log", lambda log_file, module: {"class": module})
     args = parsed(monkeypatch, tmp_path / "turns.json", "--context-length", "65536")
     for name, (arm, flags) in ARMS.items():
