@@ -333,6 +333,25 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("environ:envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE"),
     Needs("environ:envs.SGLANG_DG_CACHE_DIR"),
     Needs("layers.quantization.fp8:Fp8MoEMethod", ("quant_config",)),
+    # CUDA modules, built ahead
+    Needs("kernels.ops.activation.activation:activation_module", ("dtype",)),
+    Needs("kernels.jit.utils:is_arch_support_pdl"),
+    Needs(
+        "kernels.ops.quantization.per_token_group_quant:_jit_module",
+        (
+            "in_dtype",
+            "out_dtype",
+            "group_size",
+            "scale_ue8m0",
+            "row_major",
+            "aligned",
+            "fuse_silu_and_mul",
+            "masked_layout",
+            "use_pdl",
+            "sorted_layout",
+            "silu_and_mul_mode",
+        ),
+    ),
     # block FP8 on a GPU
     Needs("layers.layernorm:RMSNorm.forward"),
     Needs("layers.layernorm:RMSNorm.forward_cuda", ("x", "residual", "post_residual_addition")),

@@ -1,8 +1,10 @@
-"""Compiles kernels while weights load, with LONGCAT_PARALLEL_COMPILE=1: DeepGEMM's and our own.
+"""Compiles kernels while weights load, with LONGCAT_PARALLEL_COMPILE=1: DeepGEMM's, our own, and
+the CUDA modules of SGLang and flashinfer.
 
 Without it DeepGEMM compiles one kernel after the other while SGLang captures graphs (or, by
-SGLang's default, for minutes at the first GEMM of each shape), and our Triton kernels wait for the
-weights. Child processes without a GPU compile both kinds into the caches on disk. Owns when they
+SGLang's default, for minutes at the first GEMM of each shape), CUDA modules are built there too,
+and our Triton kernels wait for the weights. Child processes without a GPU compile DeepGEMM's and
+Triton's into the caches on disk, threads build the modules (`cuda_modules.py`). Owns when they
 start, where they are joined, and what the log says. For Hopper.
 """
 
@@ -12,20 +14,29 @@ import functools
 import logging
 import time
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
 
-from longcat_kernels.background import Background, BackgroundError
+from longcat_kernels.background import BackgroundError
 from longcat_kernels.deep_gemm_cache.process import Compilation
 from longcat_kernels.dispatch import HOPPER
 from longcat_kernels.row_table import RowTable
 from longcat_kernels.warm_up_ahead import WarmUpAhead
 from sglang_longcat import env
 from sglang_longcat.config import LongcatConfig
+from sglang_longcat.host.cuda_modules import CudaModules, before_graphs, before_requests
 
 logger = logging.getLogger(__name__)
-_running: dict[str, Background] = {}  # of this process, by what it compiles
+
+
+class Compiling(Protocol):
+    def join(self) -> float:
+        """Waits. Returns the seconds since the start; BackgroundError if something failed."""
+
+
+_running: dict[str, Compiling] = {}  # of this process, by what it compiles
 
 
 def register() -> None:
@@ -36,6 +47,12 @@ def register() -> None:
 
     if env.parallel_compile() and not envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.is_set():
         envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.set(False)
+
+
+def start_cuda_modules(*, fp8: bool) -> None:
+    """Call it before the layers are built. fp8: whether their weights are block FP8."""
+    if _enabled():
+        _running["CUDA modules"] = CudaModules(before_graphs(fp8=fp8), before_requests())
 
 
 def start_deep_gemm(layers: nn.Module, hidden: int) -> None:
@@ -75,7 +92,7 @@ def join() -> None:
         _join(name, _running.pop(name))
 
 
-def _join(name: str, child: Background) -> None:
+def _join(name: str, child: Compiling) -> None:
     begin = time.monotonic()
     try:
         seconds = child.join()

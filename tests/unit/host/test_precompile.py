@@ -138,6 +138,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(precompile, "_running", {})
     monkeypatch.setattr(precompile, "Compilation", DeepGemmChild)
     monkeypatch.setattr(precompile, "WarmUpAhead", Child)
+    monkeypatch.setattr(precompile, "CudaModules", Child)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
@@ -152,6 +153,7 @@ def gpu(monkeypatch, tmp_path):
 
 
 def start(*layers: nn.Module) -> None:
+    precompile.start_cuda_modules(fp8=True)
     precompile.start_deep_gemm(nn.ModuleList(layers), 256)
     precompile.start_triton("config", "rows")
 
@@ -159,12 +161,14 @@ def start(*layers: nn.Module) -> None:
 def test_started_with_the_model_and_joined_once(gpu, caplog, tmp_path):
     caplog.set_level(logging.INFO)
     start(projection(512, 256))
-    (gemms, sms, folder), triton = (child.given for child in precompile._running.values())
+    modules, (gemms, sms, folder), triton = (child.given for child in precompile._running.values())
+    assert [len(loaders) for loaders in modules] == [4, 1]
     assert (len(gemms), sms, folder) == (1, 78, tmp_path)
     assert triton == (("config", torch.bfloat16, "rows"), False)
     precompile.join()
     precompile.join()
     assert [record.getMessage() for record in caplog.records] == [
+        "CUDA modules: compiled ahead in 12.0 s; the start waited 0.0 s",
         "DeepGEMM: compiled ahead in 12.0 s, 3 of them new; the start waited 0.0 s",
         "Triton kernels: compiled ahead in 12.0 s; the start waited 0.0 s",
     ]
@@ -188,12 +192,12 @@ def test_a_model_without_such_layers_is_said(gpu, caplog):
     caplog.set_level(logging.INFO)
     start()
     assert "no layer of this model is DeepGEMM's" in caplog.text
-    assert list(precompile._running) == ["Triton kernels"]
+    assert list(precompile._running) == ["CUDA modules", "Triton kernels"]
 
 
 def test_a_failure_is_a_warning_and_the_start_goes_on(gpu, monkeypatch, caplog):
     monkeypatch.setattr(Child, "failure", "exit 1: no space left")
     start(projection(512, 256))
     precompile.join()
-    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
     assert "DeepGEMM: not all compiled ahead (exit 1: no space left). The start" in caplog.text

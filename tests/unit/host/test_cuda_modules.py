@@ -1,0 +1,60 @@
+"""Modules are built side by side, under the names that a forward asks for."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from typing import Any
+
+import pytest
+import torch
+from sglang.kernels.jit import utils
+from sglang.kernels.ops.quantization import per_token_group_quant as quant
+
+from longcat_kernels.background import BackgroundError
+from sglang_longcat.host.cuda_modules import CudaModules, _quantiser, before_graphs
+
+
+def test_builds_run_side_by_side() -> None:
+    """Red if one waits for another, or a start waits for what only a request needs."""
+    both, end = threading.Barrier(2, timeout=10), threading.Event()
+    modules = CudaModules([both.wait], [both.wait, end.wait])
+    assert 0 <= modules.join() < 10
+    end.set()
+
+
+def test_a_failed_build_says_why() -> None:
+    def fail() -> None:
+        raise OSError("nvcc not found")
+
+    with pytest.raises(BackgroundError, match="OSError: nvcc not found"):
+        CudaModules([fail]).join()
+
+
+def test_bf16_needs_no_quantiser() -> None:
+    assert len(before_graphs(fp8=True)) == len(before_graphs(fp8=False)) + 2
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_the_quantiser_is_the_one_that_sglang_asks_for(
+    monkeypatch: pytest.MonkeyPatch, columns: bool
+) -> None:
+    """Red if SGLang asks for another variant, or by other arguments, which would build it twice."""
+    asked: list[tuple[Any, ...]] = []
+
+    class Module:
+        def per_token_group_quant(self, *_tensors: torch.Tensor) -> None: ...
+
+    def jit_module(*arguments: Any) -> Module:
+        asked.append(arguments)
+        return Module()
+
+    monkeypatch.setattr(quant, "_jit_module", jit_module)
+    for owner in (quant, utils):
+        monkeypatch.setattr(owner, "is_arch_support_pdl", lambda: True)
+    scales = torch.empty(3, 2).t().contiguous().t() if columns else torch.empty(3, 2)
+    values = torch.empty(3, 256, dtype=torch.float8_e4m3fn)
+    call = inspect.unwrap(quant._per_token_group_quant_custom_op)  # the operator is CUDA's only
+    call(torch.empty(3, 256, dtype=torch.bfloat16), values, scales, 128)
+    _quantiser(row_major=not columns)
+    assert asked[0] == asked[1]
