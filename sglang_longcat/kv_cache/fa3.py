@@ -1,9 +1,9 @@
 """SGLang's fa3 backend over a pool of FP8 rows.
 
-Prefill is SGLang's: heads of its own K and V, those of a cached prefix from rows that the pool
-widens. `LongcatAttention.dispatch_attn_forward_method` keeps prefill on that path. Absorbed
-attention (decode steps, verify windows, the draft's steps) reads the rows with
-`longcat_kernels.mla_decode`.
+Prefill is SGLang's: heads of its own K and V, whose latents the pool rounds as it stores them, and
+those of a cached prefix from rows that the pool widens. `dispatch_attn_forward_method` of
+`LongcatAttention` keeps prefill on that path. Absorbed attention (decode steps, verify windows, the
+draft's steps) reads the rows with `longcat_kernels.mla_decode`.
 
 Why: SGLang's absorbed paths (flashattention_backend.py, the calls of get_key_buffer in
 forward_extend and forward_decode) convert the layer's whole buffer to the queries' type.

@@ -2,7 +2,8 @@
 
 A layer's buffer is [slots, 1, bytes] uint8. Everything that moves whole rows is SGLang's and works
 as it is: retraction to the host and back, accepted drafts, transfers between workers. `dtype` is
-the type of the values that readers get, which is the model's.
+the type of the values that readers get, which is the model's. Who stores latents gets them back
+rounded, so all steps attend to the same values.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool
 
 from longcat_kernels import kv_rows
 from longcat_kernels.kv_expand import expand
-from longcat_kernels.kv_store import store
+from longcat_kernels.kv_store import round_and_store
 
 
 class Fp8RowPool(MLATokenToKVPool):
@@ -38,9 +39,12 @@ class Fp8RowPool(MLATokenToKVPool):
         cache_k_nope: torch.Tensor,
         cache_k_rope: torch.Tensor,
     ) -> None:
-        """SGLang's writers end here. Padded batches of attention DP have more rows than slots."""
-        tokens = loc.shape[0]
-        store(dst_buffer, loc, cache_k_nope.flatten(1)[:tokens], cache_k_rope.flatten(1)[:tokens])
+        """SGLang's writers end here. `cache_k_nope` becomes what the rows stand for, because a
+        prefill makes K and V of it afterwards (forward_mha.py, forward_normal_prepare). Padded
+        batches of attention DP have more rows than slots."""
+        slots = loc.shape[0]
+        latents, ropes = cache_k_nope.flatten(1)[:slots], cache_k_rope.flatten(1)[:slots]
+        round_and_store(dst_buffer, loc, latents, ropes)
 
     def set_kv_buffer(
         self,

@@ -225,8 +225,8 @@ def store(device: str, batch: int, sizes: Sizes) -> None:
         for first in (0, 1):
             rows = latents[first:], ropes[first:]
             for some in (slots[first:], slots.int()[first:]):
-                kv_store.store(pool, some, *rows)
-                kv_store.store(pool, some, *(part.contiguous() for part in rows))
+                kv_store.round_and_store(pool, some, *rows)
+                kv_store.round_and_store(pool, some, *(part.contiguous() for part in rows))
 
 
 def feed(device: str, batch: int, sizes: Sizes) -> None:

@@ -10,7 +10,9 @@ from longcat_kernels.kv_store._triton import _store_kernel
 WARPS = 4  # 4 values a thread
 
 
-def store(rows: Rows, slots: torch.Tensor, latents: torch.Tensor, ropes: torch.Tensor) -> None:
+def round_and_store(
+    rows: Rows, slots: torch.Tensor, latents: torch.Tensor, ropes: torch.Tensor
+) -> None:
     tokens = slots.shape[0]
     if tokens:
         _store_kernel[(tokens,)](

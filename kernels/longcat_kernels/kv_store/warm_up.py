@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from longcat_kernels.kv_store import store, workloads
+from longcat_kernels.kv_store import round_and_store, workloads
 
 if TYPE_CHECKING:
     from longcat_kernels.warm_up import Sizes
@@ -20,4 +20,4 @@ def warm_up(device: torch.device | str, sizes: Sizes) -> None:
         1, seed=0, device=device, rank=sizes.kv_lora, rope=sizes.rope
     )
     for kind in (torch.int32, torch.int64):
-        store(pool, slots.to(kind), *rows)
+        round_and_store(pool, slots.to(kind), *rows)

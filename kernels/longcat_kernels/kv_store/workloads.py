@@ -29,6 +29,6 @@ def make_inputs(
 
 
 def bytes_moved(tokens: int) -> int:
-    """bf16 rows and slots in, FP8 rows out."""
-    row = kv_rows.row_width(KV_LORA, ROPE, fp8=True) + 2 * (KV_LORA + ROPE)
+    """bf16 rows and slots in, FP8 rows and rounded latents out."""
+    row = kv_rows.row_width(KV_LORA, ROPE, fp8=True) + 2 * (2 * KV_LORA + ROPE)
     return tokens * (row + 8)

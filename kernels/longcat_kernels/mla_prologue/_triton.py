@@ -131,7 +131,7 @@ def _store_kv(
     if FP8:
         # The stride counts words of 16 bytes: see `Rows.stride` of kv_rows.
         target, ropes = kv_buffer_ptr + start * 16, ropes_ptr + start * 8
-        latent = _quarters(latent, kv_scales_ptr + start * 4, used, BLOCK)
+        latent, _ = _quarters(latent, kv_scales_ptr + start * 4, used, BLOCK)
     tl.store(target + column, latent.to(target.dtype.element_ty), mask=live & used)
     turned = _rotate(key, cos, sin, 1, ROPE, NEOX).to(ropes.dtype.element_ty)
     tl.store(ropes + angle, turned, mask=(angle >= 0) & used)
@@ -139,14 +139,16 @@ def _store_kv(
 
 @triton.jit
 def _quarters(x, scales, used, BLOCK: tl.constexpr):
-    """x divided by the scales of its quarters, which are stored. Exactly `kv_rows.pack`: `div_rn`,
-    because a compiler's `/` is an ulp off, and readers multiply by what is stored."""
+    """x divided by the scales of its quarters, and these scales, which are stored too. Exactly
+    `kv_rows.pack`: `div_rn`, because a compiler's `/` is an ulp off, and readers multiply by what
+    is stored."""
     quarters = tl.reshape(x.to(tl.float32), (4, BLOCK // 4))
     amax = tl.maximum(tl.max(tl.abs(quarters), axis=1), 1e-10)
     largest = tl.full([4], 448.0, tl.float32)
     quarter = tl.arange(0, 4)
-    tl.store(scales + quarter, tl.div_rn(amax, largest), mask=(quarter >= 0) & used)
-    return tl.reshape(quarters * tl.div_rn(largest, amax)[:, None], (BLOCK,))
+    scale = tl.div_rn(amax, largest)
+    tl.store(scales + quarter, scale, mask=(quarter >= 0) & used)
+    return tl.reshape(quarters * tl.div_rn(largest, amax)[:, None], (BLOCK,)), scale
 
 
 # Scalar loads gain nothing from alignment, and without it there are fewer variants to compile.

@@ -47,27 +47,41 @@ def values(tokens: int, seed: int = 0) -> torch.Tensor:
 def test_what_is_stored_comes_back_rounded(pool: Fp8RowPool, whole: bool) -> None:
     """Red if one of SGLang's two ways to write stores other rows, or into other slots or layers."""
     slots, rows = torch.tensor([7, 3, 12]), values(3)
+    want = kv_rows.rounded(rows, RANK)
     if whole:
         pool.set_kv_buffer(LAYER, slots, rows, None)
     else:
         pool.set_mla_kv_buffer(LAYER, slots, *rows.split((RANK, ROPE), dim=-1))
     latents, ropes = pool.get_mla_kv_buffer(LAYER, slots.flip(0), torch.float32)
-    assert torch.equal(torch.cat((latents, ropes), -1), kv_rows.rounded(rows, RANK).flip(0).float())
+    assert torch.equal(torch.cat((latents, ropes), -1), want.flip(0).float())
     assert latents.is_contiguous()
     written = [layer.any(dim=-1).sum().item() for layer in pool.kv_buffer]
     assert written == [0, 3, 0]
 
 
+def test_a_prefill_sees_its_own_latents_as_later_steps_do(pool: Fp8RowPool) -> None:
+    """Red if they keep more digits than the rows, or a token without a real slot gets the values of
+    slot 0. SGLang's prefill makes K and V of the tensor that it stores."""
+    latents, ropes = values(4).split((RANK, ROPE), dim=-1)
+    mine, slots = latents.squeeze(1).clone(), torch.tensor([9, 0, 4, 0])
+    pool.set_mla_kv_buffer(LAYER, slots, mine.unsqueeze(1), ropes)
+    assert torch.equal(mine[::2], pool.get_mla_kv_buffer(LAYER, slots[::2])[0][:, 0])
+    assert torch.equal(mine, kv_rows.rounded(torch.cat((latents, ropes), -1), RANK)[:, 0, :RANK])
+    assert not torch.equal(mine, latents[:, 0])
+
+
 def test_rows_without_a_slot_are_left_out(pool: Fp8RowPool) -> None:
     """Attention DP pads the rows of a batch, and not its slots."""
-    pool.set_mla_kv_buffer(LAYER, torch.tensor([5]), *values(4).split((RANK, ROPE), dim=-1))
+    rows = values(4)
+    pool.set_mla_kv_buffer(LAYER, torch.tensor([5]), *rows.split((RANK, ROPE), dim=-1))
     assert pool.rows(1).any(dim=-1).nonzero()[:, 0].tolist() == [5]
+    assert torch.equal(rows[1:], values(4)[1:])
 
 
 def test_rows_survive_a_move_and_the_host(pool: Fp8RowPool) -> None:
     """Accepted drafts are moved; a decode worker's retraction goes over the host."""
     slots, rows = torch.tensor([1, 2]), values(2)
-    pool.set_kv_buffer(LAYER, slots, rows, None)
+    pool.set_kv_buffer(LAYER, slots, rows.clone(), None)
     pool.move_kv_cache(torch.tensor([9, 10]), slots)
     kept = pool.get_cpu_copy(torch.tensor([9, 10]))
     pool.load_cpu_copy(kept, torch.tensor([14, 15]))
