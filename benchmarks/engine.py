@@ -70,7 +70,7 @@ ARMS = {
     "host": Arm(HOST),
     "fa3": Arm(HOST, {"attention_backend": "fa3"}),
     "fp8-rows": Arm(
-        {**HOST, "LONGCAT_FP8_KV_CACHE": "1"},
+        HOST,
         {"attention_backend": "fa3", "kv_cache_dtype": "fp8_e4m3"},
     ),
     "spec": Arm({**HOST, **SIMULATED}, nextn(3)),

@@ -101,12 +101,6 @@ def prefill_graph() -> bool:
     return _flag("LONGCAT_PREFILL_GRAPH")
 
 
-def fp8_kv_cache() -> bool:
-    """LONGCAT_FP8_KV_CACHE=1: let a GPU serve `--kv-cache-dtype fp8_e4m3`. Without it the flag is
-    refused there, because no GPU has run it yet."""
-    return _flag("LONGCAT_FP8_KV_CACHE")
-
-
 def pdl() -> bool:
     """LONGCAT_PDL=1|0: whether our kernels start before the previous kernel ends (programmatic
     dependent launch). SGLang's and flashinfer's kernels do so in either case."""
@@ -133,8 +127,9 @@ def small_experts() -> bool:
 
 
 def parallel_compile() -> bool:
-    """LONGCAT_PARALLEL_COMPILE=1: compile DeepGEMM's kernels and ours in parallel while weights
-    load, on Hopper. Off by default, because no GPU has run it yet."""
+    """LONGCAT_PARALLEL_COMPILE=1: compile DeepGEMM's kernels, ours and CUDA modules of SGLang and
+    flashinfer in parallel while weights load, on Hopper. Off by default: a start with it has not
+    been timed alone."""
     return _flag("LONGCAT_PARALLEL_COMPILE")
 
 

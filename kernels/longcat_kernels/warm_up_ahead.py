@@ -5,8 +5,7 @@
 `warm_up` compiles one variant after the other, 20 s with an empty cache. The child forks a process
 for each operation, with `compile_only`, so it takes as long as the slowest of them and can run
 while weights load. `warm_up` then finds the variants on disk, and compiles any that are missing.
-A lock lets ranks compile each variant once. For Hopper only, as `compile_only`. Not run on a GPU
-machine yet.
+A lock lets ranks compile each variant once. For Hopper only, as `compile_only`.
 """
 
 from __future__ import annotations

@@ -337,6 +337,26 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("kernels.ops.activation.activation:activation_module", ("dtype",)),
     Needs("kernels.jit.utils:is_arch_support_pdl"),
     Needs(
+        "kernels.ops.attention.rope:_jit_fused_rope_module",
+        ("is_neox", "rope_dim", "dtype", "q_dtype"),
+    ),
+    Needs(
+        "kernels.ops.kvcache.set_mla_kv_buffer:set_mla_kv_buffer_module",
+        ("nope_bytes", "rope_bytes", "use_pdl"),
+    ),
+    Needs("kernels.ops.gemm.gptq_marlin:_jit_gptq_marlin_module", ("dtype",)),
+    Needs(
+        "kernels.ops.moe.moe_wna16_marlin:_jit_moe_wna16_marlin_module",
+        (
+            "dtype",
+            "is_ep",
+            "has_bias",
+            "expert_ids_are_sorted",
+            "zero_inactive_output",
+            "has_inactive_prefix_count",
+        ),
+    ),
+    Needs(
         "kernels.ops.quantization.per_token_group_quant:_jit_module",
         (
             "in_dtype",

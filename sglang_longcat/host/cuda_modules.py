@@ -11,11 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 
 from longcat_kernels.background import BackgroundError
 from longcat_kernels.fp8_layout import GROUP
+from sglang_longcat.config import LongcatConfig
 
 Loader = Callable[[], object]
 
@@ -41,14 +43,27 @@ class CudaModules:
         return time.monotonic() - self.begin
 
 
-def before_graphs(*, fp8: bool) -> list[Loader]:
-    """fp8: whether weights are block FP8, whose projections and experts take quantised inputs."""
+def before_graphs(config: LongcatConfig, *, shares_experts: bool) -> list[Loader]:
+    """What a first graph of `config`'s weights calls on one GPU, as the folders of an H200's caches
+    showed. shares_experts: expert parallel, whose Marlin module is another one."""
     from flashinfer.norm import get_norm_module
+    from sglang.kernels.jit.utils import is_arch_support_pdl
     from sglang.kernels.ops.activation.activation import activation_module
+    from sglang.kernels.ops.attention.rope import _jit_fused_rope_module
+    from sglang.kernels.ops.kvcache.set_mla_kv_buffer import set_mla_kv_buffer_module
 
-    loaders: list[Loader] = [get_norm_module, lambda: activation_module(torch.bfloat16)]
-    if fp8:
-        loaders += [lambda: _quantiser(row_major=True), lambda: _quantiser(row_major=False)]
+    rope, bf16 = config.qk_rope_head_dim, torch.bfloat16
+    loaders: list[Loader] = [
+        get_norm_module,
+        partial(activation_module, bf16),
+        partial(_jit_fused_rope_module, False, rope, bf16, bf16),  # not neox: pairs are neighbours
+        partial(set_mla_kv_buffer_module, 2 * config.kv_lora_rank, 2 * rope, is_arch_support_pdl()),
+    ]
+    if config.format == "block-fp8":
+        kinds = (True, False), (False, False), (False, True)
+        loaders += [partial(_quantiser, row_major=row, swiglu=swiglu) for row, swiglu in kinds]
+    if config.format == "int4":
+        loaders += _marlin(shares_experts)
     return loaders
 
 
@@ -58,7 +73,7 @@ def before_requests() -> list[Loader]:
     return [get_sampling_module]
 
 
-def _quantiser(*, row_major: bool) -> object:
+def _quantiser(*, row_major: bool, swiglu: bool) -> object:
     """Of groups of 128 values. Scales by row: SGLang's experts. By column: DeepGEMM."""
     from sglang.kernels.jit.utils import is_arch_support_pdl
     from sglang.kernels.ops.quantization.per_token_group_quant import _jit_module
@@ -71,9 +86,23 @@ def _quantiser(*, row_major: bool) -> object:
         False,  # scale_ue8m0
         row_major,
         True,  # aligned: fp32 scales always are
-        False,  # fuse_silu_and_mul
+        swiglu,
         False,  # masked_layout
         is_arch_support_pdl(),
         False,  # sorted_layout
         "legacy",  # silu_and_mul_mode
     )
+
+
+def _marlin(shares_experts: bool) -> list[Loader]:
+    """Each takes nvcc 440 to 490 s of a busy core (2026-11-30). The experts' two GEMMs are two
+    modules, which differ in whether unused rows of the output become zeros."""
+    from sglang.kernels.ops.gemm.gptq_marlin import _jit_gptq_marlin_module
+    from sglang.kernels.ops.moe.moe_wna16_marlin import _jit_moe_wna16_marlin_module
+
+    bf16, alone = torch.bfloat16, not shares_experts
+    experts = [
+        partial(_jit_moe_wna16_marlin_module, bf16, shares_experts, False, alone, zeros, alone)
+        for zeros in (False, True)
+    ]
+    return [partial(_jit_gptq_marlin_module, bf16), *experts]

@@ -49,10 +49,11 @@ def register() -> None:
         envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.set(False)
 
 
-def start_cuda_modules(*, fp8: bool) -> None:
-    """Call it before the layers are built. fp8: whether their weights are block FP8."""
+def start_cuda_modules(config: LongcatConfig, *, shares_experts: bool) -> None:
+    """Call it before the layers are built. shares_experts: with expert parallel."""
     if _enabled():
-        _running["CUDA modules"] = CudaModules(before_graphs(fp8=fp8), before_requests())
+        awaited = before_graphs(config, shares_experts=shares_experts)
+        _running["CUDA modules"] = CudaModules(awaited, before_requests())
 
 
 def start_deep_gemm(layers: nn.Module, hidden: int) -> None:

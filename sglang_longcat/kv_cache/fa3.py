@@ -8,8 +8,6 @@ draft's steps) reads the rows with `longcat_kernels.mla_decode`.
 Why: SGLang's absorbed paths (flashattention_backend.py, the calls of get_key_buffer in
 forward_extend and forward_decode) convert the layer's whole buffer to the queries' type.
 Remove when: SGLang's fa3 reads FP8 rows with scales.
-
-Not run on a GPU yet.
 """
 
 from __future__ import annotations

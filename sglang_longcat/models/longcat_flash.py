@@ -72,7 +72,7 @@ class LongcatModel(upstream.LongcatFlashModel):
         self.vocab_size = config.vocab_size
         self.use_ngram_embedding = True  # SGLang's forward passes the batch to `embed_tokens`
         prepare_streams()
-        precompile.start_cuda_modules(fp8=lite.quant is not None and lite.quant.is_block_fp8)
+        precompile.start_cuda_modules(lite, shares_experts=get_parallel().moe_ep_size > 1)
         with layer_stack():
             self.layers = nn.ModuleList(
                 LongcatDecoderLayer(

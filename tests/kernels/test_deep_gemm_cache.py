@@ -127,7 +127,7 @@ def test_a_failure_says_why(nvcc, tmp_path, monkeypatch):
 
 @pytest.mark.gpu
 def test_a_gpu_finds_the_kernels(nvcc, tmp_path):
-    """The same call on the real device compiles nothing more. Not run on a GPU yet."""
+    """The same call on the real device compiles nothing more."""
     sms = torch.cuda.get_device_properties(0).multi_processor_count
     Compilation([SMALL], sms, tmp_path / "cache").join()
     before = sorted(tmp_path.rglob("*.cubin"))

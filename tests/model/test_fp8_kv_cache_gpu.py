@@ -33,7 +33,6 @@ from tests.model.test_speculative_gpu import assert_accepts
 
 pytestmark = pytest.mark.gpu
 FLAGS = {**GPU.flags, "attention_backend": "fa3", "kv_cache_dtype": "fp8_e4m3"}
-SWITCH = {"LONGCAT_FP8_KV_CACHE": "1"}
 # For up to eight requests. Prefixes come in several chunks, whose shares of a softmax are merged.
 SMALL_CHUNKS = {"SGLANG_MAX_KV_CHUNK_CAPACITY": "64"}
 
@@ -68,7 +67,7 @@ def answers(path: Path, env: dict[str, str], **flags: Any) -> tuple[list[Answer]
     """Three times, and the log: together, without logprobs, because SGLang mixes no chunks with
     them; with those of the prompt, which leaves the radix cache out; and one by one, when most of
     a prompt comes from the radix cache."""
-    with engine(path, **FLAGS, **flags, env={**SWITCH, **env}) as llm:
+    with engine(path, **FLAGS, **flags, env=env) as llm:
         plain = ask(llm, prompts(), logprobs_from=None, max_new_tokens=NEW)
         scored = ask(llm, prompts(), logprobs_from=0, max_new_tokens=NEW)
         alone = [ask(llm, [prompt], max_new_tokens=NEW)[0] for prompt in prompts()]
@@ -126,7 +125,7 @@ def test_drafts(tiny: Path, tmp_path: Path, judges: Callable[[Path], Oracle]) ->
     then it accepts much less than the oracle's MTP layer."""
     path = predictable(tiny, tmp_path / "predictable")
     texts = [text(length, seed=length) for length in (1, 2, 3, 5, 11, 17, 30, 40)]
-    with engine(path, **FLAGS, **nextn(3), env=SWITCH) as llm:
+    with engine(path, **FLAGS, **nextn(3)) as llm:
         alone = [ask(llm, [prompt], max_new_tokens=24)[0] for prompt in texts[:3]]
         together = ask(llm, texts, max_new_tokens=24)
         assert llm.log.count(f"FP8 rows of {ROW} bytes: KV Cache is allocated") == 2

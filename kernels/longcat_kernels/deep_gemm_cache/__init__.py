@@ -13,8 +13,8 @@ launches nothing. The child first asks with a pretended compiler which shapes ne
 kernels. Then it forks one process per core, and each compiles one kernel with the real compiler.
 What lies in the cache already is not compiled again.
 
-Not run on a GPU machine yet: that a server there finds these kernels follows from their names,
-which contain no property of the machine but its compiler and the library's folder.
+A server finds these kernels by their names, which contain no property of the machine but its
+compiler and the library's folder.
 
 Owns: which kernels there are, and how they are compiled. Which GEMMs a server runs is
 `sglang_longcat/host/deep_gemm.py`. This file imports no torch, so the child starts quickly.

@@ -67,12 +67,6 @@ ROWS = (
         LEAVE_OUT,
     ),
     Refusal(
-        _FLAG,
-        lambda args: _is_fp8(args) and on_gpu(args) and not env.fp8_kv_cache(),
-        "no GPU has run it yet",
-        "leave it out, or set LONGCAT_FP8_KV_CACHE=1 to try it",
-    ),
-    Refusal(
         f"{_FLAG} with --dtype {{args.dtype}}",
         lambda args: _is_fp8(args) and on_gpu(args) and args.dtype not in ("auto", "bfloat16"),
         "our kernels read FP8 rows as bfloat16",

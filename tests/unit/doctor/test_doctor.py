@@ -177,19 +177,15 @@ def test_one_80_gb_gpu_takes_the_tables_to_the_host():
     assert text_of(findings, "recipe") == "h100-tp1-balanced"
 
 
-def test_fp8_rows_need_their_switch_and_hold_more_tokens(monkeypatch):
-    """Red if doctor promises the tokens of another kind of rows, or a start that is refused."""
+def test_fp8_rows_hold_more_tokens():
+    """Red if doctor promises the tokens of another kind of rows."""
     here = Machine(gpus=(H200,), driver="580", host=500 * GIB, memlock=UNLIMITED)
     wanted = MemoryFlags(kv_dtype="fp8", tokens_wanted=32768)
-    refused = placement.check(here, LITE, wanted)
-    assert "LONGCAT_FP8_KV_CACHE=1" in text_of(refused, "KV cache type")
-    assert statuses(refused)["KV cache type"] == "error"
-    monkeypatch.setenv("LONGCAT_FP8_KV_CACHE", "1")
-    findings = placement.check(here, LITE, wanted)
-    assert "KV cache type" not in statuses(findings)
     fp8, bf16 = (
         int(text_of(found, "KV cache").split()[0].replace(",", ""))
-        for found in (findings, placement.check(here, LITE, replace(wanted, kv_dtype="bf16")))
+        for found in (
+            placement.check(here, LITE, replace(wanted, kv_dtype=kind)) for kind in ("fp8", "bf16")
+        )
     )
     assert fp8 == pytest.approx(bf16 * 1152 / 656, abs=2)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,13 +32,18 @@ def test_a_failed_build_says_why() -> None:
         CudaModules([fail]).join()
 
 
-def test_bf16_needs_no_quantiser() -> None:
-    assert len(before_graphs(fp8=True)) == len(before_graphs(fp8=False)) + 2
+@pytest.mark.parametrize(("quantised", "more"), [(None, 0), ("block-fp8", 3), ("int4", 3)])
+def test_only_what_the_weights_need(
+    monkeypatch: pytest.MonkeyPatch, quantised: str | None, more: int
+) -> None:
+    monkeypatch.setattr(utils, "is_arch_support_pdl", lambda: True)
+    config = SimpleNamespace(format=quantised, qk_rope_head_dim=64, kv_lora_rank=512)
+    assert len(before_graphs(config, shares_experts=False)) == 4 + more
 
 
-@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize(("columns", "swiglu"), [(False, False), (True, False), (True, True)])
 def test_the_quantiser_is_the_one_that_sglang_asks_for(
-    monkeypatch: pytest.MonkeyPatch, columns: bool
+    monkeypatch: pytest.MonkeyPatch, columns: bool, swiglu: bool
 ) -> None:
     """Red if SGLang asks for another variant, or by other arguments, which would build it twice."""
     asked: list[tuple[Any, ...]] = []
@@ -55,6 +61,7 @@ def test_the_quantiser_is_the_one_that_sglang_asks_for(
     scales = torch.empty(3, 2).t().contiguous().t() if columns else torch.empty(3, 2)
     values = torch.empty(3, 256, dtype=torch.float8_e4m3fn)
     call = inspect.unwrap(quant._per_token_group_quant_custom_op)  # the operator is CUDA's only
-    call(torch.empty(3, 256, dtype=torch.bfloat16), values, scales, 128)
-    _quantiser(row_major=not columns)
+    inputs = torch.empty(3, 512 if swiglu else 256, dtype=torch.bfloat16)
+    call(inputs, values, scales, 128, fuse_silu_and_mul=swiglu)
+    _quantiser(row_major=not columns, swiglu=swiglu)
     assert asked[0] == asked[1]

@@ -139,6 +139,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(precompile, "Compilation", DeepGemmChild)
     monkeypatch.setattr(precompile, "WarmUpAhead", Child)
     monkeypatch.setattr(precompile, "CudaModules", Child)
+    monkeypatch.setattr("sglang.kernels.jit.utils.is_arch_support_pdl", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
@@ -153,7 +154,8 @@ def gpu(monkeypatch, tmp_path):
 
 
 def start(*layers: nn.Module) -> None:
-    precompile.start_cuda_modules(fp8=True)
+    lite = SimpleNamespace(format="block-fp8", qk_rope_head_dim=64, kv_lora_rank=512)
+    precompile.start_cuda_modules(lite, shares_experts=False)
     precompile.start_deep_gemm(nn.ModuleList(layers), 256)
     precompile.start_triton("config", "rows")
 
@@ -162,7 +164,7 @@ def test_started_with_the_model_and_joined_once(gpu, caplog, tmp_path):
     caplog.set_level(logging.INFO)
     start(projection(512, 256))
     modules, (gemms, sms, folder), triton = (child.given for child in precompile._running.values())
-    assert [len(loaders) for loaders in modules] == [4, 1]
+    assert [len(loaders) for loaders in modules] == [7, 1]
     assert (len(gemms), sms, folder) == (1, 78, tmp_path)
     assert triton == (("config", torch.bfloat16, "rows"), False)
     precompile.join()

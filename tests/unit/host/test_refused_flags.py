@@ -83,7 +83,6 @@ CASES: list[tuple[str, dict[str, Any]]] = [
         )
         for backend, device in (("dsa", GPU), ("torch_native", GPU), ("fa3", CPU))
     ),
-    ("--kv-cache-dtype fp8_e4m3", {"kv_cache_dtype": "fp8_e4m3", **GPU}),
     ("--kv-cache-dtype fp8_e5m2", {"kv_cache_dtype": "fp8_e5m2", **CPU}),
     ("--kv-cache-dtype nvfp4", {"kv_cache_dtype": "nvfp4"}),
     ("--kv-cache-dtype bf16", {"kv_cache_dtype": "bf16", "dtype": "float32"}),
@@ -135,7 +134,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 FP8 = {"kv_cache_dtype": "fp8_e4m3"}
-# Beside FP8 rows, with LONGCAT_FP8_KV_CACHE=1; what follows "--kv-cache-dtype fp8_e4m3 with ".
+# Beside FP8 rows; what follows "--kv-cache-dtype fp8_e4m3 with ".
 BESIDE_FP8: list[tuple[str, dict[str, Any]]] = [
     ("--dtype float16", {"dtype": "float16", **GPU}),
     *(
@@ -260,12 +259,6 @@ def test_accepted(changes: dict[str, Any]) -> None:
     refuse_unsupported(arguments(**changes))
 
 
-@pytest.fixture
-def fp8_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LONGCAT_FP8_KV_CACHE", "1")
-
-
-@pytest.mark.usefixtures("fp8_on_gpus")
 @pytest.mark.parametrize(("flag", "changes"), BESIDE_FP8, ids=lambda value: str(value)[:60])
 def test_refused_beside_fp8_rows(flag: str, changes: dict[str, Any]) -> None:
     """And served without them."""
@@ -276,7 +269,6 @@ def test_refused_beside_fp8_rows(flag: str, changes: dict[str, Any]) -> None:
     refuse_unsupported(arguments(**changes))
 
 
-@pytest.mark.usefixtures("fp8_on_gpus")
 def test_prefill_graphs_are_refused_beside_fp8_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGCAT_PREFILL_GRAPH", "1")
     refuse_unsupported(arguments(**GPU))
@@ -284,13 +276,9 @@ def test_prefill_graphs_are_refused_beside_fp8_rows(monkeypatch: pytest.MonkeyPa
         refuse_unsupported(arguments(**FP8, **GPU))
 
 
-def test_a_gpu_serves_fp8_rows_if_a_switch_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Red if the flag is served on a GPU although nobody has run it there, or cannot be tried."""
-    with pytest.raises(UnsupportedFlag, match="set LONGCAT_FP8_KV_CACHE=1 to try it"):
-        refuse_unsupported(arguments(**FP8, **GPU))
-    monkeypatch.setenv("LONGCAT_FP8_KV_CACHE", "1")
-    for backend in (None, "fa3"):
-        refuse_unsupported(arguments(**FP8, **GPU, attention_backend=backend))
+@pytest.mark.parametrize("backend", [None, "fa3"])
+def test_a_gpu_serves_fp8_rows(backend: str | None) -> None:
+    refuse_unsupported(arguments(**FP8, **GPU, attention_backend=backend))
 
 
 @pytest.mark.parametrize("kind", ["auto", "bf16"])
