@@ -59,10 +59,10 @@ def before_graphs(config: LongcatConfig, *, shares_experts: bool) -> list[Loader
         partial(_jit_fused_rope_module, False, rope, bf16, bf16),  # not neox: pairs are neighbours
         partial(set_mla_kv_buffer_module, 2 * config.kv_lora_rank, 2 * rope, is_arch_support_pdl()),
     ]
-    if config.format == "block-fp8":
+    if config.weight_format == "block-fp8":
         kinds = (True, False), (False, False), (False, True)
         loaders += [partial(_quantiser, row_major=row, swiglu=swiglu) for row, swiglu in kinds]
-    if config.format == "int4":
+    if config.weight_format == "int4":
         loaders += _marlin(shares_experts)
     return loaders
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import threading
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from sglang.kernels.ops.quantization import per_token_group_quant as quant
 
 from longcat_kernels.background import BackgroundError
 from sglang_longcat.host.cuda_modules import CudaModules, _quantiser, before_graphs
+from sglang_longcat.recipes.choose import published
 
 
 def test_builds_run_side_by_side() -> None:
@@ -32,13 +32,12 @@ def test_a_failed_build_says_why() -> None:
         CudaModules([fail]).join()
 
 
-@pytest.mark.parametrize(("quantised", "more"), [(None, 0), ("block-fp8", 3), ("int4", 3)])
+@pytest.mark.parametrize(("weights", "more"), [("bf16", 0), ("block-fp8", 3), ("int4", 3)])
 def test_only_what_the_weights_need(
-    monkeypatch: pytest.MonkeyPatch, quantised: str | None, more: int
+    monkeypatch: pytest.MonkeyPatch, weights: str, more: int
 ) -> None:
     monkeypatch.setattr(utils, "is_arch_support_pdl", lambda: True)
-    config = SimpleNamespace(format=quantised, qk_rope_head_dim=64, kv_lora_rank=512)
-    assert len(before_graphs(config, shares_experts=False)) == 4 + more
+    assert len(before_graphs(published(weights), shares_experts=False)) == 4 + more
 
 
 @pytest.mark.parametrize(("columns", "swiglu"), [(False, False), (True, False), (True, True)])

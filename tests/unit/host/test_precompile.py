@@ -17,6 +17,7 @@ from torch import nn
 from longcat_kernels.background import BackgroundError
 from longcat_kernels.deep_gemm_cache import Gemm, default_folder, lite_gemms
 from sglang_longcat.host import deep_gemm, kernel_warm_up, precompile
+from sglang_longcat.recipes.choose import published
 
 MOE_CONFIG = SimpleNamespace(top_k=4, num_experts=8, num_local_experts=8)
 
@@ -154,8 +155,7 @@ def gpu(monkeypatch, tmp_path):
 
 
 def start(*layers: nn.Module) -> None:
-    lite = SimpleNamespace(format="block-fp8", qk_rope_head_dim=64, kv_lora_rank=512)
-    precompile.start_cuda_modules(lite, shares_experts=False)
+    precompile.start_cuda_modules(published("block-fp8"), shares_experts=False)
     precompile.start_deep_gemm(nn.ModuleList(layers), 256)
     precompile.start_triton("config", "rows")
 
