@@ -48,13 +48,14 @@ def generate(
     tables: str = "auto",
     theirs: str = "",
     logs: list[str] | None = None,
+    timeout: float = 400,
     **flags: Any,
 ) -> list[dict[str, Any]]:
     """One engine's greedy answers; what it wrote is added to `logs`. theirs: which of our kernels
     SGLang's replace."""
     gpu = {"device": "cuda", "dtype": "bfloat16", "disable_cuda_graph": False}
     env = {"LONGCAT_NGRAM_TABLES": tables} | ({"LONGCAT_SGLANG_OPS": theirs} if theirs else {})
-    with engine(path, spawn=True, timeout=400, env=env, **gpu, **SMALL, **flags) as llm:
+    with engine(path, spawn=True, timeout=timeout, env=env, **gpu, **SMALL, **flags) as llm:
         results: list[dict[str, Any]] = llm.generate(
             input_ids=prompts,
             sampling_params={"temperature": 0, "max_new_tokens": 16, "ignore_eos": True},

@@ -1,8 +1,8 @@
 """4-bit checkpoints on GPUs: SGLang's Marlin kernels in bf16 against the fp32 oracle, graphs on.
 
-Run all of it with `make test-gpu ARGS=tests/model/test_packed_gpu.py`. Nobody has run it on a GPU
-yet, so its bounds are those of bf16 (`test_engine_gpu`): a 4-bit weight is a bf16 number before it
-is multiplied.
+Run all of it with `make test-gpu ARGS=tests/model/test_packed_gpu.py`. With cold caches nvcc builds
+Marlin's modules for more than 8 minutes, one after the other. No run has ended yet, so its bounds
+are those of bf16 (`test_engine_gpu`): a 4-bit weight is a bf16 number before it is multiplied.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.harness import engine
 from tests.model.test_engine_gpu import SMALL, check, generate
 from tests.model.test_packed import AUTO_ROUND, SCHEMES
 
-FLAGS = {"attention_backend": "flashinfer"}
+FLAGS: dict[str, Any] = {"attention_backend": "flashinfer", "timeout": 1800}
 PROMPTS = [[1, *range(400, 400 + length)] for length in (1, 3, 40, 700)]
 
 
@@ -68,7 +68,7 @@ def test_update_is_refused(tmp_path: Path) -> None:
     """Red if a weight update writes into parameters that have been repacked for Marlin."""
     path = write_packed(tmp_path / "tiny", AUTO_ROUND, TinyOptions())
     gpu: dict[str, Any] = {"device": "cuda", "dtype": "bfloat16"}
-    with engine(path, spawn=True, timeout=400, **gpu, **SMALL, **FLAGS) as llm:
+    with engine(path, spawn=True, **gpu, **SMALL, **FLAGS) as llm:
         done, message, _ = llm.call("update_weights_from_disk", str(path))
         assert not done
         assert "Start a server with the new weights" in message
