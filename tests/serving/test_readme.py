@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.conversations import __main__ as benchmark
+from benchmarks import disaggregation
+from benchmarks.conversations import __main__ as conversations
 from ci.accuracy import __main__ as accuracy
 from sglang_longcat import __main__ as cli
 from sglang_longcat.cpu.environment import CPU_ENV
@@ -117,11 +118,13 @@ def script(command: str, _: Server) -> None:
     accuracy._parser().parse_args(arguments)
 
 
-def conversations(command: str, _: Server) -> None:
-    """The benchmark's own parser takes them; tests/serving/test_conversations.py runs it."""
+def benchmark(command: str, _: Server) -> None:
+    """The benchmark's own parser takes the arguments; a test beside this one runs it."""
+    module, *arguments = shlex.split(command)[2:]
+    parse = {"benchmarks.conversations": conversations, "benchmarks.disaggregation": disaggregation}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", shlex.split(command)[2:])
-        benchmark.parse()
+        patch.setattr("sys.argv", [module, *arguments])
+        parse[module].parse()
 
 
 def router(command: str, _: Server) -> None:
@@ -148,7 +151,7 @@ CHECKS: dict[str, Callable[[str, Server], None]] = {
     "curl ": request,
     "python -m sglang_router.": router,
     "python -m ci.accuracy": script,
-    "python -m benchmarks.conversations ": conversations,
+    "python -m benchmarks.": benchmark,
     "sglang-longcat serve": serve,
     "sglang-longcat ": plugin,
 }
@@ -173,4 +176,4 @@ def test_readme_is_short_enough_to_read() -> None:
 
 def test_moved_commands_are_still_found() -> None:
     """A console block that lost its fence would check nothing."""
-    assert [len(commands(document)) for document in DOCUMENTS[1:]] == [3, 15, 6, 2]
+    assert [len(commands(document)) for document in DOCUMENTS[1:]] == [3, 17, 6, 2]
