@@ -18,7 +18,7 @@ def test_benchmark_of_a_running_server(checkpoint, tmp_path):
             env={**os.environ, **sizes, "PYTHON": sys.executable},
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=400,
             check=False,
         )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
