@@ -40,7 +40,7 @@ from sglang_longcat import recipes
 from sglang_longcat.testing.engine_flags import nextn
 
 FP8_CHECKPOINT = "meituan-longcat/LongCat-Flash-Lite-FP8"
-BOOTSTRAP_PORT = 8998
+BOOTSTRAP_PORT = 8998  # SGLang's default
 NAME = "disaggregated"  # of the arm in the report
 
 
@@ -58,12 +58,8 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.disaggregation",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-        allow_abbrev=False,  # SGLang's flags must not be taken for ours
-    )
+    program = "python -m benchmarks.disaggregation"
+    parser = options.server_parser(program, __doc__, timeout=240)
     for mode in ("prefill", "decode"):
         default = recipes.find(f"h200-tp1-{mode}").file
         parser.add_argument(f"--{mode}", type=options.recipe_file, default=default, help="a recipe")
@@ -72,12 +68,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--users", default="1@4,8@16,64@128", help="USERS@PROMPTS, a list")
     parser.add_argument("--input", type=int, default=4096, help="tokens of a prompt")
     parser.add_argument("--output", type=int, default=1024, help="tokens of an answer")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--port", type=int, default=30000)
     parser.add_argument("--bootstrap-port", type=int, default=BOOTSTRAP_PORT)
-    parser.add_argument("--timeout", type=float, default=240, help="seconds until all is ready")
-    args, server_flags = parser.parse_known_args()
-    args.server_flags = server_flags
+    args = options.parse_known(parser)
     args.loads = run.parse_loads(args.users, input=args.input, output=args.output)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     return args

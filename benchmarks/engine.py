@@ -69,10 +69,7 @@ ARMS = {
     "device": Arm({"LONGCAT_NGRAM_TABLES": "device"}),
     "host": Arm(HOST),
     "fa3": Arm(HOST, {"attention_backend": "fa3"}),
-    "fp8-rows": Arm(
-        HOST,
-        {"attention_backend": "fa3", "kv_cache_dtype": "fp8_e4m3"},
-    ),
+    "fp8-rows": Arm(HOST, {"attention_backend": "fa3", "kv_cache_dtype": "fp8_e4m3"}),
     "spec": Arm({**HOST, **SIMULATED}, nextn(3)),
     "spec-device": Arm({"LONGCAT_NGRAM_TABLES": "device", **SIMULATED}, nextn(3)),
     "prefill-graph": Arm(

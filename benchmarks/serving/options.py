@@ -16,14 +16,22 @@ from sglang_longcat import recipes
 
 def new_parser(program: str, description: str | None, *, timeout: float) -> argparse.ArgumentParser:
     """With the options that say which server is started and where its figures go."""
+    parser = server_parser(program, description, timeout=timeout)
+    parser.add_argument("recipe", type=recipe_file, help="a name or a YAML file")
+    parser.add_argument("--arms", default="ours", help="a list; see above")
+    return parser
+
+
+def server_parser(
+    program: str, description: str | None, *, timeout: float
+) -> argparse.ArgumentParser:
+    """Without the recipe and its arms, for a benchmark that chooses them by itself."""
     parser = argparse.ArgumentParser(
         prog=program,
         description=description,
         formatter_class=argparse.RawTextHelpFormatter,
         allow_abbrev=False,  # SGLang's flags must not be taken for ours
     )
-    parser.add_argument("recipe", type=recipe_file, help="a name or a YAML file")
-    parser.add_argument("--arms", default="ours", help="a list; see above")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     parser.add_argument("--port", type=int, default=30000)
     parser.add_argument(
@@ -41,8 +49,7 @@ def recipe_file(name: str) -> Path:
 
 def parse(parser: argparse.ArgumentParser, arms: Collection[str]) -> argparse.Namespace:
     """With `flags` of the recipe, `arms` as a list, and in `server_flags` what it does not know."""
-    args, server_flags = parser.parse_known_args()
-    args.server_flags = server_flags
+    args = parse_known(parser)
     args.flags = yaml.safe_load(args.recipe.read_text()) or {}
     args.arms = args.arms.split(",")
     if unknown := set(args.arms) - set(arms):
@@ -51,6 +58,13 @@ def parse(parser: argparse.ArgumentParser, arms: Collection[str]) -> argparse.Na
     if without and not any(name.startswith(DRAFTS) for name in args.flags):
         parser.error(f"{args.recipe.stem} has no drafts: leave the arm no-drafts out")
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+def parse_known(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """With what the parser does not know in `server_flags`."""
+    args, server_flags = parser.parse_known_args()
+    args.server_flags = server_flags
     return args
 
 

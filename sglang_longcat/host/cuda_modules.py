@@ -28,11 +28,11 @@ class CudaModules:
 
     def __init__(self, awaited: Sequence[Loader], later: Sequence[Loader] = ()) -> None:
         self.begin = time.monotonic()
-        self._pool = ThreadPoolExecutor(len(awaited) + len(later), "longcat-cuda-modules")
-        self._awaited = [self._pool.submit(load) for load in awaited]
+        pool = ThreadPoolExecutor(len(awaited) + len(later), "longcat-cuda-modules")
+        self._awaited = [pool.submit(load) for load in awaited]
         for load in later:
-            self._pool.submit(load)
-        self._pool.shutdown(wait=False)
+            pool.submit(load)
+        pool.shutdown(wait=False)
 
     def join(self) -> float:
         """Waits for the awaited builds, and returns the seconds since the start. BackgroundError if

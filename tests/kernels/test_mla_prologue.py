@@ -91,8 +91,9 @@ def check_quantised(pair: Pair, q_lora: torch.Tensor) -> None:
     # Half of what 3 bits of mantissa tell apart, or of the smallest number.
     bound = 2.0**-4 * q_lora.float().abs() + scales.repeat_interleave(GROUP, dim=1) * 2.0**-10
     assert ((widen(pair) - q_lora.float()).abs() <= bound * 1.001).all()
-    same = (q.view(torch.uint8) == wanted_q.view(torch.uint8)).float().mean()
-    assert tokens == 0 or same > 0.997  # a division's last bit moves a tie
+    # A division's last bit moves a tie: on an H200 3 of one token's 1,536 values.
+    others = int((q.view(torch.uint8) != wanted_q.view(torch.uint8)).sum())
+    assert others <= max(3, q.numel() // 1000)
 
 
 def absorb(inputs: Inputs, *, neox: bool = False) -> torch.Tensor:

@@ -26,7 +26,6 @@ from sglang_longcat.recipes import DIRECTORY, find
 from tests import ROOT
 from tests.harness import Server, server
 
-BOOTSTRAP_PORT = 8998  # SGLang's default
 MODEL = "meituan-longcat/LongCat-Flash-Lite"
 # Not `docs/observability.md`: its commands profile a GPU.
 DOCUMENTS = (
@@ -132,7 +131,7 @@ def router(command: str, _: Server) -> None:
     words = shlex.split(command)
     url, port = words[words.index("--prefill") + 1 :][:2]
     given = find("h200-tp1-prefill").flags
-    assert int(port) == given.get("disaggregation_bootstrap_port", BOOTSTRAP_PORT)
+    assert int(port) == given.get("disaggregation_bootstrap_port", disaggregation.BOOTSTRAP_PORT)
     starts = [line for line in commands("docs/recipes.md") if "--disaggregation-transfer" in line]
     ports = {shlex.split(line)[-1] for line in starts}
     assert {url[-5:], words[words.index("--decode") + 1][-5:]} == ports
