@@ -1,4 +1,5 @@
-"""Prefill on one GPU and decode on another, through NIXL and SGLang's real router.
+"""Prefill on one GPU and decode on another, through NIXL and SGLang's real router. A machine with a
+single GPU runs all workers on it, and the KV cache goes from one process to another.
 
     make test-gpu ARGS=tests/model/test_disaggregation_gpu.py
 
@@ -21,6 +22,7 @@ from statistics import mean
 from typing import Any
 
 import pytest
+import torch
 
 from sglang_longcat.assets import nano
 from sglang_longcat.testing.engine_flags import nextn
@@ -53,8 +55,9 @@ class Arm:
     def environment(self, gpu: int) -> dict[str, str]:
         if not self.on_gpus:
             return LOOK_OFTEN | self.env
-        shown = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")
-        return LOOK_OFTEN | self.env | {"CUDA_VISIBLE_DEVICES": shown[gpu]}
+        count = torch.cuda.device_count()
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+        return LOOK_OFTEN | self.env | {"CUDA_VISIBLE_DEVICES": shown[gpu % count]}
 
 
 CPU = Arm("mooncake", ("sglang_router",), tie=1e-3, nats=1e-4, long=200, on_gpus=False, env=ENV)
@@ -81,7 +84,7 @@ GPU = Arm(
         "timeout": 400,
     },
 )
-ARMS = [pytest.param(CPU, id="cpu"), pytest.param(GPU, id="cuda", marks=pytest.mark.multi_gpu(2))]
+ARMS = [pytest.param(CPU, id="cpu"), pytest.param(GPU, id="cuda", marks=pytest.mark.gpu)]
 
 # Name -> GPU, and flags of its own. `lost` takes one token at a time, so that it has work left when
 # it is killed.
