@@ -336,6 +336,8 @@ ATTRIBUTES: tuple[Needs, ...] = (
     # CUDA modules, built ahead
     Needs("kernels.ops.activation.activation:activation_module", ("dtype",)),
     Needs("kernels.jit.utils:is_arch_support_pdl"),
+    Needs("kernels.ops.attention.clamp_position:_jit_clamp_position_module", ("dtype",)),
+    Needs("kernels.ops.speculative.tree:_jit_tree_module"),
     Needs(
         "kernels.ops.attention.rope:_jit_fused_rope_module",
         ("is_neox", "rope_dim", "dtype", "q_dtype"),

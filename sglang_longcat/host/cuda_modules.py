@@ -1,16 +1,17 @@
 """CUDA modules of SGLang and flashinfer that a server needs, built side by side while weights load.
 
 SGLang builds each of them with nvcc where a forward first calls it: one after the other, inside the
-capture of the first graph, and flashinfer's sampling inside the first request that samples. On an
-H200 with cold caches 50 of the 84 s of a scheduler's start were these builds (2026-11-30). Both
-libraries lock what they build, so a forward that comes too early waits for the same build.
+capture of graphs and the first requests. On an H200 with cold caches these builds were 50 of the
+84 s of a scheduler's start (2026-11-30). flashinfer's norm takes longest, 37 s. Both libraries lock
+what they build, so a forward that comes too early waits for the same build.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 
 import torch
@@ -28,11 +29,8 @@ class CudaModules:
 
     def __init__(self, awaited: Sequence[Loader], later: Sequence[Loader] = ()) -> None:
         self.begin = time.monotonic()
-        pool = ThreadPoolExecutor(len(awaited) + len(later), "longcat-cuda-modules")
-        self._awaited = [pool.submit(load) for load in awaited]
-        for load in later:
-            pool.submit(load)
-        pool.shutdown(wait=False)
+        builds = [_build(load) for load in (*awaited, *later)]
+        self._awaited = builds[: len(awaited)]
 
     def join(self) -> float:
         """Waits for the awaited builds, and returns the seconds since the start. BackgroundError if
@@ -43,12 +41,28 @@ class CudaModules:
         return time.monotonic() - self.begin
 
 
+def _build(load: Loader) -> Future[object]:
+    """In a daemon thread: a start that fails does not wait for nvcc, as it would for an executor's
+    threads."""
+    build: Future[object] = Future()
+
+    def run() -> None:
+        try:
+            build.set_result(load())
+        except BaseException as error:  # noqa: BLE001  # `join` reports it
+            build.set_exception(error)
+
+    threading.Thread(target=run, name="longcat-cuda-module", daemon=True).start()
+    return build
+
+
 def before_graphs(config: LongcatConfig, *, shares_experts: bool) -> list[Loader]:
-    """What a first graph of `config`'s weights calls on one GPU, as the folders of an H200's caches
-    showed. shares_experts: expert parallel, whose Marlin module is another one."""
+    """What the first graphs of `config`'s weights call on one GPU, as the folders of an H200's
+    caches showed. shares_experts: expert parallel, whose Marlin module is another one."""
     from flashinfer.norm import get_norm_module
     from sglang.kernels.jit.utils import is_arch_support_pdl
     from sglang.kernels.ops.activation.activation import activation_module
+    from sglang.kernels.ops.attention.clamp_position import _jit_clamp_position_module
     from sglang.kernels.ops.attention.rope import _jit_fused_rope_module
     from sglang.kernels.ops.kvcache.set_mla_kv_buffer import set_mla_kv_buffer_module
 
@@ -56,6 +70,7 @@ def before_graphs(config: LongcatConfig, *, shares_experts: bool) -> list[Loader
     loaders: list[Loader] = [
         get_norm_module,
         partial(activation_module, bf16),
+        partial(_jit_clamp_position_module, torch.int64),
         partial(_jit_fused_rope_module, False, rope, bf16, bf16),  # not neox: pairs are neighbours
         partial(set_mla_kv_buffer_module, 2 * config.kv_lora_rank, 2 * rope, is_arch_support_pdl()),
     ]
@@ -67,10 +82,12 @@ def before_graphs(config: LongcatConfig, *, shares_experts: bool) -> list[Loader
     return loaders
 
 
-def before_requests() -> list[Loader]:
+def before_requests(*, drafts: bool) -> list[Loader]:
+    """What no graph calls. drafts: with speculation, whose first step would wait 10 s for nvcc."""
     from flashinfer.sampling import get_sampling_module
+    from sglang.kernels.ops.speculative.tree import _jit_tree_module
 
-    return [get_sampling_module]
+    return [get_sampling_module, *([_jit_tree_module] if drafts else [])]
 
 
 def _quantiser(*, row_major: bool, swiglu: bool) -> object:
@@ -90,7 +107,7 @@ def _quantiser(*, row_major: bool, swiglu: bool) -> object:
         False,  # masked_layout
         is_arch_support_pdl(),
         False,  # sorted_layout
-        "legacy",  # silu_and_mul_mode
+        "dense" if swiglu else "legacy",  # silu_and_mul_mode, as `layers/fp8_inputs.py` asks for it
     )
 
 

@@ -49,11 +49,12 @@ def register() -> None:
         envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.set(False)
 
 
-def start_cuda_modules(config: LongcatConfig, *, shares_experts: bool) -> None:
-    """Call it before the layers are built. shares_experts: with expert parallel."""
+def start_cuda_modules(config: LongcatConfig, *, shares_experts: bool, drafts: bool) -> None:
+    """Call it before the layers are built. shares_experts: with expert parallel. drafts: with
+    speculation."""
     if _enabled():
         awaited = before_graphs(config, shares_experts=shares_experts)
-        _running["CUDA modules"] = CudaModules(awaited, before_requests())
+        _running["CUDA modules"] = CudaModules(awaited, before_requests(drafts=drafts))
 
 
 def start_deep_gemm(layers: nn.Module, hidden: int) -> None:

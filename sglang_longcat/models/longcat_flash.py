@@ -72,7 +72,11 @@ class LongcatModel(upstream.LongcatFlashModel):
         self.vocab_size = config.vocab_size
         self.use_ngram_embedding = True  # SGLang's forward passes the batch to `embed_tokens`
         prepare_streams()
-        precompile.start_cuda_modules(lite, shares_experts=get_parallel().moe_ep_size > 1)
+        precompile.start_cuda_modules(
+            lite,
+            shares_experts=get_parallel().moe_ep_size > 1,
+            drafts=get_spec().speculative_algorithm is not None,
+        )
         with layer_stack():
             self.layers = nn.ModuleList(
                 LongcatDecoderLayer(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -12,7 +14,12 @@ from sglang.kernels.jit import utils
 from sglang.kernels.ops.quantization import per_token_group_quant as quant
 
 from longcat_kernels.background import BackgroundError
-from sglang_longcat.host.cuda_modules import CudaModules, _quantiser, before_graphs
+from sglang_longcat.host.cuda_modules import (
+    CudaModules,
+    _quantiser,
+    before_graphs,
+    before_requests,
+)
 from sglang_longcat.recipes.choose import published
 
 
@@ -32,12 +39,26 @@ def test_a_failed_build_says_why() -> None:
         CudaModules([fail]).join()
 
 
+def test_a_failed_start_does_not_wait_for_builds() -> None:
+    """Red if the interpreter joins the threads of builds when it ends."""
+    program = """
+import time
+from sglang_longcat.host.cuda_modules import CudaModules
+CudaModules([lambda: time.sleep(60)])
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=50, check=False).returncode == 0
+
+
+def test_only_speculation_needs_the_tree() -> None:
+    assert [len(before_requests(drafts=drafts)) for drafts in (False, True)] == [1, 2]
+
+
 @pytest.mark.parametrize(("weights", "more"), [("bf16", 0), ("block-fp8", 3), ("int4", 3)])
 def test_only_what_the_weights_need(
     monkeypatch: pytest.MonkeyPatch, weights: str, more: int
 ) -> None:
     monkeypatch.setattr(utils, "is_arch_support_pdl", lambda: True)
-    assert len(before_graphs(published(weights), shares_experts=False)) == 4 + more
+    assert len(before_graphs(published(weights), shares_experts=False)) == 5 + more
 
 
 @pytest.mark.parametrize(("columns", "swiglu"), [(False, False), (True, False), (True, True)])
@@ -61,6 +82,7 @@ def test_the_quantiser_is_the_one_that_sglang_asks_for(
     values = torch.empty(3, 256, dtype=torch.float8_e4m3fn)
     call = inspect.unwrap(quant._per_token_group_quant_custom_op)  # the operator is CUDA's only
     inputs = torch.empty(3, 512 if swiglu else 256, dtype=torch.bfloat16)
-    call(inputs, values, scales, 128, fuse_silu_and_mul=swiglu)
+    mode = {"fuse_silu_and_mul": True, "silu_and_mul_mode": "dense"} if swiglu else {}
+    call(inputs, values, scales, 128, **mode)
     _quantiser(row_major=not columns, swiglu=swiglu)
     assert asked[0] == asked[1]

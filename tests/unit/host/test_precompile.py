@@ -155,7 +155,7 @@ def gpu(monkeypatch, tmp_path):
 
 
 def start(*layers: nn.Module) -> None:
-    precompile.start_cuda_modules(published("block-fp8"), shares_experts=False)
+    precompile.start_cuda_modules(published("block-fp8"), shares_experts=False, drafts=True)
     precompile.start_deep_gemm(nn.ModuleList(layers), 256)
     precompile.start_triton("config", "rows")
 
@@ -164,7 +164,7 @@ def test_started_with_the_model_and_joined_once(gpu, caplog, tmp_path):
     caplog.set_level(logging.INFO)
     start(projection(512, 256))
     modules, (gemms, sms, folder), triton = (child.given for child in precompile._running.values())
-    assert [len(loaders) for loaders in modules] == [7, 1]
+    assert [len(loaders) for loaders in modules] == [8, 2]
     assert (len(gemms), sms, folder) == (1, 78, tmp_path)
     assert triton == (("config", torch.bfloat16, "rows"), False)
     precompile.join()
