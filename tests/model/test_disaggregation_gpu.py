@@ -101,9 +101,8 @@ ROUTERS = {
     "drafts of both workers": (("drafting",), "speculative"),
 }
 
-# By default the router asks a worker once a minute, and counts it as lost after three minutes. After
-# two failures in 4 s it gave up a worker that shared its cores with other servers' starts (one GPU,
-# 16 cores).
+# By default the router asks a worker once a minute, and counts it as lost after three minutes. With
+# two failures in 4 s it gave up a worker that shared 16 cores with the starts of other servers.
 ROUTER_FLAGS = ["--policy", "round_robin"]
 ROUTER_FLAGS += ["--health-check-interval-secs", "2", "--health-failure-threshold", "6"]
 
