@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 FILES = ("serving-fp8-latency.json", "serving-fp8-throughput.json")
 LABELS = {
@@ -18,14 +19,16 @@ Points = list[tuple[int, float]]  # users and tokens/s
 
 
 def are_measured(folder: Path) -> bool:
-    return all((folder / name).exists() for name in FILES)
+    """Whether both files exist, and each arm has a run in one of them."""
+    if not all((folder / name).exists() for name in FILES):
+        return False
+    return set(LABELS) <= {arm for report in _reports(folder) for arm in report}
 
 
 def read(folder: Path) -> dict[str, Points]:
     """By label. Where both recipes were measured with as many users, the faster counts. Raises
     ValueError if no file has one of the arms."""
-    reports = [json.loads((folder / name).read_text())["results"] for name in FILES]
-    curves = {}
+    reports, curves = _reports(folder), {}
     for arm, label in LABELS.items():
         best: dict[int, float] = {}
         for report in reports:
@@ -35,3 +38,7 @@ def read(folder: Path) -> dict[str, Points]:
             raise ValueError(f"{folder} has no run of {arm}: measure it, then draw the figure")
         curves[label] = sorted(best.items())
     return curves
+
+
+def _reports(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads((folder / name).read_text())["results"] for name in FILES]

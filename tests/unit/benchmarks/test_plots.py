@@ -52,6 +52,7 @@ def test_an_arm_that_is_missing_is_an_error(folder: Path) -> None:
     write(folder, curves.FILES[0], {"ours": {1: 700.0}})
     with pytest.raises(ValueError, match="no run of in-tree"):
         curves.read(folder)
+    assert not curves.are_measured(folder)
     (folder / curves.FILES[0]).unlink()
     assert not curves.are_measured(folder)
 
