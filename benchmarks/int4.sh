@@ -3,8 +3,9 @@
 #   OUT=FOLDER benchmarks/int4.sh STEP [STEP ...]       # in the repository's root
 #
 # A step starts one engine with dummy weights. Its log and results go to OUT/STEP.txt and
-# OUT/STEP.json, and the goals so far are printed after each step. Small GPUs have the flags of their
-# recipe. Their kernels and bandwidth stay those of an H200, so only their memory is measured.
+# OUT/STEP.json, and the goals so far are printed after each step. Small GPUs have the flags and the
+# variables of their recipe. Their kernels and bandwidth stay those of an H200, so only their memory
+# is measured.
 #
 #   step    what
 #   24gb    24,564 MiB (RTX 4090): 4 requests of 4,096 tokens, tables in int4 in host memory
@@ -37,17 +38,27 @@ flags = dict(find(sys.argv[1]).flags)
 print(json.dumps({name: flags[name] for name in flags if name not in ("model_path", "tool_call_parser")}))' "$1"
 }
 
+variables() { # RECIPE: those that it needs and the caller has not set, as in `sglang-longcat serve`
+  "$python" -c 'import os, sys; from sglang_longcat.recipes import find
+print(*(f"{name}={value}" for name, value in find(sys.argv[1]).switches.items() if name not in os.environ))' "$1"
+}
+
+small() { # RECIPE STEP CONFIG [ARGUMENT ...]: an engine as the recipe starts it
+  local recipe=$1 step=$2 config=$3 flags variables
+  shift 3
+  flags=$(flags "$recipe") && variables=$(variables "$recipe") || return
+  # shellcheck disable=SC2086 # one word for each variable
+  (export LONGCAT_GPU_MEMORY_MIB $variables && engine "$step" host "$config" "$flags" "$@")
+}
+
 run() {
   case $1 in
-  24gb)
-    LONGCAT_GPU_MEMORY_MIB=24564 LONGCAT_NGRAM_TABLE_DTYPE=int4 \
-      engine 24gb host "" "$(flags 24gb-tp1-int4)" --batch 4 --repeat 2
-    ;;
+  24gb) LONGCAT_GPU_MEMORY_MIB=24564 small 24gb-tp1-int4 24gb "" --batch 4 --repeat 2 ;;
   32gb)
-    LONGCAT_GPU_MEMORY_MIB=32607 engine 32gb host "$small_tables" "$(flags 32gb-tp1-int4)" --batch 24 --repeat 1 --output 32
+    LONGCAT_GPU_MEMORY_MIB=32607 small 32gb-tp1-int4 32gb "$small_tables" --batch 24 --repeat 1 --output 32
     ;;
   48gb)
-    LONGCAT_GPU_MEMORY_MIB=46068 engine 48gb host "$small_tables" "$(flags 48gb-tp1-int4)" --batch 48 --repeat 1 --output 32
+    LONGCAT_GPU_MEMORY_MIB=46068 small 48gb-tp1-int4 48gb "$small_tables" --batch 48 --repeat 1 --output 32
     ;;
   h200) engine h200 device "" '{"cuda_graph_bs_decode": [1, 8, 30]}' --batch 1,8,30 ;;
   drafts) engine drafts spec-device "" '{"cuda_graph_bs_decode": [1]}' --batch 1 ;;
