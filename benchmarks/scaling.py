@@ -189,12 +189,15 @@ def kv_tokens(
     fit."""
     ranks = parallelism.ranks
     replicas = ranks if parallelism.dp else 1
-    chunk, _ = reserve.default_prefill_and_graph_rows(free_gib * 1024, ranks)
+    gpu_mb = free_gib * 1024
+    chunk, _ = reserve.default_prefill_and_graph_rows(gpu_mb, ranks)
     flags = MemoryFlags(
         tp=ranks,
         attention_dp=replicas,
         mem_fraction=IN_TREE_FRACTION if arm == "in-tree" else None,
-        reserve_mb=reserve.runtime_reserve_mb(chunk, rows, ranks, attention_dp=replicas),
+        reserve_mb=reserve.runtime_reserve_mb(
+            chunk, rows, ranks, gpu_mb=gpu_mb, attention_dp=replicas
+        ),
         tables="host" if arm == "host" else "device",
     )
     plan = plan_memory(config, MachineMemory.of_gpu(free_gib), flags)

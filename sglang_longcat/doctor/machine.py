@@ -41,7 +41,7 @@ class Machine:
         if not self.gpus:
             return Hardware("", 0, MachineMemory(gpu_total=0, gpu_free=0, host=self.host))
         least = min(self.gpus, key=lambda gpu: gpu.free)
-        memory = MachineMemory(gpu_total=least.total, gpu_free=least.free, host=self.host)
+        memory = MachineMemory.by_driver(least.total, least.free, self.host)
         return Hardware(least.name, len(self.gpus), memory)
 
 

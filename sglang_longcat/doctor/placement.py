@@ -12,9 +12,9 @@ from sglang_longcat import env
 from sglang_longcat.config import LongcatConfig
 from sglang_longcat.doctor.finding import Finding
 from sglang_longcat.doctor.machine import UNLIMITED, Machine
-from sglang_longcat.planning import placement, reserve
+from sglang_longcat.planning import placement
 from sglang_longcat.planning.plan import MemoryFlags, MemoryPlan, plan_memory
-from sglang_longcat.planning.sizing import GIB, MIB
+from sglang_longcat.planning.sizing import GIB
 from sglang_longcat.recipes import GOALS
 from sglang_longcat.recipes.choose import NoRecipe, choose
 
@@ -34,7 +34,8 @@ def check(here: Machine, config: LongcatConfig, flags: MemoryFlags) -> list[Find
         return [Finding.error("placement", text)]
     flags = replace(flags, table_dtype=env.ngram_table_dtype())
     try:
-        plan = _plan(here, config, replace(flags, tables=env.ngram_tables()))
+        flags = replace(flags, tables=env.ngram_tables())
+        plan = plan_memory(config, here.hardware().memory, flags)
     except ValueError as error:
         return [Finding.error("placement", str(error))]
     findings = [
@@ -52,14 +53,6 @@ def suggest(here: Machine, config: LongcatConfig) -> Finding:
         return Finding.info("recipe", choose(here.hardware(), config, GOALS[0], {}).recipe.name)
     except NoRecipe as error:
         return Finding.info("recipe", f"none. {error}")
-
-
-def _plan(here: Machine, config: LongcatConfig, flags: MemoryFlags) -> MemoryPlan:
-    memory = here.hardware().memory
-    reserve_mb = reserve.default_runtime_reserve_mb(
-        memory.gpu_total / MIB, flags.tp, attention_dp=flags.attention_dp, draft=flags.draft
-    )
-    return plan_memory(config, memory, replace(flags, reserve_mb=int(reserve_mb)))
 
 
 def _kv_cache(plan: MemoryPlan, flags: MemoryFlags) -> Finding:

@@ -6,7 +6,8 @@ leave 9. Our step is in SGLang's own registry of resolution steps. It never chan
 the user gives.
 
 A prefill that continues a cached prefix expands it, 28 KiB a token for this model, in pieces of
-SGLANG_MAX_KV_CHUNK_CAPACITY tokens: 3.5 GiB with SGLang's default, 0.9 with ours.
+SGLANG_MAX_KV_CHUNK_CAPACITY tokens: 3.5 GiB with SGLang's default, 0.9 with ours, and 0.2 on GPUs
+of less than 35 GiB.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> N
         ),
         requests=cfg.max_running_requests,
         ranks=cfg.tp_size,
+        gpu_mb=gpu_mb,
         attention_dp=cfg.attn_dp_size,
         fused_allreduce=cfg.flashinfer_allreduce_fusion_backend is not None,
     )
@@ -64,7 +66,7 @@ def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> N
             server_args, "sglang_longcat.host.memory_share", mem_fraction_static=fraction
         )
         if not envs.SGLANG_MAX_KV_CHUNK_CAPACITY.is_set():
-            envs.SGLANG_MAX_KV_CHUNK_CAPACITY.set(reserve.PREFIX_TOKENS)
+            envs.SGLANG_MAX_KV_CHUNK_CAPACITY.set(reserve.prefix_tokens(gpu_mb))
 
 
 @functools.cache

@@ -86,7 +86,7 @@ def estimate(
         kv_dtype=choice.kv_dtype,
         draft=draft,
     )
-    plan = plan_memory(config, MachineMemory.of_gpu(gpu.memory), flags)
+    plan = plan_memory(config, MachineMemory.of_gpu(gpu.memory, gpu.shown), flags)
     return Row(
         choice=choice,
         weights_gib=plan.gpu_weights / GIB,

@@ -1,6 +1,6 @@
 """The memory plan of one rank: weights, reserve, n-gram tables, and the KV cache beside them.
 
-    room for tables and KV cache = free memory - reserve - weights without tables
+    room for tables and KV cache = free memory - reserve - weights without tables - holes
     tokens of KV cache           = (room - tables, where these are on the GPU) / bytes of a token
 
 `estimate`, `doctor` and `benchmarks/scaling.py` call `plan_memory`. A running server
@@ -19,6 +19,12 @@ from sglang_longcat.planning import placement, reserve, sizing
 from sglang_longcat.planning.sizing import GIB, MIB
 
 _MTP_ALGORITHMS = ("NEXTN", "EAGLE")
+# Of a server's process, before SGLang asks what is free: 0.69 GiB on an H200.
+CUDA_CONTEXT = round(0.7 * GIB)
+# What 4-bit weights took on an H200 beyond their tensors: 20.05 GiB for 19.40, and 78.53 for 77.90
+# with the tables. Most of it seems to be memory that PyTorch holds between tensors and cannot give
+# back. Other formats took less than 5 % more than their tensors, which is what plans are unsure of.
+_HOLES_INT4 = round(0.65 * GIB)
 
 
 @dataclass(frozen=True)
@@ -28,12 +34,25 @@ class MachineMemory:
     gpu_total: float  # what --mem-fraction-static is a fraction of
     gpu_free: float
     host: int = 0  # only MemoryFlags.tables="auto" asks for it
+    shown: float | None = None  # by the driver, in all; None: gpu_total
+
+    @property
+    def driver_total(self) -> float:
+        """What the plugin and SGLang size reserve, prefills and graphs by."""
+        return self.gpu_total if self.shown is None else self.shown
 
     @classmethod
-    def of_gpu(cls, free_gib: float) -> MachineMemory:
-        """Of an idle GPU whose free memory alone is known (`roofline.Gpu.memory`). SGLang takes
-        its fraction of that memory."""
-        return cls(gpu_total=free_gib * GIB, gpu_free=free_gib * GIB)
+    def of_gpu(cls, free_gib: float, shown_gib: float | None = None) -> MachineMemory:
+        """Of an idle GPU by what SGLang finds free there (`roofline.Gpu.memory`), of which it takes
+        its fraction."""
+        shown = None if shown_gib is None else shown_gib * GIB
+        return cls(gpu_total=free_gib * GIB, gpu_free=free_gib * GIB, shown=shown)
+
+    @classmethod
+    def by_driver(cls, total: float, free: float, host: int) -> MachineMemory:
+        """Of a GPU by what the driver shows before a server has its CUDA context there."""
+        free = max(0, free - CUDA_CONTEXT)
+        return cls(gpu_total=total - CUDA_CONTEXT, gpu_free=free, host=host, shown=total)
 
 
 @dataclass(frozen=True)
@@ -94,13 +113,17 @@ def plan_memory(config: LongcatConfig, memory: MachineMemory, flags: MemoryFlags
     room = placement.Room(
         tables=weights.tables,
         tables_on_node=weights.tables * (flags.tp // flags.attention_dp),  # replicas share theirs
-        device=device_room(memory, flags, weights=weights.without_tables + draft),
+        device=device_room(memory, flags, weights=weights.without_tables + draft + _holes(config)),
         host=memory.host,
         kv_bytes_per_token=sizing.kv_bytes_per_token(config, flags.kv_dtype, draft=flags.draft),
         tokens_wanted=flags.tokens_wanted,
     )
     tables, why = placement.choose(flags.tables, room)
     return MemoryPlan(weights=weights, draft=draft, room=room, tables=tables, why=why)
+
+
+def _holes(config: LongcatConfig) -> int:
+    return _HOLES_INT4 if config.quant is not None and config.quant.packed is not None else 0
 
 
 def draft_bytes(config: LongcatConfig, *, tp: int, attention_dp: int = 1) -> int:
@@ -122,11 +145,17 @@ def device_room(memory: MachineMemory, flags: MemoryFlags, *, weights: int) -> i
 
 def _reserve_bytes(memory: MachineMemory, flags: MemoryFlags) -> float:
     """Bytes that stay outside of weights and KV cache."""
+    return memory.gpu_total * (1 - _fraction(memory, flags))
+
+
+def _fraction(memory: MachineMemory, flags: MemoryFlags) -> float:
+    """--mem-fraction-static. The plugin's leaves the reserve of what the driver shows
+    (`host/memory_share.py`), and SGLang takes it of what it finds free."""
     if flags.mem_fraction is not None:
-        return memory.gpu_total * (1 - flags.mem_fraction)
-    reserve_mb = flags.reserve_mb
+        return flags.mem_fraction
+    total_mb, reserve_mb = memory.driver_total / MIB, flags.reserve_mb
     if reserve_mb is None:
         reserve_mb = reserve.default_runtime_reserve_mb(
-            memory.gpu_total / MIB, flags.tp, attention_dp=flags.attention_dp, draft=flags.draft
+            total_mb, flags.tp, attention_dp=flags.attention_dp, draft=flags.draft
         )
-    return reserve_mb * MIB
+    return 1 - reserve_mb / total_mb

@@ -16,7 +16,10 @@ from longcat_kernels.lite import HIDDEN, VOCAB
 _BASE_MB = 2048  # attention workspaces, cuBLAS, fragmentation
 _MB_PER_PREFILL_TOKEN = 0.27  # activations of top-12 experts, the widest point of a layer
 _MB_PER_PREFIX_TOKEN = 28 / 1024
-PREFIX_TOKENS = 32768  # of a cached prefix, expanded at a time; a quarter of SGLang's default
+# (GiB of the GPU at least, tokens of a cached prefix that are expanded at a time): 0.9 GiB, a
+# quarter of SGLang's default, or 0.2. With 0.9 a GPU of 24 GB had nothing left for the KV cache.
+# Smaller pieces only take more steps: SGLang shares a piece out to the requests of a prefill.
+_PREFIX_TOKENS = ((35, 32768), (0, 8192))
 _MB_PER_GRAPH_ROW = 3.5  # 0.9 GiB for graphs of up to 256 rows
 # With speculation a graph has a row per token of each request's verify window. A further row has
 # activations, and logits: in bf16 from the GEMM, in fp32 in the buffer that SGLang's graphs share
@@ -52,14 +55,15 @@ def runtime_reserve_mb(
     graph_rows: int,
     ranks: int,
     *,
+    gpu_mb: float,
     attention_dp: int = 1,
     fused_allreduce: bool = False,
     window: int = 1,
     requests: int | None = None,
 ) -> float:
-    """In MiB, for prefills of so many tokens and CUDA graphs of up to `graph_rows` requests. With
-    speculation a request has `window` tokens, and no graph more requests than the server runs
-    (requests: --max-running-requests)."""
+    """In MiB, on a GPU of `gpu_mb` by the driver, for prefills of so many tokens and CUDA graphs of
+    up to `graph_rows` requests. With speculation a request has `window` tokens, and no graph more
+    requests than the server runs (requests: --max-running-requests)."""
     drafting = min(graph_rows, requests or DRAFTING_REQUESTS)
     # The rows of windows are reckoned. Servers that kept what plain graphs take have run with
     # drafts, so it is never less.
@@ -70,12 +74,17 @@ def runtime_reserve_mb(
     return (
         _BASE_MB
         + _MB_PER_PREFILL_TOKEN * max(prefill_tokens, 2048)
-        + _MB_PER_PREFIX_TOKEN * PREFIX_TOKENS
+        + _MB_PER_PREFIX_TOKEN * prefix_tokens(gpu_mb)
         + graphs
         + (_MB_PER_RANK * ranks if ranks > 1 else 0)
         + (_MB_ATTENTION_DP if attention_dp > 1 else 0)
         + (_MB_FUSED_ALLREDUCE_PER_RANK * ranks if fused_allreduce and ranks > 1 else 0)
     )
+
+
+def prefix_tokens(gpu_mb: float) -> int:
+    """Of a cached prefix, expanded at a time: SGLANG_MAX_KV_CHUNK_CAPACITY of the server."""
+    return next(tokens for gib, tokens in _PREFIX_TOKENS if gpu_mb >= gib * 1024)
 
 
 def default_prefill_and_graph_rows(gpu_mb: float, ranks: int) -> tuple[int, int]:
@@ -106,6 +115,7 @@ def default_runtime_reserve_mb(
         prefill_tokens,
         graph_rows,
         ranks,
+        gpu_mb=gpu_mb,
         attention_dp=attention_dp,
         window=WINDOW if draft else 1,
     )

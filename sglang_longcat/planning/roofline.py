@@ -17,18 +17,21 @@ from sglang_longcat.planning import sizing
 @dataclass(frozen=True)
 class Gpu:
     """`memory`: GiB that SGLang finds free before it loads; bandwidth in TB/s; bf16 and fp8: TFLOPS
-    without sparsity."""
+    without sparsity; `shown`: GiB by the driver, where so little is left that the difference
+    decides; None: as `memory`."""
 
     memory: float
     bandwidth: float
     bf16: float
     fp8: float | None = None
+    shown: float | None = None
 
 
-# memory: measured for H100 and H200; for the others the same 98.5 % of what the driver shows.
+# memory: measured for H100 and H200, and 23.30 for an H200 that looked like an RTX 4090. For the
+# others 98.5 % of what the driver shows, and at least 0.7 GiB less, for the CUDA context.
 GPUS = {
-    "RTX-4090-24G": Gpu(memory=23.6, bandwidth=1.01, bf16=165, fp8=330),
-    "RTX-5090-32G": Gpu(memory=31.3, bandwidth=1.79, bf16=209, fp8=419),
+    "RTX-4090-24G": Gpu(memory=23.3, bandwidth=1.01, bf16=165, fp8=330, shown=24564 / 1024),
+    "RTX-5090-32G": Gpu(memory=31.1, bandwidth=1.79, bf16=209, fp8=419, shown=32607 / 1024),
     "L40S-48G": Gpu(memory=44.3, bandwidth=0.864, bf16=362, fp8=733),
     "A100-80G": Gpu(memory=78.8, bandwidth=2.04, bf16=312),
     "H20-96G": Gpu(memory=94.0, bandwidth=4.0, bf16=148, fp8=296),

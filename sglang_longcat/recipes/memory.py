@@ -37,7 +37,7 @@ class Hardware:
 
     @property
     def gib(self) -> float:
-        return self.memory.gpu_total / GIB
+        return self.memory.driver_total / GIB
 
 
 def memory_plan(recipe: Recipe, here: Hardware, config: LongcatConfig, given: Given) -> MemoryPlan:
@@ -51,7 +51,7 @@ def memory_plan(recipe: Recipe, here: Hardware, config: LongcatConfig, given: Gi
                 tp=flags.get("tp_size", 1),
                 attention_dp=flags.get("attn_dp_size", 1),
                 mem_fraction=flags.get("mem_fraction_static"),
-                reserve_mb=_reserve_mb(flags, here.memory.gpu_total / MIB),
+                reserve_mb=_reserve_mb(flags, here.memory.driver_total / MIB),
                 tables=env.ngram_tables(),
                 table_dtype=env.ngram_table_dtype(),
                 kv_dtype=sizing.kv_dtype(flags.get("kv_cache_dtype")),
@@ -79,6 +79,7 @@ def _reserve_mb(flags: Given, gpu_mb: float) -> float:
         flags.get("chunked_prefill_size") or prefill,
         rows,
         ranks,
+        gpu_mb=gpu_mb,
         attention_dp=flags.get("attn_dp_size", 1),
         window=reserve.window_tokens(algorithm, tokens, steps),
         requests=flags.get("max_running_requests"),

@@ -15,7 +15,8 @@ def described(args: argparse.Namespace) -> Hardware:
     """--gpu, --gpus, --host-memory. GPUs are idle."""
     gpus = 1 if args.gpus is None else args.gpus
     host = UNKNOWN_HOST if args.host_memory is None else int(args.host_memory * GIB)
-    memory = replace(MachineMemory.of_gpu(GPUS[args.gpu].memory), host=host)
+    gpu = GPUS[args.gpu]
+    memory = replace(MachineMemory.of_gpu(gpu.memory, gpu.shown), host=host)
     return Hardware(args.gpu, gpus, memory)
 
 

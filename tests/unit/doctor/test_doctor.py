@@ -21,8 +21,9 @@ from tests.harness import run_python
 OPTIONS = TinyOptions(experts=4, zero_experts=2, topk=2, layers=1, mtp=False)
 GIB = 1 << 30
 LITE = estimate.read_config(None)
-H100 = Device("NVIDIA H100 80GB HBM3", total=80 * GIB, free=int(78.5 * GIB), nvlinks=18)
-H200 = Device("NVIDIA H200", total=141 * GIB, free=int(139.1 * GIB), nvlinks=18)
+# free: before a server has its CUDA context. SGLang found 78.5 and 139.1 GiB.
+H100 = Device("NVIDIA H100 80GB HBM3", total=80 * GIB, free=int(79.2 * GIB), nvlinks=18)
+H200 = Device("NVIDIA H200", total=141 * GIB, free=int(139.8 * GIB), nvlinks=18)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,13 @@ def test_four_bits_on_small_gpus():
     wanted = MemoryFlags(tokens_wanted=500_000)
     assert statuses(placement.check(here, sizing.in_int4(LITE), wanted))["KV cache"] == "ok"
     assert statuses(placement.check(here, sizing.in_fp8(LITE), wanted))["KV cache"] == "error"
+
+
+def test_the_cuda_context_is_not_free():
+    """Red if doctor promises a server the memory that its own CUDA context takes: 0.7 GiB."""
+    memory = Machine(gpus=(H100,), driver="580", host=0, memlock=UNLIMITED).hardware().memory
+    assert memory.gpu_free / GIB == pytest.approx(78.5, abs=0.01)
+    assert memory.driver_total == H100.total
 
 
 def test_another_model(copy):

@@ -12,12 +12,13 @@ from sglang.srt.environ import envs
 from sglang.srt.model_executor.cuda_graph_config import CudaGraphConfig, PhaseConfig
 from sglang.srt.server_args import ServerArgs
 
+from sglang_longcat import recipes
 from sglang_longcat.host import hf_config, memory_share
 from sglang_longcat.planning import reserve
 from sglang_longcat.testing.engine_flags import nextn
 from sglang_longcat.testing.tiny import write_tiny
 
-H100, H200, B200 = 81_559, 143_771, 183_359  # MiB, as nvidia-smi shows them
+RTX_4090, H100, H200, B200 = 24_564, 81_559, 143_771, 183_359  # MiB, as nvidia-smi shows them
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,8 @@ def settle(
     """What the step leaves, with SGLang's own step replaced by its result on an 80 GB GPU."""
     monkeypatch.setattr("sglang.srt.utils.get_device_memory_capacity", lambda device: capacity)
     monkeypatch.delenv("SGLANG_MAX_KV_CHUNK_CAPACITY", raising=False)
-    given = ServerArgs(model_path=str(checkpoint), chunked_prefill_size=8192, **flags)
+    flags = {"chunked_prefill_size": 8192, **flags}
+    given = ServerArgs(model_path=str(checkpoint), **flags)
     parallel_hook.handle_deprecated_dp_attention(given)  # as SGLang does first of all
     graphs = graphs or CudaGraphConfig()
     overrides.declare_resolution(given, "test", device="cuda", cuda_graph_config=graphs)
@@ -58,7 +60,23 @@ def test_an_80_gb_gpu_gets_room_for_100_000_tokens(
     left = 78.5 * fraction - 69.7
     assert left * 2**30 / 32_256 > 100_000
     assert 78.5 * (1 - fraction) > 4.2  # the H100 run used 2.9 GiB of 4.8
-    assert envs.SGLANG_MAX_KV_CHUNK_CAPACITY.get() == reserve.PREFIX_TOKENS
+    assert envs.SGLANG_MAX_KV_CHUNK_CAPACITY.get() == 32768
+
+
+def test_a_24_gb_gpu_gets_room_for_four_requests_of_4_bit_weights(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By SGLang's rule, with the free memory in the log of an H200 that looked like an RTX 4090 and
+    did not start: 23.30 GiB before loading and 3.24 after. Red if the reserve of small GPUs
+    or the recipe's sizes grow, or if the server expands longer pieces than are reserved."""
+    flags = recipes.find("24gb-tp1-int4").flags
+    names = ("chunked_prefill_size", "max_running_requests")
+    graphs = CudaGraphConfig(decode=PhaseConfig(max_bs=flags["cuda_graph_max_bs_decode"]))
+    given = {name: flags[name] for name in names}
+    fraction = settle(checkpoint, monkeypatch, RTX_4090, graphs, **given)
+    left = 3.24 - 23.30 * (1 - fraction)
+    assert left * 2**20 / 31.5 >= 4 * (4096 + 96)
+    assert envs.SGLANG_MAX_KV_CHUNK_CAPACITY.get() == reserve.prefix_tokens(RTX_4090) == 8192
 
 
 def test_a_users_fraction_is_not_touched(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,7 @@ def lite(weight_format):
 
 
 def machine(gpu, gpus=1, host=HOST, free=None):
-    memory = MachineMemory.of_gpu(GPUS[gpu].memory)
+    memory = MachineMemory.of_gpu(GPUS[gpu].memory, GPUS[gpu].shown)
     memory = replace(memory, gpu_free=memory.gpu_free if free is None else free * GIB)
     return Hardware(gpu, gpus, replace(memory, host=host * GIB))
 

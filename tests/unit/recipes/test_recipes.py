@@ -1,7 +1,10 @@
 """Every recipe is a command that SGLang parses and that our model does not refuse."""
 
+import os
 import re
+import sys
 from pathlib import Path
+from subprocess import check_output
 
 import pytest
 
@@ -13,6 +16,7 @@ from tests import ROOT
 
 FILES = sorted(DIRECTORY.glob("*.yaml"))
 ENVIRONMENTS = sorted(DIRECTORY.glob("*.env"))
+ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
 each = pytest.mark.parametrize("recipe", recipes.every(), ids=lambda recipe: recipe.name)
 
 
@@ -80,14 +84,29 @@ def test_catalogue_says_what_the_flags_say(recipe):
 
 @pytest.mark.parametrize("file", ENVIRONMENTS, ids=lambda path: path.stem)
 def test_environment_files(file, monkeypatch):
-    """Beside a recipe, only switches of ours, with values they take."""
-    switches = recipes.find(file.stem).switches
+    """Beside a recipe, only switches of ours, with values they take, and PyTorch's allocator."""
+    switches = dict(recipes.find(file.stem).switches)
     assert switches
+    switches.pop(ALLOCATOR, None)
     for name, value in switches.items():
         assert f"{name}=" in Path(env.__file__).read_text()
         monkeypatch.setenv(name, value)
     env.ngram_tables()
     env.ngram_table_dtype()
+
+
+def test_segments_that_grow_are_for_one_gpu():
+    """Red if the variable reaches a recipe of several ranks, whose all-reduce shares memory between
+    processes, or one with a memory saver, which refuses it; or if PyTorch does not read it."""
+    using = [recipe for recipe in recipes.every() if ALLOCATOR in recipe.switches]
+    assert [recipe.name for recipe in using] == ["24gb-tp1-int4"]
+    for recipe in using:
+        assert recipe.flags.get("tp_size", 1) == 1
+        assert "enable_memory_saver" not in recipe.flags
+        script = "import torch; print(torch._C._accelerator_getAllocatorSettings())"
+        value = recipe.switches[ALLOCATOR]
+        command = [sys.executable, "-W", "error", "-c", script]
+        assert check_output(command, env=os.environ | {ALLOCATOR: value}, text=True) == value + "\n"
 
 
 def test_find():
