@@ -1,4 +1,4 @@
-"""Compiles kernels while weights load, with LONGCAT_PARALLEL_COMPILE=1: DeepGEMM's, our own, and
+"""Compiles kernels while weights load, unless LONGCAT_PARALLEL_COMPILE=0: DeepGEMM's, our own, and
 the CUDA modules of SGLang and flashinfer.
 
 Without it DeepGEMM compiles one kernel after the other while SGLang captures graphs (or, by
@@ -10,7 +10,6 @@ start, where they are joined, and what the log says. For Hopper.
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from pathlib import Path
@@ -26,6 +25,7 @@ from longcat_kernels.row_table import RowTable
 from longcat_kernels.warm_up_ahead import WarmUpAhead
 from sglang_longcat import env
 from sglang_longcat.config import LongcatConfig
+from sglang_longcat.host import gpu_by_driver
 from sglang_longcat.host.cuda_modules import CudaModules, before_graphs, before_requests
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,9 @@ def register() -> None:
     starts schedulers."""
     from sglang.srt.environ import envs
 
-    if env.parallel_compile() and not envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.is_set():
+    if not env.parallel_compile() or envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.is_set():
+        return
+    if gpu_by_driver.capability() == HOPPER:
         envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.set(False)
 
 
@@ -68,7 +70,6 @@ def start_deep_gemm(layers: nn.Module, hidden: int) -> None:
 
     wanted = gemms(layers, hidden)
     if not wanted:
-        logger.info("LONGCAT_PARALLEL_COMPILE=1: no layer of this model is DeepGEMM's")
         return
     sms = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
     _running["DeepGEMM"] = Compilation(wanted, sms, Path(envs.SGLANG_DG_CACHE_DIR.get()))
@@ -116,14 +117,4 @@ def _join(name: str, child: Compiling) -> None:
 def _enabled() -> bool:
     if not env.parallel_compile() or not torch.cuda.is_available():
         return False
-    if torch.cuda.get_device_capability() != HOPPER:
-        _warn_of_other_gpu()
-        return False
-    return True
-
-
-@functools.cache
-def _warn_of_other_gpu() -> None:
-    logger.warning(
-        "LONGCAT_PARALLEL_COMPILE=1 does nothing on this GPU: expected Hopper. Unset it."
-    )
+    return torch.cuda.get_device_capability() == HOPPER

@@ -104,10 +104,18 @@ def test_make_kernels_fills_the_folder_that_a_server_reads(monkeypatch, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("switch", "users", "expected"), [("0", None, True), ("1", None, False), ("1", "1", True)]
+    ("gpu", "switch", "users", "expected"),
+    [
+        ((9, 0), "", None, False),
+        ((9, 0), "0", None, True),
+        ((9, 0), "", "1", True),
+        ((10, 0), "", None, True),
+        (None, "", None, True),
+    ],
 )
-def test_sglangs_precompilation_is_left_out(monkeypatch, switch, users, expected):
-    """Only with the switch, and not against the user."""
+def test_sglangs_precompilation_is_left_out(monkeypatch, gpu, switch, users, expected):
+    """On Hopper only, and not against the user."""
+    monkeypatch.setattr(precompile.gpu_by_driver, "capability", lambda: gpu)
     monkeypatch.setenv("LONGCAT_PARALLEL_COMPILE", switch)
     monkeypatch.setenv("SGLANG_JIT_DEEPGEMM_PRECOMPILE", users or "")
     if users is None:
@@ -150,7 +158,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr("sglang.srt.runtime_context.process_model_config", lambda: model_config)
     monkeypatch.setattr(kernel_warm_up, "server_sizes", lambda *given: given)
     monkeypatch.setenv("SGLANG_DG_CACHE_DIR", str(tmp_path))
-    monkeypatch.setenv("LONGCAT_PARALLEL_COMPILE", "1")
+    monkeypatch.delenv("LONGCAT_PARALLEL_COMPILE", raising=False)
     monkeypatch.setenv("LONGCAT_PDL", "0")
 
 
@@ -176,24 +184,17 @@ def test_started_with_the_model_and_joined_once(gpu, caplog, tmp_path):
     ]
 
 
-def test_off_by_default_and_on_other_gpus(gpu, monkeypatch, caplog):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
-    precompile._warn_of_other_gpu.cache_clear()
-    start(projection(512, 256))
-    assert [record.getMessage() for record in caplog.records] == [
-        "LONGCAT_PARALLEL_COMPILE=1 does nothing on this GPU: expected Hopper. Unset it."
-    ]
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.delenv("LONGCAT_PARALLEL_COMPILE")
+@pytest.mark.parametrize(("capability", "switch"), [((10, 0), "1"), ((9, 0), "0")])
+def test_off_on_other_gpus_and_by_the_switch(gpu, monkeypatch, capability, switch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setenv("LONGCAT_PARALLEL_COMPILE", switch)
     start(projection(512, 256))
     assert precompile._running == {}
 
 
-def test_a_model_without_such_layers_is_said(gpu, caplog):
-    """A bf16 model: only our own kernels are compiled ahead."""
-    caplog.set_level(logging.INFO)
+def test_a_model_without_such_layers_compiles_the_rest(gpu):
+    """A bf16 model, whose projections are not DeepGEMM's."""
     start()
-    assert "no layer of this model is DeepGEMM's" in caplog.text
     assert list(precompile._running) == ["CUDA modules", "Triton kernels"]
 
 
