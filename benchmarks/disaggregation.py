@@ -11,8 +11,11 @@ users alone, so that the start is short.
 
 Needs `sglang_router` and the packages of --backend. PORT is the router's; workers and its metrics
 have PORT + 100, 200 and 300, and the bootstrap server has 8998, SGLang's default. Options
-that are not below go to both servers. Logs are in FILE's folder logs. Nothing is measured if a
-worker's model class is not ours. Each run is printed and written to FILE when it is done.
+that are not below go to both servers. A machine with one GPU runs both on it: that shows that they
+work together, not what two GPUs give. Give them limits then, for instance
+LONGCAT_NGRAM_TABLE_DTYPE=int4 and --max-total-tokens 300000. Logs are in FILE's folder logs.
+Nothing is measured if a worker's model class is not ours. Each run is printed and written to FILE
+when it is done.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from benchmarks.serving.arms import ARMS
 from benchmarks.serving.report import Report
 from benchmarks.serving.started import Started, starting
 from launch import router, serve
+from launch.gpus import gpu_count
 from sglang_longcat import recipes
 from sglang_longcat.testing.engine_flags import nextn
 
@@ -113,9 +117,10 @@ def worker(args: argparse.Namespace, mode: str, place: int) -> argparse.Namespac
 
 def variables(gpu: int) -> dict[str, str]:
     """Of a worker's environment."""
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpu_count()))) or "0"
+    names = shown.split(",")
     return {
-        "CUDA_VISIBLE_DEVICES": shown[gpu],
+        "CUDA_VISIBLE_DEVICES": names[gpu % len(names)],
         "SGLANG_HOST_IP": serve.HOST,  # else it announces this machine's outward address
         "UCX_PROTO_INFO": "y",  # the log then says what carries the KV cache, as cuda_ipc or tcp
         # All shapes would take 8 minutes.

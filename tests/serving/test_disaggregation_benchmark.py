@@ -13,6 +13,7 @@ import sys
 import pytest
 import yaml
 
+from benchmarks import disaggregation
 from sglang_longcat import recipes
 from tests import ROOT, harness
 from tests.model.test_disaggregation import ENV
@@ -58,3 +59,17 @@ def test_two_workers_and_a_router_are_measured(tmp_path):
     for row in result["runs"]:
         assert row["accept_length"] > 2
         assert min(row["tok_s"], row["tpot_ms"], row["ttft_ms"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"), [("4,5", ["4", "5"]), ("3", ["3", "3"]), (None, ["0", "0"])]
+)
+def test_each_worker_has_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, shown: str | None, expected: list[str]
+) -> None:
+    """Red if a machine with one GPU gives the decode worker none."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    monkeypatch.setattr(disaggregation, "gpu_count", lambda: 1)
+    assert [disaggregation.variables(gpu)["CUDA_VISIBLE_DEVICES"] for gpu in (0, 1)] == expected
