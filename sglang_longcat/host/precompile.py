@@ -62,10 +62,10 @@ def start_cuda_modules(config: LongcatConfig, *, shares_experts: bool, drafts: b
 def start_deep_gemm(layers: nn.Module, hidden: int) -> None:
     """Call it once the layers are built; hidden: the model's width. Every rank does so, and a lock
     on the cache's folder gives each kernel to one of them."""
-    if not _enabled():
-        return
     from sglang.srt.environ import envs
 
+    if not _enabled() or envs.SGLANG_DG_USE_NVRTC.get():  # the child has nvcc only
+        return
     from sglang_longcat.host.deep_gemm import gemms
 
     wanted = gemms(layers, hidden)

@@ -198,6 +198,13 @@ def test_a_model_without_such_layers_compiles_the_rest(gpu):
     assert list(precompile._running) == ["CUDA modules", "Triton kernels"]
 
 
+def test_nvrtc_compiles_when_it_meets_a_kernel(gpu, monkeypatch):
+    """Red if the child lists kernels by an nvcc that DeepGEMM does not call."""
+    monkeypatch.setenv("SGLANG_DG_USE_NVRTC", "1")
+    start(projection(512, 256))
+    assert list(precompile._running) == ["CUDA modules", "Triton kernels"]
+
+
 def test_a_failure_is_a_warning_and_the_start_goes_on(gpu, monkeypatch, caplog):
     monkeypatch.setattr(Child, "failure", "exit 1: no space left")
     start(projection(512, 256))
