@@ -332,6 +332,7 @@ ATTRIBUTES: tuple[Needs, ...] = (
     ),
     Needs("environ:envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE"),
     Needs("environ:envs.SGLANG_DG_CACHE_DIR"),
+    Needs("environ:envs.SGLANG_DG_USE_NVRTC"),
     Needs("layers.quantization.fp8:Fp8MoEMethod", ("quant_config",)),
     # CUDA modules, built ahead
     Needs("kernels.ops.activation.activation:activation_module", ("dtype",)),
