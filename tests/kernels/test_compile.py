@@ -66,7 +66,7 @@ POINTERS = {
         "slots": "*i64",
     },
     "_split_kernel": ATTEND,
-    **dict.fromkeys(("_hopper_kernel", "_hopper_fp8_kernel"), ATTEND),
+    **dict.fromkeys(("_hopper_kernel", "_hopper_fp8_kernel", "_hopper_fp8_ahead_kernel"), ATTEND),
     "_combine_kernel": COMBINED,
     "_combine_values_kernel": COMBINED,
     "_absorb_query_kernel": {
@@ -131,6 +131,8 @@ CASES = [
         {**DECODE, "FP8": True, "WIDTH": 4, "HEADS": 16},
         8,
     ),
+    ("mla_decode", "_hopper_fp8_ahead_kernel", FP8_KEYS, {**DECODE, "FP8": True, "WIDTH": 4}, 8),
+    ("mla_decode", "_hopper_fp8_ahead_kernel", FP8_KEYS, {**DECODE, "FP8": True, "TOKENS": 256}, 8),
     ("mla_decode", "_combine_kernel", {}, COMBINE, 4),
     ("mla_decode", "_combine_values_kernel", {}, {**VALUES, "weight_rank": 1}, 8),
     ("mla_decode", "_combine_values_kernel", {}, {**VALUES, "weight_column": 1}, 8),
@@ -188,6 +190,14 @@ CASES = [
 def test_the_kernel_compiles_for_hopper(
     op: str, kernel: str, types: dict[str, str], constants: dict[str, Any], warps: int
 ) -> None:
+    compiled = compile_for_hopper(op, kernel, types, constants, warps)
+    assert compiled.asm["cubin"]
+    assert compiled.metadata.shared <= SHARED
+
+
+def compile_for_hopper(
+    op: str, kernel: str, types: dict[str, str], constants: dict[str, Any], warps: int
+) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -207,11 +217,7 @@ def test_the_kernel_compiles_for_hopper(
     names = [n for n in ALIGNED if not (n == "latent_stride" and constants.get("FP8"))]
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if name in names}
     source = kind(fn=function, signature=signature, constexprs=constants, attrs=aligned)
-    compiled = triton.compile(
-        source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps}
-    )
-    assert compiled.asm["cubin"]
-    assert compiled.metadata.shared <= SHARED
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
 
 
 def test_hopper_takes_what_its_kernel_was_made_for() -> None:
@@ -241,12 +247,15 @@ def test_hopper_takes_fp8_rows_with_their_own_kernel() -> None:
     from longcat_kernels.compile_only import compile_only
     from longcat_kernels.mla_decode import launch
 
-    def kernel(heads: int, dtype: torch.dtype) -> str:
+    def kernel(heads: int, dtype: torch.dtype, *, ahead: bool = False) -> str:
         query = torch.empty(1, heads, 512, dtype=torch.bfloat16)
         with compile_only():
-            taken = launch._kernel_for(query, query[..., :64], torch.empty(4, 656, dtype=dtype))
+            latents = torch.empty(4, 656, dtype=dtype)
+            taken = launch._kernel_for(query, query[..., :64], latents, ahead=ahead)
         return taken.__name__
 
     assert kernel(32, torch.uint8) == "_hopper_fp8_kernel"
     assert kernel(33, torch.uint8) == "_split_kernel"
     assert kernel(32, torch.bfloat16) == "_hopper_kernel"
+    assert kernel(32, torch.uint8, ahead=True) == "_hopper_fp8_ahead_kernel"
+    assert kernel(33, torch.uint8, ahead=True) == "_split_kernel"
