@@ -3,7 +3,7 @@
 The `flashinfer` column reads the same pages with page size 1, as SGLang does; its plan is made
 beforehand. SGLang's `--attention-backend fa3` and `flashmla` take 22 and 37 us at batch 1. Columns
 with `+bmm` multiply by w_vc in a launch of torch's. `ours+values` does what a step does: up to 4
-tokens the second launch of ours multiplies. `ahead+values` is that with the kernel for FP8 rows that
+tokens the second launch of ours multiplies. `ahead+values` is that with a kernel for FP8 rows that
 servers do not use, `_hopper_fp8_ahead.py`. Every copy of the inputs has its own weights, so that
 they are cold, as a layer's are.
 """
