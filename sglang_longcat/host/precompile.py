@@ -10,10 +10,12 @@ start, where they are joined, and what the log says. For Hopper.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import nn
@@ -25,10 +27,14 @@ from longcat_kernels.row_table import RowTable
 from longcat_kernels.warm_up_ahead import WarmUpAhead
 from sglang_longcat import env
 from sglang_longcat.config import LongcatConfig
-from sglang_longcat.host import gpu_by_driver
+from sglang_longcat.host import hf_config
 from sglang_longcat.host.cuda_modules import CudaModules, before_graphs, before_requests
 
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
+
 logger = logging.getLogger(__name__)
+STEP = "handle_environment_variables"
 
 
 class Compiling(Protocol):
@@ -39,16 +45,26 @@ class Compiling(Protocol):
 _running: dict[str, Compiling] = {}  # of this process, by what it compiles
 
 
-def register() -> None:
-    """Switches SGLang's own precompilation off, unless the user has set it. SGLang reads the
-    variable when a scheduler imports its wrapper of DeepGEMM, so it is set in the process that
-    starts schedulers."""
+def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> None:
+    """Runs SGLang's step, then switches SGLang's own precompilation off, unless the user has set
+    it. SGLang reads the variable when a scheduler imports its wrapper of DeepGEMM, so it is set in
+    the process that starts schedulers."""
+    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
     from sglang.srt.environ import envs
 
-    if not env.parallel_compile() or envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.is_set():
+    previous(server_args)
+    if envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.is_set() or resolving_view(server_args).device != "cuda":
         return
-    if gpu_by_driver.capability() == HOPPER:
+    if hf_config.is_served_by_us(model_config_of(server_args).hf_config) and _enabled():
         envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.set(False)
+
+
+@functools.cache
+def register() -> None:
+    """Once per process, since SGLang's registry would keep the same function twice."""
+    from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
+
+    register_resolution_hook(STEP)(settle)
 
 
 def start_cuda_modules(config: LongcatConfig, *, shares_experts: bool, drafts: bool) -> None:

@@ -10,14 +10,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sglang.srt.arg_groups import overrides, resolution_hooks
 from sglang.srt.environ import envs
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
+from sglang.srt.server_args import ServerArgs
 from torch import nn
 
 from longcat_kernels.background import BackgroundError
 from longcat_kernels.deep_gemm_cache import Gemm, default_folder, lite_gemms
-from sglang_longcat.host import deep_gemm, kernel_warm_up, precompile
+from sglang_longcat.host import deep_gemm, hf_config, kernel_warm_up, precompile
 from sglang_longcat.recipes.choose import published
+from sglang_longcat.testing.tiny import write_tiny
 
 MOE_CONFIG = SimpleNamespace(top_k=4, num_experts=8, num_local_experts=8)
 
@@ -104,24 +107,40 @@ def test_make_kernels_fills_the_folder_that_a_server_reads(monkeypatch, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("gpu", "switch", "users", "expected"),
+    ("gpu", "switch", "users", "ours", "expected"),
     [
-        ((9, 0), "", None, False),
-        ((9, 0), "0", None, True),
-        ((9, 0), "", "1", True),
-        ((10, 0), "", None, True),
-        (None, "", None, True),
+        ((9, 0), "", None, True, False),
+        ((9, 0), "0", None, True, True),
+        ((9, 0), "", "1", True, True),
+        ((10, 0), "", None, True, True),
+        ((9, 0), "", None, False, True),
     ],
+    ids=["default", "switched off", "set by the user", "Blackwell", "another model"],
 )
-def test_sglangs_precompilation_is_left_out(monkeypatch, gpu, switch, users, expected):
-    """On Hopper only, and not against the user."""
-    monkeypatch.setattr(precompile.gpu_by_driver, "capability", lambda: gpu)
+def test_sglangs_precompilation_is_left_out(
+    monkeypatch, tmp_path, gpu, switch, users, ours, expected
+):
+    """On Hopper only, for our model only, and not against the user."""
+    hf_config.register()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: gpu)
+    monkeypatch.setattr(hf_config, "is_served_by_us", lambda config: ours)
     monkeypatch.setenv("LONGCAT_PARALLEL_COMPILE", switch)
     monkeypatch.setenv("SGLANG_JIT_DEEPGEMM_PRECOMPILE", users or "")
     if users is None:
         monkeypatch.delenv("SGLANG_JIT_DEEPGEMM_PRECOMPILE")
-    precompile.register()
+    args = ServerArgs(model_path=str(write_tiny(tmp_path / "tiny")))
+    overrides.declare_resolution(args, "test", device="cuda")
+    called = []
+    precompile.settle(args, called.append)
+    assert called == [args]
     assert envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.get() is expected
+
+
+def test_registered_once():
+    precompile.register()
+    precompile.register()
+    assert resolution_hooks._HOOKS[precompile.STEP].count(precompile.settle) == 1
 
 
 class Child:
