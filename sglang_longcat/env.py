@@ -27,11 +27,11 @@ def defaults(values: Mapping[str, str]) -> Iterator[None]:
             del os.environ[name]
 
 
-def _flag(name: str) -> bool:
+def _flag(name: str, *, default: bool = False) -> bool:
     value = os.environ.get(name, "").strip().lower()
     if value not in _TRUE | _FALSE:
         raise ValueError(f"{name}={value!r}: expected 1 or 0. Unset it or set it to 1.")
-    return value in _TRUE
+    return value in _TRUE if value else default
 
 
 def disabled() -> bool:
@@ -129,8 +129,9 @@ def small_experts() -> bool:
 def parallel_compile() -> bool:
     """LONGCAT_PARALLEL_COMPILE=1|0: whether DeepGEMM's kernels, ours and CUDA modules of SGLang and
     flashinfer are compiled in parallel while weights load, on Hopper. On by default: a cold start
-    in block FP8 was ready after 115 s instead of 241, and a warm one waits 1 s for it."""
-    return _choice("LONGCAT_PARALLEL_COMPILE", "1", "0") == "1"
+    in block FP8 with drafts was ready after 115 s, where one without it was not after 290, and a
+    warm one waited 4 s for it."""
+    return _flag("LONGCAT_PARALLEL_COMPILE", default=True)
 
 
 # Optional operations: LONGCAT_SGLANG_OPS switches each back to what SGLang launches.

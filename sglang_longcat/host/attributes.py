@@ -333,6 +333,7 @@ ATTRIBUTES: tuple[Needs, ...] = (
     Needs("environ:envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE"),
     Needs("environ:envs.SGLANG_DG_CACHE_DIR"),
     Needs("environ:envs.SGLANG_DG_USE_NVRTC"),
+    Needs("environ:envs.SGLANG_IN_DEEPGEMM_PRECOMPILE_STAGE"),
     Needs("layers.quantization.fp8:Fp8MoEMethod", ("quant_config",)),
     # CUDA modules, built ahead
     Needs("kernels.ops.activation.activation:activation_module", ("dtype",)),

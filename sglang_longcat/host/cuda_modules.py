@@ -8,6 +8,7 @@ what they build, so a forward that comes too early waits for the same build.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,11 +17,12 @@ from functools import partial
 
 import torch
 
-from longcat_kernels.background import BackgroundError
+from longcat_kernels.background import LONGEST, BackgroundError
 from longcat_kernels.fp8_layout import GROUP
 from sglang_longcat.config import LongcatConfig
 
 Loader = Callable[[], object]
+logger = logging.getLogger(__name__)
 
 
 class CudaModules:
@@ -34,22 +36,28 @@ class CudaModules:
 
     def join(self) -> float:
         """Waits for the awaited builds, and returns the seconds since the start. BackgroundError if
-        one failed."""
+        one failed, or waits for a compiler or a lock of another machine for too long."""
         for build in self._awaited:
-            if (error := build.exception()) is not None:
+            left = self.begin + LONGEST - time.monotonic()
+            try:
+                error = build.exception(timeout=max(0.0, left))
+            except TimeoutError:
+                raise BackgroundError(f"a CUDA module is not ready after {LONGEST} s") from None
+            if error is not None:
                 raise BackgroundError(f"{type(error).__name__}: {error}") from error
         return time.monotonic() - self.begin
 
 
 def _build(load: Loader) -> Future[object]:
     """In a daemon thread: a start that fails does not wait for nvcc, as it would for an executor's
-    threads."""
+    threads. An nvcc that runs then ends by itself."""
     build: Future[object] = Future()
 
     def run() -> None:
         try:
             build.set_result(load())
-        except BaseException as error:  # noqa: BLE001  # `join` reports it
+        except BaseException as error:  # noqa: BLE001  # nobody would see it in a thread
+            logger.warning("a CUDA module was not built ahead: %s: %s", type(error).__name__, error)
             build.set_exception(error)
 
     threading.Thread(target=run, name="longcat-cuda-module", daemon=True).start()
@@ -59,7 +67,6 @@ def _build(load: Loader) -> Future[object]:
 def before_graphs(config: LongcatConfig, *, shares_experts: bool) -> list[Loader]:
     """What the first graphs of `config`'s weights call on one GPU, as the folders of an H200's
     caches showed. shares_experts: expert parallel, whose Marlin module is another one."""
-    from flashinfer.norm import get_norm_module
     from sglang.kernels.jit.utils import is_arch_support_pdl
     from sglang.kernels.ops.activation.activation import activation_module
     from sglang.kernels.ops.attention.clamp_position import _jit_clamp_position_module
@@ -68,7 +75,6 @@ def before_graphs(config: LongcatConfig, *, shares_experts: bool) -> list[Loader
 
     rope, bf16 = config.qk_rope_head_dim, torch.bfloat16
     loaders: list[Loader] = [
-        get_norm_module,
         partial(activation_module, bf16),
         partial(_jit_clamp_position_module, torch.int64),
         partial(_jit_fused_rope_module, False, rope, bf16, bf16),  # not neox: pairs are neighbours
@@ -77,6 +83,7 @@ def before_graphs(config: LongcatConfig, *, shares_experts: bool) -> list[Loader
     if config.weight_format == "block-fp8":
         kinds = (True, False), (False, False), (False, True)
         loaders += [partial(_quantiser, row_major=row, swiglu=swiglu) for row, swiglu in kinds]
+        loaders.append(_quantising_norm)
     if config.weight_format == "int4":
         loaders += _marlin(shares_experts)
     return loaders
@@ -88,6 +95,13 @@ def before_requests(*, drafts: bool) -> list[Loader]:
     from sglang.kernels.ops.speculative.tree import _jit_tree_module
 
     return [get_sampling_module, *([_jit_tree_module] if drafts else [])]
+
+
+def _quantising_norm() -> object:
+    """Of `layers/fp8_inputs.py`. flashinfer's other norms are no CUDA module."""
+    from flashinfer.norm import get_norm_module
+
+    return get_norm_module()
 
 
 def _quantiser(*, row_major: bool, swiglu: bool) -> object:
@@ -112,7 +126,7 @@ def _quantiser(*, row_major: bool, swiglu: bool) -> object:
 
 
 def _marlin(shares_experts: bool) -> list[Loader]:
-    """Each takes nvcc 440 to 490 s of a busy core (2026-11-30). The experts' two GEMMs are two
+    """Each takes nvcc 310 to 490 s of a core (2026-11-30). The experts' two GEMMs are two
     modules, which differ in whether unused rows of the output become zeros."""
     from sglang.kernels.ops.gemm.gptq_marlin import _jit_gptq_marlin_module
     from sglang.kernels.ops.moe.moe_wna16_marlin import _jit_moe_wna16_marlin_module

@@ -6,8 +6,8 @@ leave 9. Our step is in SGLang's own registry of resolution steps. It never chan
 the user gives.
 
 A prefill that continues a cached prefix expands it, 28 KiB a token for this model, in pieces of
-SGLANG_MAX_KV_CHUNK_CAPACITY tokens: 3.5 GiB with SGLang's default, 0.9 with ours, and 0.2 on GPUs
-of less than 35 GiB.
+SGLANG_MAX_KV_CHUNK_CAPACITY tokens: 3.5 GiB with SGLang's default, 0.9 with ours, and 0.2 or 0.1
+on GPUs of less than 35 GiB.
 """
 
 from __future__ import annotations

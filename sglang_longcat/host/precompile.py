@@ -43,20 +43,36 @@ class Compiling(Protocol):
 
 
 _running: dict[str, Compiling] = {}  # of this process, by what it compiles
+_switched_off: list[bool] = []  # not empty: SGLang's variable is ours, not the user's
 
 
 def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> None:
-    """Runs SGLang's step, then switches SGLang's own precompilation off, unless the user has set
-    it. SGLang reads the variable when a scheduler imports its wrapper of DeepGEMM, so it is set in
-    the process that starts schedulers."""
-    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
+    """Runs SGLang's step, then switches SGLang's own precompilation off where ours takes its place,
+    unless the user has set it. SGLang reads the variable when a scheduler imports its wrapper of
+    DeepGEMM, so it is set in the process that starts schedulers, and cleared for the next engine
+    there."""
     from sglang.srt.environ import envs
 
     previous(server_args)
-    if envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.is_set() or resolving_view(server_args).device != "cuda":
-        return
-    if hf_config.is_served_by_us(model_config_of(server_args).hf_config) and _enabled():
+    if _switched_off:
+        _switched_off.clear()
+        envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.clear()
+    if not envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.is_set() and _takes_its_place(server_args):
+        _switched_off.append(True)
         envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.set(False)
+
+
+def _takes_its_place(server_args: ServerArgs) -> bool:
+    """Not in SGLang's `compile_deep_gemm`, whose purpose it is."""
+    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
+    from sglang.srt.environ import envs
+
+    if envs.SGLANG_IN_DEEPGEMM_PRECOMPILE_STAGE.get():
+        return False
+    if resolving_view(server_args).device != "cuda":
+        return False
+    served = hf_config.is_served_by_us(model_config_of(server_args).hf_config)
+    return served and _compiles_deep_gemm()
 
 
 @functools.cache
@@ -78,10 +94,10 @@ def start_cuda_modules(config: LongcatConfig, *, shares_experts: bool, drafts: b
 def start_deep_gemm(layers: nn.Module, hidden: int) -> None:
     """Call it once the layers are built; hidden: the model's width. Every rank does so, and a lock
     on the cache's folder gives each kernel to one of them."""
+    if not _compiles_deep_gemm():
+        return
     from sglang.srt.environ import envs
 
-    if not _enabled() or envs.SGLANG_DG_USE_NVRTC.get():  # the child has nvcc only
-        return
     from sglang_longcat.host.deep_gemm import gemms
 
     wanted = gemms(layers, hidden)
@@ -130,7 +146,16 @@ def _join(name: str, child: Compiling) -> None:
     )
 
 
+def _compiles_deep_gemm() -> bool:
+    """With nvcc only: the child has no other compiler."""
+    from sglang.srt.environ import envs
+
+    return _enabled() and not envs.SGLANG_DG_USE_NVRTC.get()
+
+
 def _enabled() -> bool:
-    if not env.parallel_compile() or not torch.cuda.is_available():
+    from sglang.srt.utils import is_cpu
+
+    if not env.parallel_compile() or is_cpu() or not torch.cuda.is_available():
         return False
     return torch.cuda.get_device_capability() == HOPPER

@@ -154,6 +154,8 @@ def _fraction(memory: MachineMemory, flags: MemoryFlags) -> float:
     if flags.mem_fraction is not None:
         return flags.mem_fraction
     total_mb, reserve_mb = memory.driver_total / MIB, flags.reserve_mb
+    if not total_mb:
+        return 0.0
     if reserve_mb is None:
         reserve_mb = reserve.default_runtime_reserve_mb(
             total_mb, flags.tp, attention_dp=flags.attention_dp, draft=flags.draft

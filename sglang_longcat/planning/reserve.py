@@ -16,10 +16,10 @@ from longcat_kernels.lite import HIDDEN, VOCAB
 _BASE_MB = 2048  # attention workspaces, cuBLAS, fragmentation
 _MB_PER_PREFILL_TOKEN = 0.27  # activations of top-12 experts, the widest point of a layer
 _MB_PER_PREFIX_TOKEN = 28 / 1024
-# (GiB of the GPU at least, tokens of a cached prefix that are expanded at a time): 0.9 GiB, a
-# quarter of SGLang's default, or 0.2. With 0.9 a GPU of 24 GB had nothing left for the KV cache.
+# (GiB of the GPU at least, tokens of a cached prefix that are expanded at a time): 0.9 GiB, 0.2 or
+# 0.1, where SGLang keeps 3.5. With 0.9 a GPU of 24 GB had no room for a KV cache.
 # Smaller pieces only take more steps: SGLang shares a piece out to the requests of a prefill.
-_PREFIX_TOKENS = ((35, 32768), (0, 8192))
+_PREFIX_TOKENS = ((35, 32768), (28, 8192), (0, 4096))
 _MB_PER_GRAPH_ROW = 3.5  # 0.9 GiB for graphs of up to 256 rows
 # With speculation a graph has a row per token of each request's verify window. A further row has
 # activations, and logits: in bf16 from the GEMM, in fp32 in the buffer that SGLang's graphs share
@@ -73,7 +73,7 @@ def runtime_reserve_mb(
     )
     return (
         _BASE_MB
-        + _MB_PER_PREFILL_TOKEN * max(prefill_tokens, 2048)
+        + _MB_PER_PREFILL_TOKEN * max(prefill_tokens, 1024)
         + _MB_PER_PREFIX_TOKEN * prefix_tokens(gpu_mb)
         + graphs
         + (_MB_PER_RANK * ranks if ranks > 1 else 0)

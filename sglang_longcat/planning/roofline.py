@@ -27,11 +27,11 @@ class Gpu:
     shown: float | None = None
 
 
-# memory: measured for H100 and H200, and 23.30 for an H200 that looked like an RTX 4090. For the
-# others 98.5 % of what the driver shows, and at least 0.7 GiB less, for the CUDA context.
+# memory: measured for H100 and H200. For an RTX 4090 and 5090 what PyTorch shows in its messages,
+# 23.64 and 31.5 GiB, without 0.7 for the CUDA context. For the others 98.5 % of the driver's total.
 GPUS = {
-    "RTX-4090-24G": Gpu(memory=23.3, bandwidth=1.01, bf16=165, fp8=330, shown=24564 / 1024),
-    "RTX-5090-32G": Gpu(memory=31.1, bandwidth=1.79, bf16=209, fp8=419, shown=32607 / 1024),
+    "RTX-4090-24G": Gpu(memory=22.9, bandwidth=1.01, bf16=165, fp8=330, shown=24564 / 1024),
+    "RTX-5090-32G": Gpu(memory=30.8, bandwidth=1.79, bf16=209, fp8=419, shown=32607 / 1024),
     "L40S-48G": Gpu(memory=44.3, bandwidth=0.864, bf16=362, fp8=733),
     "A100-80G": Gpu(memory=78.8, bandwidth=2.04, bf16=312),
     "H20-96G": Gpu(memory=94.0, bandwidth=4.0, bf16=148, fp8=296),

@@ -14,9 +14,11 @@ from sglang.kernels.jit import utils
 from sglang.kernels.ops.quantization import per_token_group_quant as quant
 
 from longcat_kernels.background import BackgroundError
+from sglang_longcat.host import cuda_modules
 from sglang_longcat.host.cuda_modules import (
     CudaModules,
     _quantiser,
+    _quantising_norm,
     before_graphs,
     before_requests,
 )
@@ -39,6 +41,25 @@ def test_a_failed_build_says_why() -> None:
         CudaModules([fail]).join()
 
 
+def test_a_build_that_never_ends_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_modules, "LONGEST", 0.1)
+    end = threading.Event()
+    with pytest.raises(BackgroundError, match=r"not ready after 0\.1 s"):
+        CudaModules([end.wait]).join()
+    end.set()
+
+
+def test_a_build_that_nobody_waits_for_says_why_it_failed(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise OSError("nvcc not found")
+
+    CudaModules([], [fail])
+    for thread in threading.enumerate():
+        if thread.name == "longcat-cuda-module":
+            thread.join(10)
+    assert "a CUDA module was not built ahead: OSError: nvcc not found" in caplog.text
+
+
 def test_a_failed_start_does_not_wait_for_builds() -> None:
     """Red if the interpreter joins the threads of builds when it ends."""
     program = """
@@ -53,12 +74,14 @@ def test_only_speculation_needs_the_tree() -> None:
     assert [len(before_requests(drafts=drafts)) for drafts in (False, True)] == [1, 2]
 
 
-@pytest.mark.parametrize(("weights", "more"), [("bf16", 0), ("block-fp8", 3), ("int4", 3)])
+@pytest.mark.parametrize(("weights", "more"), [("bf16", 0), ("block-fp8", 4), ("int4", 3)])
 def test_only_what_the_weights_need(
     monkeypatch: pytest.MonkeyPatch, weights: str, more: int
 ) -> None:
     monkeypatch.setattr(utils, "is_arch_support_pdl", lambda: True)
-    assert len(before_graphs(published(weights), shares_experts=False)) == 5 + more
+    loaders = before_graphs(published(weights), shares_experts=False)
+    assert len(loaders) == 4 + more
+    assert (_quantising_norm in loaders) == (weights == "block-fp8")  # 37 s of nvcc
 
 
 @pytest.mark.parametrize(("columns", "swiglu"), [(False, False), (True, False), (True, True)])

@@ -76,7 +76,7 @@ def test_a_24_gb_gpu_gets_room_for_four_requests_of_4_bit_weights(
     fraction = settle(checkpoint, monkeypatch, RTX_4090, graphs, **given)
     left = 3.24 - 23.30 * (1 - fraction)
     assert left * 2**20 / 31.5 >= 4 * (4096 + 96)
-    assert envs.SGLANG_MAX_KV_CHUNK_CAPACITY.get() == reserve.prefix_tokens(RTX_4090) == 8192
+    assert envs.SGLANG_MAX_KV_CHUNK_CAPACITY.get() == reserve.prefix_tokens(RTX_4090) == 4096
 
 
 def test_a_users_fraction_is_not_touched(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,34 +107,48 @@ def test_make_kernels_fills_the_folder_that_a_server_reads(monkeypatch, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("gpu", "switch", "users", "ours", "expected"),
+    ("gpu", "switch", "users", "ours", "compiler", "expected"),
     [
-        ((9, 0), "", None, True, False),
-        ((9, 0), "0", None, True, True),
-        ((9, 0), "", "1", True, True),
-        ((10, 0), "", None, True, True),
-        ((9, 0), "", None, False, True),
+        ((9, 0), None, None, True, "", False),
+        ((9, 0), "off", None, True, "", True),
+        ((9, 0), None, "1", True, "", True),
+        ((10, 0), None, None, True, "", True),
+        ((9, 0), None, None, False, "", True),
+        ((9, 0), None, None, True, "SGLANG_DG_USE_NVRTC", True),
+        ((9, 0), None, None, True, "SGLANG_IN_DEEPGEMM_PRECOMPILE_STAGE", True),
     ],
-    ids=["default", "switched off", "set by the user", "Blackwell", "another model"],
+    ids=["default", "off", "by the user", "Blackwell", "another model", "NVRTC", "SGLang's tool"],
 )
 def test_sglangs_precompilation_is_left_out(
-    monkeypatch, tmp_path, gpu, switch, users, ours, expected
+    monkeypatch, tmp_path, gpu, switch, users, ours, compiler, expected
 ):
-    """On Hopper only, for our model only, and not against the user."""
+    """On Hopper only, for our model only, not against the user, and not for the next engine."""
+    monkeypatch.setattr("sglang.srt.utils.is_cpu", lambda: False)
     hf_config.register()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: gpu)
     monkeypatch.setattr(hf_config, "is_served_by_us", lambda config: ours)
-    monkeypatch.setenv("LONGCAT_PARALLEL_COMPILE", switch)
-    monkeypatch.setenv("SGLANG_JIT_DEEPGEMM_PRECOMPILE", users or "")
-    if users is None:
-        monkeypatch.delenv("SGLANG_JIT_DEEPGEMM_PRECOMPILE")
+    set_or_delete(monkeypatch, "LONGCAT_PARALLEL_COMPILE", switch)
+    set_or_delete(monkeypatch, "SGLANG_JIT_DEEPGEMM_PRECOMPILE", users)
+    monkeypatch.setattr(precompile, "_switched_off", [])
+    if compiler:
+        monkeypatch.setenv(compiler, "1")
     args = ServerArgs(model_path=str(write_tiny(tmp_path / "tiny")))
     overrides.declare_resolution(args, "test", device="cuda")
     called = []
     precompile.settle(args, called.append)
     assert called == [args]
     assert envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.get() is expected
+    # Another engine in this process, of a model that is not ours.
+    monkeypatch.setattr(hf_config, "is_served_by_us", lambda config: False)
+    precompile.settle(args, called.append)
+    assert envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.get()
+
+
+def set_or_delete(monkeypatch, name, value):
+    monkeypatch.setenv(name, value or "")  # so that the end of the test restores it
+    if value is None:
+        monkeypatch.delenv(name)
 
 
 def test_registered_once():
@@ -168,6 +182,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(precompile, "WarmUpAhead", Child)
     monkeypatch.setattr(precompile, "CudaModules", Child)
     monkeypatch.setattr("sglang.kernels.jit.utils.is_arch_support_pdl", lambda: True)
+    monkeypatch.setattr("sglang.srt.utils.is_cpu", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
@@ -181,8 +196,8 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("LONGCAT_PDL", "0")
 
 
-def start(*layers: nn.Module) -> None:
-    precompile.start_cuda_modules(published("block-fp8"), shares_experts=False, drafts=True)
+def start(*layers: nn.Module, weights: str = "block-fp8") -> None:
+    precompile.start_cuda_modules(published(weights), shares_experts=False, drafts=True)
     precompile.start_deep_gemm(nn.ModuleList(layers), 256)
     precompile.start_triton("config", "rows")
 
@@ -213,8 +228,14 @@ def test_off_on_other_gpus_and_by_the_switch(gpu, monkeypatch, capability, switc
 
 def test_a_model_without_such_layers_compiles_the_rest(gpu):
     """A bf16 model, whose projections are not DeepGEMM's."""
-    start()
+    start(weights="bf16")
     assert list(precompile._running) == ["CUDA modules", "Triton kernels"]
+
+
+def test_a_cpu_engine_beside_a_gpu_compiles_nothing(gpu, monkeypatch):
+    monkeypatch.setattr("sglang.srt.utils.is_cpu", lambda: True)
+    start(projection(512, 256))
+    assert precompile._running == {}
 
 
 def test_nvrtc_compiles_when_it_meets_a_kernel(gpu, monkeypatch):
