@@ -12,12 +12,11 @@ on GPUs of less than 35 GiB.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sglang_longcat.host import hf_config
+from sglang_longcat.host import resolution
 from sglang_longcat.planning import reserve
 
 if TYPE_CHECKING:
@@ -29,11 +28,7 @@ STEP = "handle_gpu_memory_settings"
 
 def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> None:
     """Runs SGLang's step, then sets our fraction if SGLang chose its own and ours is larger."""
-    from sglang.srt.arg_groups.overrides import (
-        declare_resolution,
-        model_config_of,
-        resolving_view,
-    )
+    from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
     from sglang.srt.environ import envs
     from sglang.srt.utils import get_device_memory_capacity
 
@@ -41,9 +36,7 @@ def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> N
     chosen_by_user = cfg.mem_fraction_static is not None
     previous(server_args)
     cfg = resolving_view(server_args)
-    if chosen_by_user or cfg.device != "cuda":
-        return
-    if not hf_config.is_served_by_us(model_config_of(server_args).hf_config):
+    if chosen_by_user or not resolution.is_ours_on_cuda(server_args):
         return
     gpu_mb = get_device_memory_capacity(cfg.device)
     chunk = cfg.chunked_prefill_size
@@ -69,9 +62,5 @@ def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> N
             envs.SGLANG_MAX_KV_CHUNK_CAPACITY.set(reserve.prefix_tokens(gpu_mb))
 
 
-@functools.cache
 def register() -> None:
-    """Once per process, since SGLang's registry would keep the same function twice."""
-    from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
-
-    register_resolution_hook(STEP)(settle)
+    resolution.wrap(STEP, settle)

@@ -10,7 +10,6 @@ start, where they are joined, and what the log says. For Hopper.
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from longcat_kernels.row_table import RowTable
 from longcat_kernels.warm_up_ahead import WarmUpAhead
 from sglang_longcat import env
 from sglang_longcat.config import LongcatConfig
-from sglang_longcat.host import hf_config
+from sglang_longcat.host import resolution
 from sglang_longcat.host.cuda_modules import CudaModules, before_graphs, before_requests
 
 if TYPE_CHECKING:
@@ -64,23 +63,15 @@ def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> N
 
 def _takes_its_place(server_args: ServerArgs) -> bool:
     """Not in SGLang's `compile_deep_gemm`, whose purpose it is."""
-    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
     from sglang.srt.environ import envs
 
     if envs.SGLANG_IN_DEEPGEMM_PRECOMPILE_STAGE.get():
         return False
-    if resolving_view(server_args).device != "cuda":
-        return False
-    served = hf_config.is_served_by_us(model_config_of(server_args).hf_config)
-    return served and _compiles_deep_gemm()
+    return resolution.is_ours_on_cuda(server_args) and _compiles_deep_gemm()
 
 
-@functools.cache
 def register() -> None:
-    """Once per process, since SGLang's registry would keep the same function twice."""
-    from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
-
-    register_resolution_hook(STEP)(settle)
+    resolution.wrap(STEP, settle)
 
 
 def start_cuda_modules(config: LongcatConfig, *, shares_experts: bool, drafts: bool) -> None:

@@ -8,12 +8,11 @@ plugins, so a step in SGLang's registry of resolution steps reads our tables, fo
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sglang_longcat.host import hf_config
+from sglang_longcat.host import hf_config, resolution
 from sglang_longcat.host.refused_flags import (
     refuse_contradictions,
     refuse_unsupported,
@@ -48,9 +47,5 @@ def _names_longcat(model_path: str) -> bool:
     return file.is_file() and "longcat" in file.read_text(errors="replace").lower()
 
 
-@functools.cache
 def register() -> None:
-    """Once per process, since SGLang's registry would keep the same function twice."""
-    from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
-
-    register_resolution_hook(STEP)(refuse)
+    resolution.wrap(STEP, refuse)

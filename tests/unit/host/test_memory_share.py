@@ -91,7 +91,7 @@ def test_a_larger_choice_of_sglang_is_not_lowered(
 
 
 def test_other_models_are_not_touched(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_share.hf_config, "is_served_by_us", lambda config: False)
+    monkeypatch.setattr(hf_config, "is_served_by_us", lambda config: False)
     assert settle(checkpoint, monkeypatch, H200) == 0.822
 
 
