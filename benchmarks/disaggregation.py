@@ -39,7 +39,7 @@ from benchmarks.serving.arms import ARMS
 from benchmarks.serving.report import Report
 from benchmarks.serving.started import Started, starting
 from launch import router, serve
-from launch.gpus import gpu_count
+from launch.gpus import gpu_of
 from sglang_longcat import recipes
 from sglang_longcat.testing.engine_flags import nextn
 
@@ -117,10 +117,8 @@ def worker(args: argparse.Namespace, mode: str, place: int) -> argparse.Namespac
 
 def variables(gpu: int) -> dict[str, str]:
     """Of a worker's environment."""
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpu_count()))) or "0"
-    names = shown.split(",")
     return {
-        "CUDA_VISIBLE_DEVICES": names[gpu % len(names)],
+        "CUDA_VISIBLE_DEVICES": gpu_of(gpu),
         "SGLANG_HOST_IP": serve.HOST,  # else it announces this machine's outward address
         "UCX_PROTO_INFO": "y",  # the log then says what carries the KV cache, as cuda_ipc or tcp
         # All shapes would take 8 minutes.

@@ -1,12 +1,13 @@
-"""How many CUDA GPUs this process may use, without importing torch.
+"""How many CUDA GPUs this process may use, and which of them a worker gets, without torch.
 
-Owns that number, for `launch/serve.py`, the benchmarks and the tests. They choose the environment
-variables of the CPU engine before torch and SGLang are imported, so they cannot ask these.
+Owns both answers, for `launch/serve.py`, the benchmarks and the tests. They choose environment
+variables before torch and SGLang are imported, so they cannot ask these.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 
 
 def gpu_count() -> int:
@@ -20,3 +21,11 @@ def gpu_count() -> int:
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
     return count.value
+
+
+def gpu_of(worker: int) -> str:
+    """CUDA_VISIBLE_DEVICES of one of several workers that take a GPU each, beginning again where
+    there are fewer GPUs."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpu_count()))) or "0"
+    shown = names.split(",")
+    return shown[worker % len(shown)]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -22,8 +21,8 @@ from statistics import mean
 from typing import Any
 
 import pytest
-import torch
 
+from launch.gpus import gpu_of
 from sglang_longcat.assets import nano
 from sglang_longcat.testing.engine_flags import nextn
 from tests.harness import Server, free_port, server
@@ -55,9 +54,7 @@ class Arm:
     def environment(self, gpu: int) -> dict[str, str]:
         if not self.on_gpus:
             return LOOK_OFTEN | self.env
-        count = torch.cuda.device_count()
-        shown = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
-        return LOOK_OFTEN | self.env | {"CUDA_VISIBLE_DEVICES": shown[gpu % count]}
+        return LOOK_OFTEN | self.env | {"CUDA_VISIBLE_DEVICES": gpu_of(gpu)}
 
 
 CPU = Arm("mooncake", ("sglang_router",), tie=1e-3, nats=1e-4, long=200, on_gpus=False, env=ENV)

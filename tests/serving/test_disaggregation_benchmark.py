@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from benchmarks import disaggregation
+from launch import gpus
 from sglang_longcat import recipes
 from tests import ROOT, harness
 from tests.model.test_disaggregation import ENV
@@ -71,5 +72,5 @@ def test_each_worker_has_a_gpu(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if shown is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
-    monkeypatch.setattr(disaggregation, "gpu_count", lambda: 1)
+    monkeypatch.setattr(gpus, "gpu_count", lambda: 1)
     assert [disaggregation.variables(gpu)["CUDA_VISIBLE_DEVICES"] for gpu in (0, 1)] == expected

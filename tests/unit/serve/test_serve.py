@@ -106,8 +106,7 @@ def test_user_wins(run, monkeypatch):
 @pytest.mark.parametrize("words", [("h200-tp1-fp8-latency",), ("--recipe", "h200-tp1-fp8-latency")])
 def test_a_named_recipe_is_taken_with_a_warning(run, here, words):
     status, lines, reasons = run(*words, "--print")
-    start = [command("h200-tp1-fp8-latency")]
-    assert (status, lines) == (0, start)
+    assert (status, lines) == (0, [command("h200-tp1-fp8-latency")])
     assert "as you named it" in reasons
     assert re.search(r"WARNING +needs 1 GPU, this machine has none", reasons)
 
