@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sglang_longcat.reference import ReferenceModel
+from sglang_longcat.reference.load import SCALE_SUFFIX
 from sglang_longcat.testing.values import block_fp8
 
 # The word row outweighs the rest of the target's stream, and is nearly all that a draft goes by:
@@ -35,8 +36,13 @@ def predictable(path: Path, to: Path) -> Path:
     shards = {file: load_file(to / file) for file in set(index.values())}
 
     def edit(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        shard = shards[index[name]]
-        shard[name] = change(shard[name].float()).bfloat16().contiguous()
+        shard, scales = shards[index[name]], name + SCALE_SUFFIX
+        if scales in index:  # block FP8; they may lie in another file
+            other = shards[index[scales]]
+            changed = change(widened(shard[name], other[scales]))
+            shard[name], other[scales] = block_fp8(changed, block=_BLOCK)
+        else:
+            shard[name] = change(shard[name].float()).bfloat16().contiguous()
         return shard[name]
 
     word = edit("model.embed_tokens.weight", lambda rows: rows * _WORD_GAIN).float()
@@ -53,6 +59,12 @@ def predictable(path: Path, to: Path) -> Path:
     for file, tensors in shards.items():
         save_file(tensors, to / file, metadata={"format": "pt"})
     return to
+
+
+def widened(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """The values of a block-FP8 weight."""
+    spread = scales.repeat_interleave(_BLOCK, 0).repeat_interleave(_BLOCK, 1)
+    return weight.float() * spread[: weight.shape[0], : weight.shape[1]]
 
 
 def small_llama(path: Path, to: Path) -> Path:
@@ -124,10 +136,7 @@ class Drafter:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.fp8_head is None:
             return F.linear(hidden, self.lm_head)
-        weight, scales = self.fp8_head
-        spread = scales.repeat_interleave(_BLOCK, 0).repeat_interleave(_BLOCK, 1)
-        rows = weight.float() * spread[: weight.shape[0], : weight.shape[1]]
-        return F.linear(hidden.bfloat16().float(), rows).bfloat16()
+        return F.linear(hidden.bfloat16().float(), widened(*self.fp8_head)).bfloat16()
 
     def accepted(self, prompt: Sequence[int], output: Sequence[int], *, steps: int) -> Counter[int]:
         """How many verifications accept 0, 1, .. `steps` drafts while `output` is decided. The last

@@ -97,7 +97,8 @@ def assert_same_tokens(answer: Answer, other: Answer, oracle: Oracle, tie: float
     """Up to the first tie, after which the two texts may be different ones."""
     pairs = zip(answer.output, other.output)
     same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
-    assert same == NEW or gaps(oracle, answer)[same] < tie, f"other tokens after {answer.prompt}"
+    tied = same == len(answer.output) or gaps(oracle, answer)[same] < tie
+    assert tied, f"other tokens after {answer.prompt}"
 
 
 @pytest.mark.parametrize("arm", ARMS)

@@ -14,11 +14,12 @@ import pytest
 
 from sglang_longcat.reference import ReferenceModel
 from sglang_longcat.testing.engine_flags import nextn
+from sglang_longcat.testing.tiny import TinyOptions, write_tiny
 from tests.harness import engine
 from tests.model.drafting import Drafter, predictable
 from tests.model.penalties import PENALTIES, ask_penalised, penalised_rows
 from tests.model.scoring import Answer, Oracle, ask, text
-from tests.model.test_modes_gpu import GPU, assert_right_tokens
+from tests.model.test_modes_gpu import ARMS, GPU, Arm, assert_right_tokens, assert_same_tokens
 
 STEPS, NEW = 3, 24
 
@@ -50,6 +51,25 @@ def assert_accepts(answers: Sequence[Answer], path: Path) -> None:
         wanted = drafter.accepted(answer.prompt, answer.output, steps=STEPS)
         expected += sum(right * count for right, count in wanted.items())
     assert accepted > 0.8 * expected > 0
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_block_fp8_without_and_with_drafts(tmp_path: Path, arm: Arm) -> None:
+    """The same greedy tokens up to a tie. Red if a window of four tokens multiplies FP8 weights or
+    scales otherwise than a decode step does, by more than the oracle finds close."""
+    tiny = write_tiny(tmp_path / "fp8", TinyOptions(fp8=True, experts=8, zero_experts=4))
+    path = predictable(tiny, tmp_path / "predictable")
+    prompts = [text(length, seed=length) for length in (1, 2, 3, 5, 11, 17, 30, 40)]
+    replies = []
+    for flags in ({}, nextn(STEPS)):
+        with engine(path, **arm.flags, **flags) as llm:
+            replies.append(ask(llm, prompts, max_new_tokens=NEW))
+    plain, drafted = replies
+    judge = Oracle(path)
+    assert_right_tokens([*plain, *drafted], judge, arm.tie)
+    for one, other in zip(plain, drafted, strict=True):
+        assert_same_tokens(one, other, judge, arm.tie)
+    assert_accepts(drafted, path)
 
 
 @pytest.mark.gpu

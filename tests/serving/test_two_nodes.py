@@ -11,7 +11,10 @@ from contextlib import ExitStack
 
 import pytest
 
+from launch.gpus import gpu_of
 from tests import harness
+from tests.model.scoring import Oracle, answer, text
+from tests.model.test_modes_gpu import GPU, assert_right_tokens
 from tests.serving.http import post
 
 PROMPT = "The water of the river"
@@ -19,12 +22,12 @@ NEW = 8
 TIMEOUT = 300
 
 
-def node(path, rank, port, **flags):
+def node(path, rank, port, env=None, timeout=TIMEOUT, **flags):
     """A context manager: node `rank` of two, whose ranks meet at an address of node 0."""
     return harness.server(
         path,
-        env={"SGLANG_HOST_IP": f"127.0.0.{1 + rank}", "GLOO_SOCKET_IFNAME": "lo"},
-        timeout=TIMEOUT,
+        env={"SGLANG_HOST_IP": f"127.0.0.{1 + rank}", "GLOO_SOCKET_IFNAME": "lo", **(env or {})},
+        timeout=timeout,
         tp_size=2,
         nnodes=2,
         node_rank=rank,
@@ -78,6 +81,33 @@ def test_two_nodes_answer_as_one(checkpoint, tokenizer, greedy, replicas):
         for rank, each in enumerate(nodes):
             assert f"This is node {rank} of 2: it waits up to 1800 s" in each.log
             assert f"TP{1 - rank}]" not in each.log
+
+
+@pytest.mark.multi_gpu(2)
+@pytest.mark.parametrize("ep_size", [1, 2])
+def test_two_nodes_of_one_gpu_each(checkpoint, ep_size):
+    """Through NCCL, each node with a GPU of its own. Red if a rank chooses its GPU by its number
+    among all ranks, or if a node has the other one's share of weights or tables."""
+    port = harness.free_port()
+    prompts = [text(length, seed=length) for length in (1, 2, 3, 17, 40)]
+    with ExitStack() as stack:
+        starts = [
+            node(
+                checkpoint,
+                rank,
+                port,
+                env={"CUDA_VISIBLE_DEVICES": gpu_of(rank), "NCCL_SOCKET_IFNAME": "lo"},
+                ep_size=ep_size,
+                **GPU.flags,
+            )
+            for rank in (0, 1)
+        ]
+        first, _ = enter_all(stack, starts)
+        sampling = {"temperature": 0, "max_new_tokens": NEW, "ignore_eos": True}
+        asked = {"input_ids": prompts, "sampling_params": sampling, "return_logprob": True}
+        status, body = post(first, "/generate", asked)
+    assert status == 200, body
+    assert_right_tokens(map(answer, prompts, json.loads(body)), Oracle(checkpoint), GPU.tie)
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
