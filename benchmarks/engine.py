@@ -251,7 +251,7 @@ def model_directory(args: argparse.Namespace) -> str:
 
 
 def measure_batch(engine: Any, size: int, length: int, args: argparse.Namespace) -> dict[str, Any]:
-    rng = random.Random(size)
+    rng = random.Random(f"{size}@{length}")  # no prompt begins as one of another batch
     large = size * length > LARGE
 
     def seconds(batch: list[list[int]], tokens: int) -> float:

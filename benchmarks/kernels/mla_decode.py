@@ -3,8 +3,7 @@
 The `flashinfer` column reads the same pages with page size 1, as SGLang does; its plan is made
 beforehand. SGLang's `--attention-backend fa3` and `flashmla` take 22 and 37 us at batch 1. Columns
 with `+bmm` multiply by w_vc in a launch of torch's. `ours+values` does what a step does: up to 4
-tokens the second launch of ours multiplies. `ahead+values` is that with a kernel for FP8 rows that
-servers do not use, `_hopper_fp8_ahead.py`. Every copy of the inputs has its own weights, so that
+tokens the second launch of ours multiplies. Every copy of the inputs has its own weights, so that
 they are cold, as a layer's are.
 """
 
@@ -65,15 +64,13 @@ def make(case: Case, copy: int, device: str, *, fp8: bool = False) -> tuple[work
 
 
 def ours(device: str, name: str, *, fp8: bool = False) -> Implementation:
-    """ours, ours+bmm, ours+values, ahead+values, or the reference. fp8: rows of the KV pool."""
+    """ours, ours+bmm, ours+values, or the reference. fp8: rows of the KV pool."""
     op = reference.mla_decode if name == "reference" else mla_decode
 
     def prepare(case: Case, copy: int) -> Call:
         inputs, width = make(case, copy, device, fp8=fp8)
         options: dict[str, Any] = {"scale": workloads.SCALE, "width": width}
         w_vc = workloads.make_values(seed=copy, device=device) if "+" in name else None
-        if name == "ahead+values":
-            options["ahead"] = True
         if name == "ours+bmm":
             assert w_vc is not None
             return lambda: project_values(op(*inputs, **options), w_vc)
@@ -126,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
 
 def long_contexts(options: argparse.Namespace) -> list[Row]:
     """The same shapes with FP8 rows and with bf16 rows. A rate of FP8 counts the bytes of FP8."""
-    fp8 = [ours(options.device, name, fp8=True) for name in ("ours+values", "ahead+values")]
+    fp8 = [ours(options.device, "ours+values", fp8=True)]
     plain = [ours(options.device, "ours+values")]
     if options.device == "cpu":
         fp8.append(ours("cpu", "reference", fp8=True))

@@ -66,7 +66,7 @@ POINTERS = {
         "slots": "*i64",
     },
     "_split_kernel": ATTEND,
-    **dict.fromkeys(("_hopper_kernel", "_hopper_fp8_kernel", "_hopper_fp8_ahead_kernel"), ATTEND),
+    **dict.fromkeys(("_hopper_kernel", "_hopper_fp8_kernel"), ATTEND),
     "_combine_kernel": COMBINED,
     "_combine_values_kernel": COMBINED,
     "_absorb_query_kernel": {
@@ -131,8 +131,6 @@ CASES = [
         {**DECODE, "FP8": True, "WIDTH": 4, "HEADS": 16},
         8,
     ),
-    ("mla_decode", "_hopper_fp8_ahead_kernel", FP8_KEYS, {**DECODE, "FP8": True, "WIDTH": 4}, 8),
-    ("mla_decode", "_hopper_fp8_ahead_kernel", FP8_KEYS, {**DECODE, "FP8": True, "TOKENS": 256}, 8),
     ("mla_decode", "_combine_kernel", {}, COMBINE, 4),
     ("mla_decode", "_combine_values_kernel", {}, {**VALUES, "weight_rank": 1}, 8),
     ("mla_decode", "_combine_values_kernel", {}, {**VALUES, "weight_column": 1}, 8),
@@ -247,15 +245,12 @@ def test_hopper_takes_fp8_rows_with_their_own_kernel() -> None:
     from longcat_kernels.compile_only import compile_only
     from longcat_kernels.mla_decode import launch
 
-    def kernel(heads: int, dtype: torch.dtype, *, ahead: bool = False) -> str:
+    def kernel(heads: int, dtype: torch.dtype) -> str:
         query = torch.empty(1, heads, 512, dtype=torch.bfloat16)
         with compile_only():
-            latents = torch.empty(4, 656, dtype=dtype)
-            taken = launch._kernel_for(query, query[..., :64], latents, ahead=ahead)
+            taken = launch._kernel_for(query, query[..., :64], torch.empty(4, 656, dtype=dtype))
         return taken.__name__
 
     assert kernel(32, torch.uint8) == "_hopper_fp8_kernel"
     assert kernel(33, torch.uint8) == "_split_kernel"
     assert kernel(32, torch.bfloat16) == "_hopper_kernel"
-    assert kernel(32, torch.uint8, ahead=True) == "_hopper_fp8_ahead_kernel"
-    assert kernel(33, torch.uint8, ahead=True) == "_split_kernel"

@@ -16,8 +16,6 @@ from longcat_kernels.mla_prologue import workloads as prologue
 from tests.kernels.interpreter import INTERPRETED, round_to_bf16
 from tests.kernels.test_mla_decode import close
 
-# Hopper has two kernels for the model's widths; servers use the first.
-both_kernels = pytest.mark.parametrize("ahead", [False, True], ids=["widen", "widen ahead"])
 SMALL = {"heads": 4, "rank": 32, "rope": 16, "fp8": True}
 
 
@@ -32,13 +30,9 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check(
-    inputs: workloads.Inputs,
-    width: int = 1,
-    w_vc: torch.Tensor | None = None,
-    *,
-    ahead: bool = False,
+    inputs: workloads.Inputs, width: int = 1, w_vc: torch.Tensor | None = None
 ) -> torch.Tensor:
-    got = mla_decode(*inputs, scale=workloads.SCALE, width=width, w_vc=w_vc, ahead=ahead)
+    got = mla_decode(*inputs, scale=workloads.SCALE, width=width, w_vc=w_vc)
     close(got, plain(inputs, width, w_vc))
     return got
 
@@ -138,44 +132,39 @@ def test_a_row_of_another_width_is_refused(device: str) -> None:
 
 
 @pytest.mark.gpu
-@both_kernels
 @pytest.mark.parametrize("heads", [32, 16])
 @pytest.mark.parametrize(("requests", "width"), [(1, 1), (1, 4), (8, 1), (8, 4), (30, 4), (129, 1)])
-def test_the_models_sizes(requests: int, width: int, heads: int, ahead: bool) -> None:
+def test_the_models_sizes(requests: int, width: int, heads: int) -> None:
     lengths = [4096 - 13 * i for i in range(requests)]
     inputs = workloads.make_inputs(
         lengths, seed=1, device="cuda", width=width, heads=heads, fp8=True
     )
-    check(inputs, width, ahead=ahead)
-    w_vc = workloads.make_values(seed=2, device="cuda", heads=heads)
-    check(inputs, width, w_vc, ahead=ahead)
+    check(inputs, width)
+    check(inputs, width, workloads.make_values(seed=2, device="cuda", heads=heads))
 
 
 @pytest.mark.gpu
-@both_kernels
 @pytest.mark.parametrize(
     ("lengths", "width"),
     [([131_072], 1), ([250_000], 4), ([70_000, 9_000], 1), ([40_000, *[5] * 29], 1)],
 )
-def test_long_contexts(lengths: list[int], width: int, ahead: bool) -> None:
+def test_long_contexts(lengths: list[int], width: int) -> None:
     """All programs in use, with several blocks of keys each. A second run gives the same bits."""
     inputs = workloads.make_inputs(lengths, seed=1, device="cuda", width=width, fp8=True)
     w_vc = workloads.make_values(seed=2, device="cuda")
-    once = check(inputs, width, w_vc, ahead=ahead)
-    options = {"scale": workloads.SCALE, "width": width, "w_vc": w_vc, "ahead": ahead}
-    assert torch.equal(once, mla_decode(*inputs, **options))
+    once = check(inputs, width, w_vc)
+    assert torch.equal(once, mla_decode(*inputs, scale=workloads.SCALE, width=width, w_vc=w_vc))
 
 
 @pytest.mark.gpu
-@both_kernels
 @pytest.mark.parametrize("requests", [1, 4])
-def test_a_captured_step_follows_positions_and_pages(requests: int, ahead: bool) -> None:
+def test_a_captured_step_follows_positions_and_pages(requests: int) -> None:
     w_vc = workloads.make_values(seed=9, device="cuda")
     inputs = workloads.make_inputs([4096] * requests, seed=0, device="cuda", fp8=True)
-    mla_decode(*inputs, scale=workloads.SCALE, w_vc=w_vc, ahead=ahead)
+    mla_decode(*inputs, scale=workloads.SCALE, w_vc=w_vc)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = mla_decode(*inputs, scale=workloads.SCALE, w_vc=w_vc, ahead=ahead)
+        out = mla_decode(*inputs, scale=workloads.SCALE, w_vc=w_vc)
     for seed, lengths in enumerate(([4096, 1, 70, 4000], [64, 65, 128, 2], [3000] * 4), start=1):
         fresh = workloads.make_inputs([4096] * requests, seed=seed, device="cuda", fp8=True)
         for buffer, value in zip(inputs, fresh, strict=True):
@@ -186,10 +175,9 @@ def test_a_captured_step_follows_positions_and_pages(requests: int, ahead: bool)
 
 
 @pytest.mark.gpu
-@both_kernels
 @pytest.mark.parametrize("width", [1, 4])
 @pytest.mark.parametrize("length", [64, 4096])
-def test_a_captured_layer_sees_the_keys_it_stores(width: int, length: int, ahead: bool) -> None:
+def test_a_captured_layer_sees_the_keys_it_stores(width: int, length: int) -> None:
     """Red if a program reads a row before the launch that stores it, two launches ahead, ends. The
     row's bytes are NaN until then."""
     inputs = workloads.make_inputs([length], seed=0, device="cuda", width=width, fp8=True)
@@ -210,8 +198,7 @@ def test_a_captured_layer_sees_the_keys_it_stores(width: int, length: int, ahead
         )
         query = absorb_query(before.q, before.w_kc, **angles)
         queries[:] = query[..., : lite.KV_LORA], query[..., lite.KV_LORA :]
-        options = {"scale": workloads.SCALE, "width": width, "ahead": ahead}
-        return mla_decode(*queries, *inputs[2:], **options)
+        return mla_decode(*queries, *inputs[2:], scale=workloads.SCALE, width=width)
 
     step()
     graph = torch.cuda.CUDAGraph()
@@ -223,18 +210,3 @@ def test_a_captured_layer_sees_the_keys_it_stores(width: int, length: int, ahead
         graph.replay()
         assert out.isfinite().all()
         close(out, plain(inputs._replace(q_nope=queries[0], q_pe=queries[1]), width))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("heads", [32, 16, 5])
-@pytest.mark.parametrize("blocks", [0, 1, 2, 3, 4, 9])
-@pytest.mark.parametrize("tail", [1, 31, 32, 33, 64])
-def test_both_kernels_give_the_same_bits(blocks: int, tail: int, heads: int) -> None:
-    """They multiply the same values in the same order. A program has at most one block more than
-    `blocks`. Red if a block is read before it is widened."""
-    length = 64 * launch.PROGRAMS * blocks + tail
-    inputs = workloads.make_inputs([length], seed=tail, device="cuda", heads=heads, fp8=True)
-    once = check(inputs, ahead=True)
-    assert torch.equal(once, check(inputs))
-    options = {"scale": workloads.SCALE, "ahead": True}
-    assert all(torch.equal(once, mla_decode(*inputs, **options)) for _ in range(20))

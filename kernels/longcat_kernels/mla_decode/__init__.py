@@ -78,10 +78,8 @@ def mla_decode(
     scale: float,
     width: int = 1,
     w_vc: torch.Tensor | None = None,
-    ahead: bool = False,
 ) -> torch.Tensor:
-    """Raises ValueError where T is not B * width, or w_vc not of q_nope's heads and rank. ahead:
-    for FP8 rows on Hopper the other kernel, which servers do not use (`launch.py`)."""
+    """Raises ValueError where T is not B * width, or w_vc not of q_nope's heads and rank."""
     _check(q_nope, requests, width, w_vc)
     inputs = (q_nope, q_pe, latents, pages, requests, positions)
     if not use_triton(q_nope):
@@ -89,8 +87,8 @@ def mla_decode(
     from longcat_kernels.mla_decode import launch
 
     if w_vc is not None and q_nope.shape[0] <= FUSED:
-        return launch.decode_values(*inputs, scale=scale, width=width, w_vc=w_vc, ahead=ahead)
-    out = launch.decode(*inputs, scale=scale, width=width, ahead=ahead)
+        return launch.decode_values(*inputs, scale=scale, width=width, w_vc=w_vc)
+    out = launch.decode(*inputs, scale=scale, width=width)
     return out if w_vc is None else project_values(out, w_vc)
 
 

@@ -38,13 +38,6 @@ def supports(q_nope: torch.Tensor, q_pe: torch.Tensor) -> bool:
 
 
 @gluon.jit
-def _cells(ptr, rows, words, column):
-    """Where one part of the rows lies. words: from one row to the next, of 16 bytes each."""
-    WORD: gl.constexpr = 128 // ptr.dtype.element_ty.primitive_bitwidth  # elements of a word
-    return ptr + (rows.to(gl.int64) * words * WORD)[:, None] + column[None, :]
-
-
-@gluon.jit
 def _ask(
     latents_ptr,
     ropes_ptr,
@@ -66,9 +59,9 @@ def _ask(
     c_key, r_key, s_key = keys
     c_rows, r_rows, s_rows = rows
     c_column, r_column, s_column = columns
-    c = _cells(latents_ptr, c_rows, words, c_column)
-    r = _cells(ropes_ptr, r_rows, words, r_column)
-    s = _cells(scales_ptr, s_rows, words, s_column)
+    c = latents_ptr + (c_rows.to(gl.int64) * words * 16)[:, None] + c_column[None, :]
+    r = ropes_ptr + (r_rows.to(gl.int64) * words * 8)[:, None] + r_column[None, :]
+    s = scales_ptr + (s_rows.to(gl.int64) * words * 4)[:, None] + s_column[None, :]
     async_copy.async_load(c_block, c, mask=(c_key < end)[:, None])
     async_copy.async_load(r_block, r, mask=(r_key < end)[:, None])
     async_copy.async_load(s_block, s, mask=(s_key < end)[:, None])
@@ -80,7 +73,7 @@ def _ask(
 
 
 @gluon.jit
-def _widened(c_block, s_block, LAYOUT: gl.constexpr, QUARTERS: gl.constexpr):
+def _widen(c_block, s_block, wide, LAYOUT: gl.constexpr, QUARTERS: gl.constexpr):
     """A block's values in bf16, from bytes and scales in shared memory. LAYOUT: of keys and
     columns; QUARTERS: the same elements in the same threads, with an axis for the four quarters of
     a row, so that neither conversion moves a value."""
@@ -89,7 +82,7 @@ def _widened(c_block, s_block, LAYOUT: gl.constexpr, QUARTERS: gl.constexpr):
     q = c_block.load(LAYOUT).to(gl.float32).reshape([KEYS, 4, RANK // 4])
     scales = s_block.load(gl.SliceLayout(2, QUARTERS))
     values = gl.convert_layout(q, QUARTERS) * scales[:, :, None]
-    return gl.convert_layout(values.to(gl.bfloat16).reshape([KEYS, RANK]), LAYOUT)
+    wide.store(gl.convert_layout(values.to(gl.bfloat16).reshape([KEYS, RANK]), LAYOUT))
 
 
 @gluon.jit(
@@ -197,7 +190,7 @@ def _hopper_fp8_kernel(
         # every warp is done with the widened block before.
         async_copy.wait_group(BLOCKS - 1)
         gl.barrier()
-        c.store(_widened(bytes, factors, LATENT, QUARTERS))
+        _widen(bytes, factors, c, LATENT, QUARTERS)
         fence_async_shared()
         gl.barrier()
         score = gl.zeros([KEYS, HEADS], gl.float32, SCORES)

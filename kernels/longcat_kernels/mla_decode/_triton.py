@@ -4,7 +4,7 @@ First launch: `_split_kernel`. The keys of all tokens are dealt in blocks to as 
 GPU has SMs. Each token gets programs of its own, in proportion to its keys, so that the time
 depends on the sum of all contexts and not on the longest. A program's keys are its share. It
 attends with all heads of one token to its share, so that a latent is loaded once for both products.
-Hopper has other kernels for this launch: `_hopper.py`, `_hopper_fp8.py`, `_hopper_fp8_ahead.py`.
+Hopper has other kernels for this launch, `_hopper.py` and `_hopper_fp8.py`.
 
 Second launch: `_combine_kernel` adds up a token's shares in their order. `_combine_values_kernel`
 also multiplies by the value projection.

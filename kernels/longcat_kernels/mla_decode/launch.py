@@ -1,7 +1,6 @@
 """The two launches of MLA decode: numbers of programs, choice of the kernel, and arguments.
 
-The kernels are in `_triton.py` and, for Hopper, in `_hopper.py` and `_hopper_fp8.py`. `ahead` takes
-`_hopper_fp8_ahead.py` for FP8 rows on Hopper: for tests and the benchmark, until it has been timed.
+The kernels are in `_triton.py` and, for Hopper, in `_hopper.py` and `_hopper_fp8.py`.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ class Partial(NamedTuple):
     options: dict[str, Any]
 
 
-def decode(*inputs: torch.Tensor, scale: float, width: int, ahead: bool = False) -> torch.Tensor:
+def decode(*inputs: torch.Tensor, scale: float, width: int) -> torch.Tensor:
     """The latents [T, H, C]. inputs: the public function's, from q_nope to positions."""
     tokens, heads, rank = inputs[0].shape
     out = inputs[0].new_empty((tokens, heads, rank))
     if not tokens:
         return out
-    partial = _attend(*inputs, scale=scale, width=width, ahead=ahead)
+    partial = _attend(*inputs, scale=scale, width=width)
     columns = min(COLUMNS, rank)
     _triton._combine_kernel[(tokens * heads, rank // columns)](
         *partial.tensors,
@@ -63,12 +62,12 @@ def decode(*inputs: torch.Tensor, scale: float, width: int, ahead: bool = False)
 
 
 def decode_values(
-    *inputs: torch.Tensor, scale: float, width: int, w_vc: torch.Tensor, ahead: bool = False
+    *inputs: torch.Tensor, scale: float, width: int, w_vc: torch.Tensor
 ) -> torch.Tensor:
     """The values [T, H, V]. w_vc [H, C, V] is read before the wait for the kernel ahead, so that
     kernel may not be the one that writes it."""
     out = inputs[0].new_empty((*inputs[0].shape[:2], w_vc.shape[-1]))
-    _decode_values(inputs, scale, width, w_vc, out, None, ahead=ahead)
+    _decode_values(inputs, scale, width, w_vc, out, None)
     return out
 
 
@@ -88,14 +87,12 @@ def _decode_values(
     w_vc: torch.Tensor,
     out: torch.Tensor,
     scales: torch.Tensor | None,
-    *,
-    ahead: bool = False,
 ) -> None:
     tokens, heads = inputs[0].shape[:2]
     values = w_vc.shape[-1]
     if not tokens:
         return
-    partial = _attend(*inputs, scale=scale, width=width, ahead=ahead)
+    partial = _attend(*inputs, scale=scale, width=width)
     most = VALUE_COLUMNS if tokens <= HALVED else MORE_VALUE_COLUMNS
     columns = min(most, triton.next_power_of_2(values))
     _triton._combine_values_kernel[(tokens * heads, triton.cdiv(values, columns))](
@@ -139,7 +136,6 @@ def _attend(
     *,
     scale: float,
     width: int,
-    ahead: bool,
 ) -> Partial:
     tokens, heads, rank = q_nope.shape
     programs = programs_for(tokens)
@@ -153,7 +149,7 @@ def _attend(
         "RANK": rank,
         **pdl_options(q_nope),
     }
-    _kernel_for(q_nope, q_pe, latents, ahead=ahead)[(programs,)](
+    _kernel_for(q_nope, q_pe, latents)[(programs,)](
         q_nope,
         q_pe,
         *rows,
@@ -181,16 +177,12 @@ def _attend(
     return Partial((partial, lse, positions), sizes, {**launch, "MOST": most, "AHEAD": AHEAD})
 
 
-def _kernel_for(
-    q_nope: torch.Tensor, q_pe: torch.Tensor, latents: torch.Tensor, *, ahead: bool = False
-) -> Any:
+def _kernel_for(q_nope: torch.Tensor, q_pe: torch.Tensor, latents: torch.Tensor) -> Any:
     if is_hopper(q_nope):
-        from longcat_kernels.mla_decode import _hopper, _hopper_fp8, _hopper_fp8_ahead
+        from longcat_kernels.mla_decode import _hopper, _hopper_fp8
 
         if kv_rows.is_fp8(latents):
             if _hopper_fp8.supports(q_nope, q_pe):
-                if ahead:
-                    return _hopper_fp8_ahead._hopper_fp8_ahead_kernel
                 return _hopper_fp8._hopper_fp8_kernel
         elif _hopper.supports(q_nope, q_pe, latents):
             return _hopper._hopper_kernel
