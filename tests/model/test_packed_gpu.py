@@ -1,12 +1,13 @@
 """4-bit checkpoints on GPUs: SGLang's Marlin kernels in bf16 against the fp32 oracle, graphs on.
 
 Run all of it with `make test-gpu ARGS=tests/model/test_packed_gpu.py`. With cold caches nvcc builds
-Marlin's modules for more than 8 minutes, one after the other. No run has ended yet, so its bounds
-are those of bf16 (`test_engine_gpu`): a 4-bit weight is a bf16 number before it is multiplied.
+Marlin's modules for more than 8 minutes, one after the other. The bounds are those of bf16
+(`test_engine_gpu`): a 4-bit weight is a bf16 number before it is multiplied.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def whole(weights: tuple[torch.Tensor, ...], *, symmetric: bool) -> torch.Tensor
 def test_identity_slots(tokens: int, symmetric: bool) -> None:
     """SGLang's Marlin experts with ids of -1, rows that have no other among them. Red if such a
     slot adds anything, or reads beyond the experts."""
+    import_module("sglang.srt.layers.quantization")  # first: it and gptq_kernels import each other
     from sglang.srt.hardware_backend.gpu.quantization.gptq_kernels import gptq_marlin_moe_repack
     from sglang.srt.layers.moe.fused_moe_triton.fused_marlin_moe import fused_marlin_moe
     from sglang.srt.layers.quantization import marlin_utils
