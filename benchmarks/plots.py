@@ -2,14 +2,15 @@
 
     python -m benchmarks.plots        # needs matplotlib
 
-docs/throughput.svg shows output tok/s by users, docs/speculation.svg the speed-up by speculation.
-Owns: the drawing, and which rows of benchmarks/engine.py are shown. Those of benchmarks/serving are
-chosen by its `curves`; until they are measured, the first figure shows rows of the engine.
+docs/throughput.svg shows tok/s while decoding by users, docs/speculation.svg the speed-up by
+speculation. Owns: the drawing, and which rows of benchmarks/engine.py are shown. Those of
+benchmarks/serving are chosen by its `curves`.
 """
 
 from __future__ import annotations
 
 import json
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +18,12 @@ from benchmarks import RESULTS, ROOT
 from benchmarks.serving import curves
 
 INPUT = 4096
-# files, arm, label, style
-LINES = (
-    (["h200/tp1.json"], "in-tree", "in-tree, one H200 (30 requests fill it)", "o--"),
-    (
-        ["h200/tables.json"],
-        "device",
-        "ours, tables in HBM, before the fused kernels",
-        "s-",
-    ),
-    (
-        ["h200/tp1.json", "h200/host-400.json"],
-        "host",
-        "ours, tables in host memory",
-        "o-",
-    ),
-    (["h200/speculation.json"], "spec", "the same, 3 drafts a step, 3.15 tokens accepted", "d-"),
-    (["h100/host.json"], "host", "ours, one H100-80GB", "^-"),
-)
-
-
+APART = 1.4  # factor between two numbers of users that both have room for a label
 SPECULATION = "h200/batches.json"  # ours with and without speculation, in one run
 
 
 def main() -> None:
-    if curves.are_measured(RESULTS / "h200"):
-        serving(RESULTS / "h200", ROOT / "docs" / "throughput.svg")
-    else:
-        throughput()
+    serving(RESULTS / "h200", ROOT / "docs" / "throughput.svg")
     speculation()
 
 
@@ -71,32 +50,13 @@ def draw_serving(axes: Any, lines: dict[str, curves.Points]) -> None:
     users = sorted({users for points in lines.values() for users, _ in points})
     axes.set(xscale="log", xlabel="concurrent requests (4,096 tokens in, 1,024 out)")
     axes.minorticks_off()
-    axes.set_xticks(users, labels=[f"{count:,}" for count in users])
-    axes.set(ylabel="output tokens per second, one H200, block FP8")
+    ticks = [user for user, after in zip(users, [*users[1:], inf]) if after > APART * user]
+    axes.set_xticks(ticks, labels=[f"{count:,}" for count in ticks])
+    axes.set(ylabel="tok/s while decoding, one H200, block FP8")
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.grid(visible=True, alpha=0.3)
     axes.legend(fontsize=8)
-
-
-def throughput() -> None:
-    figure, axes = new_figure(7, 4)
-    for files, arm, label, style in LINES:
-        rows = [
-            row
-            for file in files
-            for row in json.loads((RESULTS / file).read_text())["results"][arm]
-        ]
-        shown = [row for row in rows if row["input"] == INPUT]
-        axes.plot(
-            [row["batch"] for row in shown],
-            [1e3 * row["batch"] / row["tpot_ms"] for row in shown],
-            style,
-            label=label,
-        )
-    axes.set(yscale="log", ylabel="decode tokens per second")
-    axes.legend(fontsize=8)
-    save(figure, axes, "throughput.svg")
 
 
 def speculation() -> None:

@@ -1,4 +1,4 @@
-"""The curves of docs/throughput.svg: output tokens/s over users, from the files of two recipes.
+"""The curves of docs/throughput.svg: decode rate over users, from the files of two recipes.
 
 Owns: which arms are shown, and how the recipes are joined. `benchmarks/plots.py` draws them.
 """
@@ -18,13 +18,6 @@ LABELS = {
 Points = list[tuple[int, float]]  # users and tokens/s
 
 
-def are_measured(folder: Path) -> bool:
-    """Whether both files exist, and each arm has a run in one of them."""
-    if not all((folder / name).exists() for name in FILES):
-        return False
-    return set(LABELS) <= {arm for report in _reports(folder) for arm in report}
-
-
 def read(folder: Path) -> dict[str, Points]:
     """By label. Where both recipes were measured with as many users, the faster counts. Raises
     ValueError if no file has one of the arms."""
@@ -33,7 +26,8 @@ def read(folder: Path) -> dict[str, Points]:
         best: dict[int, float] = {}
         for report in reports:
             for row in report.get(arm, {"runs": []})["runs"]:
-                best[row["users"]] = max(row["tok_s"], best.get(row["users"], 0.0))
+                rate = row["steady_tok_s"]
+                best[row["users"]] = max(rate, best.get(row["users"], 0.0))
         if not best:
             raise ValueError(f"{folder} has no run of {arm}: measure it, then draw the figure")
         curves[label] = sorted(best.items())
