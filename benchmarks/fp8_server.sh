@@ -10,8 +10,8 @@
 #   tune        tiles of projections with quantised inputs, 2 to 32 tokens      tune-pair.txt, configs.json
 #   latency     ours with 3 drafts, 1 to 64 users, h200-tp1-fp8-latency         serving-fp8-latency.json
 #   in-tree     in-tree, 1 to 200 users, one server                             serving-fp8-latency.json
-#   throughput  ours with 3 drafts, 200 and 400 users, h200-tp1-fp8-throughput  serving-fp8-throughput.json
-#   plain       ours without drafts, 1 to 400 users                             serving-fp8-throughput.json
+#   throughput  ours with 3 drafts, 200 to 512 users, h200-tp1-fp8-throughput   serving-fp8-throughput.json
+#   plain       ours without drafts, 1 to 200 users                             serving-fp8-throughput.json
 #   profile     a speculative step by phase, and the host's Python code         profile-step.txt, profile-host.txt
 #   start       starts with cold and warm caches, compiled ahead or not         start-up.json
 set -uo pipefail
@@ -42,11 +42,11 @@ in-tree) # one server for both recipes: in-tree's tables are on the GPU, whateve
     --cuda-graph-bs-decode 1 8 30 64 200 --max-running-requests 230
   ;;
 throughput)
-  serving h200-tp1-fp8-throughput serving-fp8-throughput.json ours 200@200,400@400 --cuda-graph-bs-decode 64 200 400
+  serving h200-tp1-fp8-throughput serving-fp8-throughput.json ours 200@200,400@400,512@512 --cuda-graph-bs-decode 64 200 400 512
   ;;
 plain)
-  serving h200-tp1-fp8-throughput serving-fp8-throughput.json no-drafts 200@200,400@400,1@3,8@8,30@30,64@64 \
-    --cuda-graph-bs-decode 1 8 30 64 200 400
+  serving h200-tp1-fp8-throughput serving-fp8-throughput.json no-drafts 1@2,8@8,30@30,64@64,200@200 \
+    --cuda-graph-bs-decode 1 8 30 64 200
   ;;
 profile) # n-gram tables of a twentieth of their rows: the step is the same, and 59 GiB need no pinning
   engine='{"attention_backend": "fa3", "cuda_graph_bs_decode": [1, 8], "mem_fraction_static": 0.8}'

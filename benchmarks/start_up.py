@@ -7,7 +7,7 @@ An arm starts one engine in a process of its own. cold: all cache folders are em
 that the cold arm before it filled. -parallel: with LONGCAT_PARALLEL_COMPILE=1. All arms have
 SGLANG_JIT_DEEPGEMM_PRECOMPILE=0, because SGLang's own precompilation takes minutes more. Weights
 are dummy, so the phase "weights" is shorter than with a checkpoint, and hides less of a
-compilation. Graphs are captured for SGLang's sizes up to --batch. Not run on a GPU yet.
+compilation. Graphs are captured for SGLang's sizes up to --batch.
 
 Phases end with a line of the log: python (imports, processes), weights, KV cache, kernels (ours,
 and DeepGEMM's if the start waits for them), graphs, ready (the engine returns), answer (the first

@@ -21,9 +21,10 @@ from sglang_longcat.planning.sizing import GIB, MIB
 _MTP_ALGORITHMS = ("NEXTN", "EAGLE")
 # Of a server's process, before SGLang asks what is free: 0.69 GiB on an H200.
 CUDA_CONTEXT = round(0.7 * GIB)
-# What 4-bit weights took on an H200 beyond their tensors: 20.05 GiB for 19.40, and 78.53 for 77.90
-# with the tables. Most of it seems to be memory that PyTorch holds between tensors and cannot give
-# back. Other formats took less than 5 % more than their tensors, which is what plans are unsure of.
+# What 4-bit weights took on an H200 beyond their tensors: 20.03 GiB for 19.40, and 78.53 for 77.90
+# with the tables; 19.69 with PyTorch's expandable segments, which only the recipe for 24 GB sets.
+# Most of it seems to be memory that PyTorch holds between tensors and cannot give back. Other
+# formats took less than 5 % more than their tensors, which is what plans are unsure of.
 _HOLES_INT4 = round(0.65 * GIB)
 
 
