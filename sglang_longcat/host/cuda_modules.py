@@ -31,8 +31,9 @@ class CudaModules:
 
     def __init__(self, awaited: Sequence[Loader], later: Sequence[Loader] = ()) -> None:
         self.begin = time.monotonic()
-        builds = [_build(load) for load in (*awaited, *later)]
-        self._awaited = builds[: len(awaited)]
+        self._awaited = [_build(load) for load in awaited]
+        for build in map(_build, later):
+            build.add_done_callback(_log_failure)
 
     def join(self) -> float:
         """Waits for the awaited builds, and returns the seconds since the start. BackgroundError if
@@ -57,11 +58,16 @@ def _build(load: Loader) -> Future[object]:
         try:
             build.set_result(load())
         except BaseException as error:  # noqa: BLE001  # nobody would see it in a thread
-            logger.warning("a CUDA module was not built ahead: %s: %s", type(error).__name__, error)
             build.set_exception(error)
 
     threading.Thread(target=run, name="longcat-cuda-module", daemon=True).start()
     return build
+
+
+def _log_failure(build: Future[object]) -> None:
+    """Of a build that nobody waits for."""
+    if error := build.exception():
+        logger.warning("a CUDA module was not built ahead: %s: %s", type(error).__name__, error)
 
 
 def before_graphs(config: LongcatConfig, *, shares_experts: bool) -> list[Loader]:

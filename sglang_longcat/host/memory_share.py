@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 STEP = "handle_gpu_memory_settings"
+PREFIX_TOKENS = resolution.OwnVariable("SGLANG_MAX_KV_CHUNK_CAPACITY")
 
 
 def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> None:
     """Runs SGLang's step, then sets our fraction if SGLang chose its own and ours is larger."""
     from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
-    from sglang.srt.environ import envs
     from sglang.srt.utils import get_device_memory_capacity
 
+    PREFIX_TOKENS.release()
     cfg = resolving_view(server_args)
     chosen_by_user = cfg.mem_fraction_static is not None
     previous(server_args)
@@ -58,8 +59,7 @@ def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> N
         declare_resolution(
             server_args, "sglang_longcat.host.memory_share", mem_fraction_static=fraction
         )
-        if not envs.SGLANG_MAX_KV_CHUNK_CAPACITY.is_set():
-            envs.SGLANG_MAX_KV_CHUNK_CAPACITY.set(reserve.prefix_tokens(gpu_mb))
+        PREFIX_TOKENS.set_unless_given(reserve.prefix_tokens(gpu_mb))
 
 
 def register() -> None:

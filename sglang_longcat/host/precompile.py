@@ -42,23 +42,17 @@ class Compiling(Protocol):
 
 
 _running: dict[str, Compiling] = {}  # of this process, by what it compiles
-_switched_off: list[bool] = []  # not empty: SGLang's variable is ours, not the user's
+PRECOMPILE = resolution.OwnVariable("SGLANG_JIT_DEEPGEMM_PRECOMPILE")
 
 
 def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> None:
     """Runs SGLang's step, then switches SGLang's own precompilation off where ours takes its place,
     unless the user has set it. SGLang reads the variable when a scheduler imports its wrapper of
-    DeepGEMM, so it is set in the process that starts schedulers, and cleared for the next engine
-    there."""
-    from sglang.srt.environ import envs
-
+    DeepGEMM, so it is set in the process that starts schedulers."""
     previous(server_args)
-    if _switched_off:
-        _switched_off.clear()
-        envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.clear()
-    if not envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.is_set() and _takes_its_place(server_args):
-        _switched_off.append(True)
-        envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.set(False)
+    PRECOMPILE.release()
+    if _takes_its_place(server_args):
+        PRECOMPILE.set_unless_given(False)
 
 
 def _takes_its_place(server_args: ServerArgs) -> bool:

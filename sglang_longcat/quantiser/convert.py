@@ -63,6 +63,8 @@ def prepare(source: Path, out: Path, options: Options) -> Job:
     out = out.resolve()  # the rename at the end would replace a link
     if out.is_mount():
         raise QuantiseError(f"{out} is a mount point; expected a directory in it, or elsewhere.")
+    if source.resolve() in out.parents:
+        raise QuantiseError(f"{out} lies in {source}; expected a directory outside of the source.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(
             f"{out} exists and is not an empty directory. Name another, or remove it."

@@ -14,10 +14,12 @@ from sglang.srt.server_args import ServerArgs
 
 from sglang_longcat import recipes
 from sglang_longcat.host import hf_config, memory_share
+from sglang_longcat.host.resolution import OwnVariable
 from sglang_longcat.planning import reserve
 from sglang_longcat.testing.engine_flags import nextn
 from sglang_longcat.testing.tiny import write_tiny
 
+CHUNK = "SGLANG_MAX_KV_CHUNK_CAPACITY"
 RTX_4090, H100, H200, B200 = 24_564, 81_559, 143_771, 183_359  # MiB, as nvidia-smi shows them
 
 
@@ -32,11 +34,18 @@ def settle(
     monkeypatch: pytest.MonkeyPatch,
     capacity: int,
     graphs: CudaGraphConfig | None = None,
+    *,
+    later: bool = False,
     **flags: Any,
 ) -> float:
-    """What the step leaves, with SGLang's own step replaced by its result on an 80 GB GPU."""
+    """What the step leaves, with SGLang's own step replaced by its result on an 80 GB GPU. later:
+    another engine in the same process."""
     monkeypatch.setattr("sglang.srt.utils.get_device_memory_capacity", lambda device: capacity)
-    monkeypatch.delenv("SGLANG_MAX_KV_CHUNK_CAPACITY", raising=False)
+    if not later:
+        monkeypatch.delenv(CHUNK, raising=False)
+        monkeypatch.setattr(
+            memory_share, "PREFIX_TOKENS", OwnVariable(memory_share.PREFIX_TOKENS.name)
+        )
     flags = {"chunked_prefill_size": 8192, **flags}
     given = ServerArgs(model_path=str(checkpoint), **flags)
     parallel_hook.handle_deprecated_dp_attention(given)  # as SGLang does first of all
@@ -93,6 +102,23 @@ def test_a_larger_choice_of_sglang_is_not_lowered(
 def test_other_models_are_not_touched(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hf_config, "is_served_by_us", lambda config: False)
     assert settle(checkpoint, monkeypatch, H200) == 0.822
+
+
+def test_the_next_engine_decides_anew(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red if a small GPU's pieces stay for a large one, or ours for another model."""
+    settle(checkpoint, monkeypatch, RTX_4090, max_running_requests=4)
+    settle(checkpoint, monkeypatch, H100, later=True)
+    assert envs.SGLANG_MAX_KV_CHUNK_CAPACITY.get() == reserve.prefix_tokens(H100)
+    monkeypatch.setattr(hf_config, "is_served_by_us", lambda config: False)
+    settle(checkpoint, monkeypatch, H100, later=True)
+    assert not envs.SGLANG_MAX_KV_CHUNK_CAPACITY.is_set()
+
+
+def test_a_users_pieces_are_not_touched(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_share, "PREFIX_TOKENS", OwnVariable(CHUNK))
+    monkeypatch.setenv(CHUNK, "1000")
+    settle(checkpoint, monkeypatch, H100, later=True)
+    assert envs.SGLANG_MAX_KV_CHUNK_CAPACITY.get() == 1000
 
 
 def test_registered_once() -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from longcat_kernels.background import BackgroundError
 from longcat_kernels.deep_gemm_cache import Gemm, default_folder, lite_gemms
 from sglang_longcat.host import deep_gemm, hf_config, kernel_warm_up, precompile
+from sglang_longcat.host.resolution import OwnVariable
 from sglang_longcat.recipes.choose import published
 from sglang_longcat.testing.tiny import write_tiny
 
@@ -130,7 +131,7 @@ def test_sglangs_precompilation_is_left_out(
     monkeypatch.setattr(hf_config, "is_served_by_us", lambda config: ours)
     set_or_delete(monkeypatch, "LONGCAT_PARALLEL_COMPILE", switch)
     set_or_delete(monkeypatch, "SGLANG_JIT_DEEPGEMM_PRECOMPILE", users)
-    monkeypatch.setattr(precompile, "_switched_off", [])
+    monkeypatch.setattr(precompile, "PRECOMPILE", OwnVariable("SGLANG_JIT_DEEPGEMM_PRECOMPILE"))
     if compiler:
         monkeypatch.setenv(compiler, "1")
     args = ServerArgs(model_path=str(write_tiny(tmp_path / "tiny")))

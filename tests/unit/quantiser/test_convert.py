@@ -84,6 +84,13 @@ def test_out_exists(source: Path, tmp_path: Path, capsys: Capture) -> None:
     assert "exists and is not an empty directory" in capsys.readouterr().err
 
 
+def test_out_in_the_source(source: Path, capsys: Capture) -> None:
+    """Red if the source gets a second checkpoint, which a server would read with it."""
+    assert refused([str(source), str(source / "int4")]) == 2
+    assert "expected a directory outside of the source" in capsys.readouterr().err
+    assert not any(file.is_dir() for file in source.iterdir())
+
+
 def test_quantised_already(tmp_path: Path, capsys: Capture) -> None:
     from dataclasses import replace
 
