@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,6 +138,16 @@ class Axes:
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args, **kwargs: None
+
+
+def test_files_are_joined(tmp_path: Path) -> None:
+    """Red if an arm of one file hides that of another."""
+    for name, arm in (("a", "ours"), ("b", "in-tree")):
+        (tmp_path / name).write_text(json.dumps({"results": {arm: {"runs": []}}}))
+    files = [tmp_path / "a", tmp_path / "b"]
+    assert list(figure.joined(files)["results"]) == ["ours", "in-tree"]
+    with pytest.raises(ValueError, match="has the arm ours too"):
+        figure.joined([*files, tmp_path / "a"])
 
 
 def test_the_figure_has_a_line_for_each_arm(tmp_path: Path, monkeypatch: Any) -> None:
