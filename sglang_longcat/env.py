@@ -129,8 +129,8 @@ def small_experts() -> bool:
 def parallel_compile() -> bool:
     """LONGCAT_PARALLEL_COMPILE=1|0: whether DeepGEMM's kernels, ours and CUDA modules of SGLang and
     flashinfer are compiled in parallel while weights load, on Hopper. On by default: a cold start
-    in block FP8 with drafts was ready after 115 s, where one without it was not after 290, and a
-    warm one waited 4 s for it."""
+    in block FP8 with drafts was ready after 63 s, where one without it was not after 290, and a
+    warm one waited 2 s for it."""
     return _flag("LONGCAT_PARALLEL_COMPILE", default=True)
 
 
