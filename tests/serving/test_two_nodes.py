@@ -37,7 +37,8 @@ def node(path, rank, port, env=None, timeout=TIMEOUT, **flags):
 
 
 def enter_all(stack, contexts):
-    """Enter them at the same time: each start waits for the other. Raises the first error."""
+    """Enter them at the same time: each start waits for the other. Raises the first error. The last
+    node begins: each looks whether node 0's ports are free, and here they are its machine's too."""
     entered, errors = {}, []
 
     def enter(rank, context):
@@ -47,7 +48,7 @@ def enter_all(stack, contexts):
             errors.append(error)
 
     threads = [threading.Thread(target=enter, args=pair) for pair in enumerate(contexts)]
-    for thread in threads:
+    for thread in reversed(threads):
         thread.start()
     for thread in threads:
         thread.join()
