@@ -54,11 +54,11 @@ def write(report: dict[str, Any], target: Path) -> str:
 
 
 def draw(panels: Any, report: dict[str, Any]) -> None:
-    turns: list[int] = []
+    turns = sorted({row["turn"] for arm in report["results"].values() for row in arm["runs"]})
     for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
         for arm, result in report["results"].items():
-            turns = [row["turn"] for row in result["runs"]]
-            axes.plot(turns, [row[name] for row in result["runs"]], "o-", label=arm)
+            runs = result["runs"]
+            axes.plot([row["turn"] for row in runs], [row[name] for row in runs], "o-", label=arm)
         axes.set(xlabel="turn", ylabel=label)
         axes.set_xticks([turn for turn in turns if turn == 1 or turn % 5 == 0])
         axes.set_ylim(bottom=0)

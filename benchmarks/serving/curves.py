@@ -26,8 +26,7 @@ def read(folder: Path) -> dict[str, Points]:
         best: dict[int, float] = {}
         for report in reports:
             for row in report.get(arm, {"runs": []})["runs"]:
-                rate = row["steady_tok_s"]
-                best[row["users"]] = max(rate, best.get(row["users"], 0.0))
+                best[row["users"]] = max(row["steady_tok_s"], best.get(row["users"], 0.0))
         if not best:
             raise ValueError(f"{folder} has no run of {arm}: measure it, then draw the figure")
         curves[label] = sorted(best.items())

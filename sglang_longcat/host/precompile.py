@@ -49,8 +49,8 @@ def settle(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> N
     """Runs SGLang's step, then switches SGLang's own precompilation off where ours takes its place,
     unless the user has set it. SGLang reads the variable when a scheduler imports its wrapper of
     DeepGEMM, so it is set in the process that starts schedulers."""
-    previous(server_args)
     PRECOMPILE.release()
+    previous(server_args)
     if _takes_its_place(server_args):
         PRECOMPILE.set_unless_given(False)
 

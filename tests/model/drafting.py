@@ -18,14 +18,13 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sglang_longcat.reference import ReferenceModel
-from sglang_longcat.reference.load import SCALE_SUFFIX
+from sglang_longcat.reference.load import BLOCK, SCALE_SUFFIX, dequantize_block_fp8
 from sglang_longcat.testing.values import block_fp8
 
 # The word row outweighs the rest of the target's stream, and is nearly all that a draft goes by:
 # the two agree on half of the tokens.
 _WORD_GAIN = 60.0
 _DAMPED = 0.05
-_BLOCK = 128  # rows and columns that share a scale
 
 
 def predictable(path: Path, to: Path) -> Path:
@@ -39,8 +38,8 @@ def predictable(path: Path, to: Path) -> Path:
         shard, scales = shards[index[name]], name + SCALE_SUFFIX
         if scales in index:  # block FP8; they may lie in another file
             other = shards[index[scales]]
-            changed = change(widened(shard[name], other[scales]))
-            shard[name], other[scales] = block_fp8(changed, block=_BLOCK)
+            changed = change(dequantize_block_fp8(shard[name], other[scales]))
+            shard[name], other[scales] = block_fp8(changed, block=BLOCK)
         else:
             shard[name] = change(shard[name].float()).bfloat16().contiguous()
         return shard[name]
@@ -59,12 +58,6 @@ def predictable(path: Path, to: Path) -> Path:
     for file, tensors in shards.items():
         save_file(tensors, to / file, metadata={"format": "pt"})
     return to
-
-
-def widened(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """The values of a block-FP8 weight."""
-    spread = scales.repeat_interleave(_BLOCK, 0).repeat_interleave(_BLOCK, 1)
-    return weight.float() * spread[: weight.shape[0], : weight.shape[1]]
 
 
 def small_llama(path: Path, to: Path) -> Path:
@@ -118,7 +111,7 @@ class Drafter:
         self.vocabulary = torch.arange(len(model.lm_head)) if vocabulary is None else vocabulary
         self.rows = model.embedding.word if word else model.mtp.word
         self.lm_head = model.lm_head[self.vocabulary]
-        self.fp8_head = block_fp8(self.lm_head, block=_BLOCK) if fp8_head else None
+        self.fp8_head = block_fp8(self.lm_head, block=BLOCK) if fp8_head else None
 
     @torch.no_grad()
     def drafts(self, ids: torch.Tensor, hidden: torch.Tensor, *, steps: int) -> list[int]:
@@ -136,7 +129,8 @@ class Drafter:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.fp8_head is None:
             return F.linear(hidden, self.lm_head)
-        return F.linear(hidden.bfloat16().float(), widened(*self.fp8_head)).bfloat16()
+        rows = dequantize_block_fp8(*self.fp8_head)
+        return F.linear(hidden.bfloat16().float(), rows).bfloat16()
 
     def accepted(self, prompt: Sequence[int], output: Sequence[int], *, steps: int) -> Counter[int]:
         """How many verifications accept 0, 1, .. `steps` drafts while `output` is decided. The last

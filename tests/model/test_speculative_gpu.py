@@ -22,6 +22,7 @@ from tests.model.scoring import Answer, Oracle, ask, text
 from tests.model.test_modes_gpu import ARMS, GPU, Arm, assert_right_tokens, assert_same_tokens
 
 STEPS, NEW = 3, 24
+PROMPTS = [text(length, seed=length) for length in (1, 2, 3, 5, 11, 17, 30, 40)]
 
 
 @pytest.mark.gpu
@@ -30,14 +31,13 @@ def test_drafts_are_verified_in_graphs(tiny: Path, tmp_path: Path, tables: str) 
     """Red if a padded verify row, a rejected draft or the draft's graphs disturb a request's ring
     or KV, and if the draft accepts much less than the oracle's MTP layer would."""
     path = predictable(tiny, tmp_path / "predictable")
-    prompts = [text(length, seed=length) for length in (1, 2, 3, 5, 11, 17, 30, 40)]
     flags = {
         **nextn(STEPS),
         "env": {"LONGCAT_NGRAM_TABLES": tables},
     }
     with engine(path, **GPU.flags, **flags) as llm:
-        alone = [ask(llm, [prompt], max_new_tokens=NEW)[0] for prompt in prompts[:3]]
-        together = ask(llm, prompts, max_new_tokens=NEW)
+        alone = [ask(llm, [prompt], max_new_tokens=NEW)[0] for prompt in PROMPTS[:3]]
+        together = ask(llm, PROMPTS, max_new_tokens=NEW)
     assert_right_tokens([*alone, *together], Oracle(path), GPU.tie)
     assert_accepts(together, path)
 
@@ -59,11 +59,10 @@ def test_block_fp8_without_and_with_drafts(tmp_path: Path, arm: Arm) -> None:
     scales otherwise than a decode step does, by more than the oracle finds close."""
     tiny = write_tiny(tmp_path / "fp8", TinyOptions(fp8=True, experts=8, zero_experts=4))
     path = predictable(tiny, tmp_path / "predictable")
-    prompts = [text(length, seed=length) for length in (1, 2, 3, 5, 11, 17, 30, 40)]
     replies = []
     for flags in ({}, nextn(STEPS)):
         with engine(path, **arm.flags, **flags) as llm:
-            replies.append(ask(llm, prompts, max_new_tokens=NEW))
+            replies.append(ask(llm, PROMPTS, max_new_tokens=NEW))
     plain, drafted = replies
     judge = Oracle(path)
     assert_right_tokens([*plain, *drafted], judge, arm.tie)

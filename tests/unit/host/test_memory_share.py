@@ -43,9 +43,7 @@ def settle(
     monkeypatch.setattr("sglang.srt.utils.get_device_memory_capacity", lambda device: capacity)
     if not later:
         monkeypatch.delenv(CHUNK, raising=False)
-        monkeypatch.setattr(
-            memory_share, "PREFIX_TOKENS", OwnVariable(memory_share.PREFIX_TOKENS.name)
-        )
+        monkeypatch.setattr(memory_share, "PREFIX_TOKENS", OwnVariable(CHUNK))
     flags = {"chunked_prefill_size": 8192, **flags}
     given = ServerArgs(model_path=str(checkpoint), **flags)
     parallel_hook.handle_deprecated_dp_attention(given)  # as SGLang does first of all
