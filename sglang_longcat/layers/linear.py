@@ -25,6 +25,7 @@ from longcat_kernels.small_linear import (
     linear,
     pair_linear,
     pair_swiglu,
+    pair_swiglu_bf16,
     swiglu_linear,
 )
 from longcat_kernels.small_linear.configs import PAIR_OF
@@ -86,11 +87,11 @@ class LongcatMLP(upstream.LongcatFlashMLP):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if use_small_linear(self.gate_up_proj, x):
             return self.down_proj(swiglu_linear(x, *weight_of(self.gate_up_proj)))[0]
-        if not reads_pair(self.down_proj, x):
-            return super().forward(x)
+        quantised = reads_pair(self.down_proj, x)
         if use_pair_linear(self.gate_up_proj, x):
-            return self.down_proj(pair_swiglu(_pair(x), *_fp8_weight(self.gate_up_proj)))[0]
-        if use_fused_quantisation("fp8_swiglu", x):
+            swiglu = pair_swiglu if quantised else pair_swiglu_bf16
+            return self.down_proj(swiglu(_pair(x), *_fp8_weight(self.gate_up_proj)))[0]
+        if quantised and use_fused_quantisation("fp8_swiglu", x):
             return self.down_proj(swiglu_quantise(self.gate_up_proj(x)[0]))[0]
         return super().forward(x)
 

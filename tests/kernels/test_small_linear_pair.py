@@ -7,7 +7,13 @@ import torch
 
 from longcat_kernels.fp8_layout import Pair, quantise, scale_rows, scales_of
 from longcat_kernels.fp8_layout import widen as widen_pair
-from longcat_kernels.small_linear import configs, pair_linear, pair_swiglu, workloads
+from longcat_kernels.small_linear import (
+    configs,
+    pair_linear,
+    pair_swiglu,
+    pair_swiglu_bf16,
+    workloads,
+)
 from longcat_kernels.small_linear.configs import Config
 from longcat_kernels.small_linear.reference import widen
 
@@ -55,14 +61,26 @@ def check_linear(inputs: Inputs) -> None:
     assert bool((excess <= 0).all()), f"{float(excess.max()):.2e} too far"
 
 
+def exact_swiglu(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """SwiGLU in float64, and how far a bf16 result may be from it."""
+    wide, noise = exact(inputs)
+    (gate, up), (gate_noise, up_noise) = wide.chunk(2, -1), noise.chunk(2, -1)
+    silu = gate * gate.sigmoid()
+    moved = 1.1 * gate_noise * up.abs() + silu.abs() * up_noise
+    return silu * up, moved + (silu * up).abs() * 2**-7
+
+
+def check_swiglu_bf16(inputs: Inputs) -> None:
+    got, (wanted, moved) = pair_swiglu_bf16(*inputs), exact_swiglu(inputs)
+    assert got.dtype == torch.bfloat16
+    excess = (got.double() - wanted).abs() - moved
+    assert bool((excess <= 0).all()), f"{float(excess.max()):.2e} too far"
+
+
 def check_swiglu(inputs: Inputs) -> None:
     """A value of a group is within half an e4m3 step of the exact one, which the group's largest
     value decides; subnormal steps are 2^-9 of the scale."""
-    (q, q_scales), (wide, noise) = pair_swiglu(*inputs), exact(inputs)
-    (gate, up), (gate_noise, up_noise) = wide.chunk(2, -1), noise.chunk(2, -1)
-    silu = gate * gate.sigmoid()
-    wanted = silu * up
-    moved = 1.1 * gate_noise * up.abs() + silu.abs() * up_noise + wanted.abs() * 2**-7
+    (q, q_scales), (wanted, moved) = pair_swiglu(*inputs), exact_swiglu(inputs)
     assert q.dtype == torch.float8_e4m3fn
     largest = wanted.abs().unflatten(1, (-1, 128)).amax(-1)
     slack = moved.unflatten(1, (-1, 128)).amax(-1) + largest * 2**-20
@@ -72,7 +90,11 @@ def check_swiglu(inputs: Inputs) -> None:
     assert bool((excess <= 0).all()), f"{float(excess.max()):.2e} too far"
 
 
-CHECKS = {"pair_linear": check_linear, "pair_swiglu": check_swiglu}
+CHECKS = {
+    "pair_linear": check_linear,
+    "pair_swiglu": check_swiglu,
+    "pair_swiglu_bf16": check_swiglu_bf16,
+}
 
 
 def force(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +124,10 @@ def test_configurations(
     force(config, monkeypatch)
     columns = config.block_k * (config.stages + 1)  # the pipeline fills, runs and ends
     for tokens in (4, 17):
-        CHECKS[op](make(tokens, 256, columns, device))
+        inputs = make(tokens, 256, columns, device)
+        CHECKS[op](inputs)
+        if op == "pair_swiglu":
+            check_swiglu_bf16(inputs)
 
 
 def test_scales_of_a_wider_pair(device: str) -> None:
@@ -119,7 +144,7 @@ def test_padded_tokens_of_the_result_can_be_read_by_the_next(device: str) -> Non
     check_linear((pair, *make(5, 128, 256, device)[1:]))
 
 
-@pytest.mark.parametrize("op", [pair_linear, pair_swiglu])
+@pytest.mark.parametrize("op", [pair_linear, pair_swiglu, pair_swiglu_bf16])
 def test_no_tokens(device: str, op) -> None:
     got = op(*make(0, 256, 128, device))
     assert (got if isinstance(got, torch.Tensor) else got[0]).shape[0] == 0
@@ -135,15 +160,19 @@ def test_what_is_not_served_says_so(device: str) -> None:
         pair_linear((q, q_scales.contiguous()), weight, scales)
     with pytest.raises(ValueError, match="expected fp32"):
         pair_linear((q, q_scales), weight, scales[:1])
-    with pytest.raises(ValueError, match="multiple of 256"):
-        pair_swiglu((q, q_scales), weight[:128], scales[:1])
+    for swiglu in (pair_swiglu, pair_swiglu_bf16):
+        with pytest.raises(ValueError, match="multiple of 256"):
+            swiglu((q, q_scales), weight[:128], scales[:1])
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", ALL, ids=lambda s: f"{s.name}-{s.rows}")
 @pytest.mark.parametrize("tokens", [1, 4, 7, 16, 30])
 def test_model_shapes(shape: workloads.Shape, tokens: int) -> None:
-    CHECKS[configs.PAIR_OF[shape.op]](make(tokens, shape.rows, shape.columns, "cuda"))
+    inputs = make(tokens, shape.rows, shape.columns, "cuda")
+    CHECKS[configs.PAIR_OF[shape.op]](inputs)
+    if shape.op == "swiglu_linear":
+        check_swiglu_bf16(inputs)
 
 
 @pytest.mark.gpu

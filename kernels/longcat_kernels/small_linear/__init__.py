@@ -16,7 +16,8 @@ SGLang's path also rounds gate and up, up to 3 ulp from this; in block FP8 it ro
 Inputs that are quantised already (a pair, `fp8_layout`) have functions of their own:
 
     pair_linear(p, W) = p W^T                          bf16 [T, N]
-    pair_swiglu(p, W) = quantise(bf16(silu(p Wg^T) * (p Wu^T)))     a pair [T, N / 2]
+    pair_swiglu_bf16(p, W) = silu(p Wg^T) * (p Wu^T)   bf16 [T, N / 2]
+    pair_swiglu(p, W) = quantise(pair_swiglu_bf16(p, W))            a pair [T, N / 2]
 
 Tensor cores multiply FP8 by FP8 there, as in DeepGEMM. Hopper's add up the 128 products of a block
 with 14 bits of mantissa, so a result is up to 2^-13 of the sum of absolute products from the exact
@@ -46,6 +47,7 @@ __all__ = [
     "linear",
     "pair_linear",
     "pair_swiglu",
+    "pair_swiglu_bf16",
     "swiglu_linear",
 ]
 
@@ -96,6 +98,17 @@ def pair_swiglu(pair: Pair, weight: torch.Tensor, scales: torch.Tensor) -> Pair:
     q, q_scales = launch.launch_pair("pair_swiglu", pair, weight, scales)
     assert q_scales is not None
     return q, q_scales
+
+
+def pair_swiglu_bf16(pair: Pair, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """`pair_swiglu` for a reader that takes bf16: q [T, K] with scales [T, K / 128], weight [2F, K]
+    -> bf16 [T, F]. ValueError for other shapes or types."""
+    _check_pair(pair, weight, scales, 2 * BLOCK)
+    if not use_triton(weight):
+        return reference.pair_swiglu_bf16(pair, weight, scales)
+    from longcat_kernels.small_linear import launch
+
+    return launch.launch_pair("pair_swiglu", pair, weight, scales, quantised=False)[0]
 
 
 def _run(

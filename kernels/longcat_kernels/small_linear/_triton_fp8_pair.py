@@ -57,13 +57,14 @@ def _pair_kernel(
     q_scales_ptr,  # [K / 128, padded]
     w_ptr,  # [n, K] e4m3, or [2 * n, K] if SWIGLU
     s_ptr,  # [rows / 128, K / 128]
-    out_ptr,  # [tokens, n] bf16, or e4m3 if SWIGLU
-    out_scales_ptr,  # [n / 128, tokens rounded up to 4] if SWIGLU
+    out_ptr,  # [tokens, n] bf16, or e4m3 if QUANTISED
+    out_scales_ptr,  # [n / 128, tokens rounded up to 4] if QUANTISED
     tokens,
     padded,
     n,
     K: tl.constexpr,
     SWIGLU: tl.constexpr,
+    QUANTISED: tl.constexpr,  # the result, with SWIGLU only
     BLOCK_N: tl.constexpr,  # divides 128; 128 if SWIGLU
     BLOCK_K: tl.constexpr,  # a multiple of 128, divides K
     PARTS: tl.constexpr,  # pieces of a row that are prefetched, 0: none
@@ -97,8 +98,10 @@ def _pair_kernel(
                 up_total = _multiply_add(up_total, q, q_scales, up, tl.load(up_scales + group))
     cells = out_ptr + t[None, :] * n + rows[:, None]
     if SWIGLU:
+        total = _gate(total, up_total)
+    if QUANTISED:
         # Rounded first, as if the activation had been written and read.
-        y = _gate(total, up_total).to(tl.bfloat16).to(tl.float32)
+        y = total.to(tl.bfloat16).to(tl.float32)
         out_scales = out_scales_ptr + tl.program_id(0) * ((tokens + 3) // 4 * 4) + t
         _store_pair(out_ptr, out_scales, y, cells, live)
     else:

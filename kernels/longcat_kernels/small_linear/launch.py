@@ -70,14 +70,18 @@ def launch_pair(
     weight: torch.Tensor,
     scales: torch.Tensor,
     config: Config | None = None,
+    *,
+    quantised: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The public function called `op`: its result, and the result's scales for SwiGLU."""
+    """The public function called `op`: its result, and the result's scales. Only SwiGLU's result is
+    quantised, unless `quantised` is False."""
     q, q_scales = pair
     tokens, columns = q.shape
     swiglu = op == "pair_swiglu"
+    quantised = quantised and swiglu
     n = weight.shape[0] // 2 if swiglu else weight.shape[0]
-    out = torch.empty((tokens, n), dtype=FP8 if swiglu else torch.bfloat16, device=q.device)
-    out_scales = scale_rows(tokens, n, q.device) if swiglu else None
+    out = torch.empty((tokens, n), dtype=FP8 if quantised else torch.bfloat16, device=q.device)
+    out_scales = scale_rows(tokens, n, q.device) if quantised else None
     if tokens and n:
         config = config or find(op, weight.shape[0], columns, tokens, True) or pair_fallback(op)
         _pair_kernel[(triton.cdiv(n, config.block_n),)](
@@ -92,6 +96,7 @@ def launch_pair(
             n,
             K=columns,
             SWIGLU=swiglu,
+            QUANTISED=quantised,
             BLOCK_N=config.block_n,
             BLOCK_K=config.block_k,
             PARTS=config.ahead,

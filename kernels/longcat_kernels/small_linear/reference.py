@@ -34,9 +34,13 @@ def pair_linear(pair: Pair, weight: torch.Tensor, scales: torch.Tensor) -> torch
     return (widen_pair(pair) @ widen(weight, scales).t()).bfloat16()
 
 
-def pair_swiglu(pair: Pair, weight: torch.Tensor, scales: torch.Tensor) -> Pair:
+def pair_swiglu_bf16(pair: Pair, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     gate, up = (widen_pair(pair) @ widen(weight, scales).t()).chunk(2, dim=-1)
-    return quantise((torch.nn.functional.silu(gate) * up).bfloat16())
+    return (torch.nn.functional.silu(gate) * up).bfloat16()
+
+
+def pair_swiglu(pair: Pair, weight: torch.Tensor, scales: torch.Tensor) -> Pair:
+    return quantise(pair_swiglu_bf16(pair, weight, scales))
 
 
 OPS = {"linear": linear, "swiglu_linear": swiglu_linear}

@@ -25,8 +25,11 @@ def warm_up(device: torch.device | str, sizes: Sizes) -> None:
             if config is not None:
                 launch(shape.op, x[:tokens], weight, scales, config)
             pairs = find(PAIR_OF[shape.op], shape.rows, shape.columns, tokens, fp8)
-            if pairs is not None and scales is not None:
-                launch_pair(PAIR_OF[shape.op], quantise(x[:tokens]), weight, scales, pairs)
+            if pairs is None or scales is None:
+                continue
+            op, pair = PAIR_OF[shape.op], quantise(x[:tokens])
+            for quantised in (True, False) if op == "pair_swiglu" else (True,):
+                launch_pair(op, pair, weight, scales, pairs, quantised=quantised)
 
 
 def _weights(

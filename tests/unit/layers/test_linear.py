@@ -228,7 +228,7 @@ def test_block_fp8_layers_take_the_kernel_for_pairs_where_the_table_has_one(
         ({"pair_swiglu"}, "pair_swiglu"),
         (set(), "swiglu_quantise"),
         ({"linear"}, "sglang"),  # down takes bf16: nothing quantises for it
-        ({"pair_swiglu", "linear"}, "sglang"),
+        ({"pair_swiglu", "linear"}, "pair_swiglu_bf16"),
         ({"swiglu_linear"}, "swiglu_linear"),
     ],
 )
@@ -236,7 +236,7 @@ def test_the_first_half_of_the_mlp_gives_what_down_takes(
     fp8_layer: LinearBase, monkeypatch: pytest.MonkeyPatch, faster: set[str], wanted: str
 ) -> None:
     monkeypatch.setattr(seam, "is_faster", lambda op, _, n: op in faster)
-    for name in ("pair_swiglu", "swiglu_linear"):
+    for name in ("pair_swiglu", "pair_swiglu_bf16", "swiglu_linear"):
         monkeypatch.setattr(seam, name, lambda *_, name=name: name)
     monkeypatch.setattr(seam, "swiglu_quantise", lambda *_: "swiglu_quantise")
     monkeypatch.setattr(seam, "quantise", lambda x: (x, x))
