@@ -20,6 +20,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -34,6 +35,7 @@ from longcat_kernels.small_linear.configs import Config, Op
 WORTH = 0.98  # of the library's time
 MOST_SHARED = 110 << 10  # bytes of one program: two of them fit an SM (227 KiB)
 
+Choice = TypeVar("Choice")  # a configuration of one of the tuners
 Group = tuple[Op, int]  # shapes of one operation and number of columns share their kernels
 RANKS = {
     1: (*workloads.LITE, *workloads.DRAFT, workloads.HEADS[1]),
@@ -198,8 +200,8 @@ def tune(
 
 
 def fastest(
-    choice: Sequence[Config], time_of: Callable[[Config, bool], float]
-) -> tuple[Config, float]:
+    choice: Sequence[Choice], time_of: Callable[[Choice, bool], float]
+) -> tuple[Choice, float]:
     finalists = sorted(choice, key=lambda config: time_of(config, True))[:3]
     times = {config: time_of(config, False) for config in finalists}
     best = min(times, key=lambda config: times[config])

@@ -38,6 +38,7 @@ OPS = (
     "kv_expand",
     "kv_store",
     "small_linear",
+    "packed_linear",
 )
 HOPPER_SM = 90
 TOKENS = 32_768  # more than any chunk or cached prefix has by default
@@ -67,6 +68,7 @@ class Sizes:
     row_format: row_layout.Format = "plain"  # of the n-gram tables
     fp8_inputs: bool = False  # of projections and experts, whose weights are block FP8
     expert_columns: int = lite.EXPERT_FFN  # of an expert, on one rank
+    packed_group: int | None = None  # inputs of a scale, of projections in 4 bits (symmetric)
     fp8_kv: bool = False  # rows of the KV pool
     windows: tuple[int, ...] = (1,)  # tokens a request feeds in decode, and in verification
     projections: tuple[small_linear.Shape, ...] = small_linear.LITE  # on one rank

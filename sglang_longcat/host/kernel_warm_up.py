@@ -63,10 +63,16 @@ def kernel_sizes(
         columns=rows.columns,
         row_format=rows.format,
         fp8_inputs=config.quant is not None and config.quant.is_block_fp8,
+        packed_group=_packed_group(config),
         expert_columns=config.expert_ffn_hidden_size // expert_ranks,
         windows=tuple(sorted({1, draft_tokens or 1})),
         projections=_projections(config, mlp_ranks, attention_ranks, draft_tokens is not None),
     )
+
+
+def _packed_group(config: LongcatConfig) -> int | None:
+    packed = config.quant.packed if config.quant is not None else None
+    return packed.group_size if packed is not None and packed.symmetric else None
 
 
 def _projections(

@@ -3,8 +3,9 @@
 The kernels (`longcat_kernels.small_linear`) read bf16 or block-FP8 weights on a GPU, for the shapes
 and numbers of tokens at which they beat cuBLAS or DeepGEMM. Most take bf16 activations, so nothing
 quantises these beforehand: `use_small_linear` decides. For block FP8 others take the pair that
-DeepGEMM would take: `use_pair_linear` decides, and comes first. Weights, their loading, tensor
-parallelism and other quantisations are SGLang's. `--bf16-gemm-backend torch` switches the kernels
+DeepGEMM would take: `use_pair_linear` decides, and comes first. 4-bit weights have a kernel and a
+method of their own (`packed_linear.py`). Weights, their loading, tensor parallelism and other
+quantisations are SGLang's. `--bf16-gemm-backend torch` switches the kernels
 for bf16 weights off.
 """
 
@@ -20,6 +21,7 @@ from sglang.srt.layers.quantization.unquant import (
 )
 from sglang.srt.models import longcat_flash as upstream
 
+from longcat_kernels.packed_linear import swiglu_linear as packed_swiglu_linear
 from longcat_kernels.small_linear import (
     is_faster,
     linear,
@@ -39,6 +41,11 @@ from sglang_longcat.layers.fp8_inputs import (
     use_fused_quantisation,
 )
 from sglang_longcat.layers.operations import is_enabled
+from sglang_longcat.layers.packed_linear import (
+    install_packed_method,
+    packed_weight,
+    use_packed_linear,
+)
 from sglang_longcat.layers.step import is_deterministic
 
 if TYPE_CHECKING:
@@ -87,6 +94,8 @@ class LongcatMLP(upstream.LongcatFlashMLP):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if use_small_linear(self.gate_up_proj, x):
             return self.down_proj(swiglu_linear(x, *weight_of(self.gate_up_proj)))[0]
+        if use_packed_linear(self.gate_up_proj, x):
+            return self.down_proj(packed_swiglu_linear(x, packed_weight(self.gate_up_proj)))[0]
         quantised = reads_pair(self.down_proj, x)
         if use_pair_linear(self.gate_up_proj, x):
             swiglu = pair_swiglu if quantised else pair_swiglu_bf16
@@ -97,12 +106,13 @@ class LongcatMLP(upstream.LongcatFlashMLP):
 
 
 def install_small_linear(*layers: Any, op: Op = "linear") -> None:
-    """Let unquantised and block-FP8 layers use our kernels. op: "swiglu_linear" if `LongcatMLP`
-    calls the kernel instead of the layer. Call it after the weights were created: SGLang chooses
-    how to load them by the name of the layer's method."""
+    """Let unquantised, block-FP8 and 4-bit layers use our kernels. op: "swiglu_linear" if
+    `LongcatMLP` calls the kernel instead of the layer. Call it after the weights were created:
+    SGLang chooses how to load them by the name of the layer's method."""
     if is_deterministic():
         return
     install_pair_method(*layers)
+    install_packed_method(*layers, op=op)
     for layer in layers:
         method = layer.quant_method
         if type(method) is UnquantizedLinearMethod:

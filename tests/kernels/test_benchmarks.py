@@ -19,6 +19,7 @@ TABLES = {
     "kv_store": ["kv_store"],
     "small_linear": ["small_linear"],
     "fp8_linear": ["fp8_linear"],
+    "packed_linear": ["packed_linear"],
     "fp8_inputs": ["fp8_inputs_norm", "fp8_inputs_swiglu"],
     "mla_prologue": [
         "mla_prologue_store",

@@ -45,6 +45,7 @@ POINTERS = {
     "_logits_kernel": {"x": "*bf16", "weight": "*fp32", "parts": "*fp32"},
     "_many_logits_kernel": {"x": "*bf16", "weight": "*fp32", "logits": "*fp32"},
     **dict.fromkeys(("_gemv_kernel", "_mma_kernel"), dict.fromkeys(("x", "w", "out"), "*bf16")),
+    "_packed_kernel": {**dict.fromkeys(("x", "w", "s"), "*i32"), "out": "*bf16"},
     "_add_identity_kernel": {"out": "*bf16", "x": "*bf16", "weight": "*fp32"},
     "_norm_and_store_kernel": {
         **dict.fromkeys(("qkv", "q_weight", "kv_weight", "kv_buffer", "out", "scales"), "*bf16"),
@@ -101,6 +102,7 @@ ROUTE = {"K": 12, "SLOTS": 16, "PADDED": True, "PDL": True}
 LOGITS = {"BLOCK_E": 64, "BLOCK_K": 128, "PDL": True}
 TILE = {"BLOCK_E": 64, "BLOCK_T": 128, "BLOCK_K": 64, "STAGES": 3}
 LINEAR = {"K": 1600, "BLOCK_N": 16, "BLOCK_K": 256, "PDL": True}
+PACKED = {"K": 3072, "GROUP": 128, "LANES": 2, "SLOTS": 16, "SPAN": 4, "AHEAD": 2, "PDL": True}
 MMA = {**LINEAR, "AHEAD": 1, "STAGES": 4}
 CASES = [
     ("ngram", "_ngram_kernel", {}, {**IDS, "WIDTH": 0}, 1),
@@ -180,6 +182,10 @@ CASES = [
     *(
         ("small_linear", "_mma_kernel", {}, {**MMA, "SWIGLU": swiglu, "TOKENS": tokens}, 4)
         for swiglu, tokens in ((True, 16), (False, 32))
+    ),
+    *(
+        ("packed_linear", "_packed_kernel", {}, {**PACKED, "SWIGLU": swiglu, "TOKENS": tokens}, 4)
+        for swiglu, tokens in ((False, 1), (True, 1), (True, 4))
     ),
 ]
 

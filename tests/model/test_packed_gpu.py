@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from sglang_longcat.checkpoint.packing import PackedWeight, dequantise, unpack_awq
+from benchmarks.kernels.packed_linear import marlin_call
+from longcat_kernels import packed_linear
+from longcat_kernels.packed_linear import marlin, workloads
+from sglang_longcat.checkpoint.packing import PackedWeight, dequantise, pack, unpack_awq
 from sglang_longcat.cpu.experts import routed_experts
 from sglang_longcat.testing.engine_flags import nextn
 from sglang_longcat.testing.packed import Scheme, meaning_of, write_packed
@@ -73,6 +76,37 @@ def test_update_is_refused(tmp_path: Path) -> None:
         done, message, _ = llm.call("update_weights_from_disk", str(path))
         assert not done
         assert "Start a server with the new weights" in message
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("rows", "columns", "group"), [(2112, 512, 128), (128, 256, 32)])
+def test_marlins_order(rows: int, columns: int, group: int) -> None:
+    """SGLang's repacking against ours, from compressed-tensors' order. Red if it changes: our
+    kernel for few tokens then reads other numbers."""
+    import_module("sglang.srt.layers.quantization")  # first: it and marlin_utils import each other
+    from sglang.kernels.ops.quantization.gptq_marlin_repack import gptq_marlin_repack
+    from sglang.srt.layers.quantization import marlin_utils
+
+    draw = torch.Generator().manual_seed(rows)
+    values = torch.randint(0, 16, (rows, columns), generator=draw)
+    scales = torch.rand(rows, columns // group, generator=draw).bfloat16()
+    ours = marlin.pack(values, scales)
+    words = pack(values, 1).t().contiguous().cuda()
+    none = torch.empty(0, dtype=torch.int32, device="cuda")
+    assert torch.equal(gptq_marlin_repack(words, none, columns, rows, 4).cpu(), ours.words)
+    permuted = marlin_utils.marlin_permute_scales(scales.t().contiguous(), columns, rows, group)
+    assert torch.equal(permuted, ours.scales)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", workloads.RANKS[1], ids=lambda s: s.name)
+@pytest.mark.parametrize("tokens", [1, 2, 4])
+def test_few_tokens_give_what_marlin_gives(shape: workloads.Shape, tokens: int) -> None:
+    """Marlin rounds each weight to bf16, which changes a result by 2^-9 of its terms."""
+    weight = workloads.make_weight(shape.rows, shape.columns, seed=tokens, device="cuda")
+    x = workloads.make_x(tokens, shape.columns, seed=tokens, device="cuda")
+    got = packed_linear.linear(x, weight)
+    torch.testing.assert_close(got, marlin_call(x, weight)(), rtol=2**-6, atol=2**-6)
 
 
 EXPERTS, HIDDEN, INNER, GROUP = 8, 256, 256, 128

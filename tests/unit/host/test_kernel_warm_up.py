@@ -51,6 +51,16 @@ def test_block_fp8_weights_want_quantised_inputs():
     assert kernel_sizes(config, torch.bfloat16, rows, None) == Sizes(fp8_inputs=True)
 
 
+def test_symmetric_4_bit_weights_want_their_kernel():
+    """Red if a server compiles the kernel's variants at its first request."""
+    rows = make_rows(1, 256, "bf16", seed=0, device="cpu")
+    for symmetric, group in ((True, 64), (False, None)):
+        packed = {"quant_method": "auto-round", "bits": 4, "group_size": 64, "sym": symmetric}
+        packed |= {"data_type": "int", "packing_format": "auto_round:auto_gptq"}
+        config = LongcatConfig.from_dict({**LITE, "quantization_config": packed})
+        assert kernel_sizes(config, torch.bfloat16, rows, None).packed_group == group
+
+
 def test_which_steps_attend_with_the_split_kernel(monkeypatch):
     """Red if a switch or the context does not reach the warm-up, which then misses variants."""
     config, rows = LongcatConfig.from_dict(LITE), make_rows(1, 128, "bf16", seed=0, device="cpu")
