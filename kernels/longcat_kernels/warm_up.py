@@ -2,6 +2,7 @@
 
     python -m longcat_kernels.warm_up           # `make kernels`
     python -m longcat_kernels.warm_up --fp8     # for block FP8: DeepGEMM's kernels too
+    python -m longcat_kernels.warm_up --int4    # for 4 bits, symmetric, in groups of 128
 
 With a GPU it compiles for that GPU. Without one it compiles for Hopper, into Triton's cache on disk
 (TRITON_CACHE_DIR), where a server on a Hopper GPU finds the kernels. A server runs the same while
@@ -26,6 +27,7 @@ import torch
 from longcat_kernels import lite, row_layout
 from longcat_kernels.compile_only import compile_only
 from longcat_kernels.deep_gemm_cache import HOPPER_SMS, default_folder, lite_gemms
+from longcat_kernels.packed_linear import workloads as packed_linear
 from longcat_kernels.small_linear import workloads as small_linear
 
 OPS = (
@@ -113,11 +115,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--window", type=int, nargs="+", default=[1, 2, 3, 4], help="tokens a request and step"
     )
-    parser.add_argument("--fp8", action="store_true", help="for a checkpoint in block FP8")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--fp8", action="store_true", help="for a checkpoint in block FP8")
+    weights.add_argument("--int4", action="store_true", help="for one in 4 bits")
     parser.add_argument("--sms", type=int, default=HOPPER_SMS, help="multiprocessors of the GPU")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of the longest prefill chunk")
     options = parser.parse_args(arguments)
-    sizes = Sizes(windows=tuple(options.window), fp8_inputs=options.fp8)
+    sizes = Sizes(
+        windows=tuple(options.window),
+        fp8_inputs=options.fp8,
+        packed_group=packed_linear.GROUP if options.int4 else None,
+    )
     begin = time.perf_counter()
     if torch.cuda.is_available():
         count, where = warm_up("cuda", sizes), torch.cuda.get_device_name()

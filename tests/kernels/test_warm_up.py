@@ -24,6 +24,7 @@ from longcat_kernels import (
     mla_prologue,
     moe_router,
     ngram,
+    packed_linear,
     small_linear,
 )
 from longcat_kernels.compile_only import compile_only
@@ -36,6 +37,8 @@ from longcat_kernels.mla_prologue import workloads as prologue_workloads
 from longcat_kernels.moe_router import workloads as router_workloads
 from longcat_kernels.ngram import Prefill
 from longcat_kernels.ngram import workloads as ngram_workloads
+from longcat_kernels.packed_linear import warm_up as packed_warm_up
+from longcat_kernels.packed_linear import workloads as packed_workloads
 from longcat_kernels.small_linear import workloads as linear_workloads
 from longcat_kernels.warm_up import OPS, Sizes, compilations, main, warm_up
 
@@ -266,6 +269,21 @@ def test_nothing_is_left_to_compile(device: str, sizes: Sizes) -> None:
     assert len(compiled) == 1
 
 
+def test_nothing_is_left_to_compile_for_4_bits(device: str) -> None:
+    """With the shape that compiles fastest, `q_b`: the others take minutes on two cores."""
+    shape, group = packed_workloads.LITE[3], packed_workloads.GROUP
+    packed_warm_up.warm_up(device, Sizes(packed_group=group, projections=(shape,)))
+    weight = packed_workloads.make_weight(shape.rows, shape.columns, seed=0, device=device)
+    x = packed_workloads.make_x(6, shape.columns, seed=0, device=device)
+    faster = [n for n in (1, 2, 3, 4) if packed_linear.is_faster(shape.op, weight, n)]
+    assert faster
+    with compilations() as compiled:
+        for n in faster:
+            for rows in (x[:n], x[2 : 2 + n]):
+                packed_linear.linear(rows, weight)
+    assert compiled == []
+
+
 def test_widths_that_a_kernel_does_not_take_stop_no_server(device: str) -> None:
     warm_up(device, dataclasses.replace(TINY, rope=8))
 
@@ -291,3 +309,12 @@ def test_the_command_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> Non
     said = capsys.readouterr().out
     assert "kernel variants in" in said
     assert torch.cuda.is_available() or "(no GPU here: compiled for sm_90)" in said
+
+
+def test_the_command_compiles_for_the_kind_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red if --int4 stops reaching the sizes: the cache of an image then lacks minutes of work."""
+    seen: list[Sizes] = []
+    monkeypatch.setattr("longcat_kernels.warm_up.warm_up", lambda _, sizes: seen.append(sizes) or 0)
+    main(["--int4"])
+    main([])
+    assert [sizes.packed_group for sizes in seen] == [packed_workloads.GROUP, None]
