@@ -22,14 +22,12 @@ from tests.kernels.test_small_linear import check
 
 OPS = {"linear": linear, "swiglu_linear": swiglu_linear}
 SHAPES = list(dict.fromkeys(shape for shapes in workloads.RANKS.values() for shape in shapes))
-TUNED = sorted(
-    {
-        c
-        for s in SHAPES
-        for t in configs.TOKENS
-        if (c := configs.find(s.op, s.rows, s.columns, workloads.GROUP, t))
-    }
-)
+TUNED = {  # as serving calls them; shapes of an operation share their configurations
+    (s.op, t, c)
+    for s in SHAPES
+    for t in configs.TOKENS
+    if (c := configs.find(s.op, s.rows, s.columns, workloads.GROUP, t))
+}
 OTHERS = [
     Config(8, 128, ahead=1, warps=1),
     Config(16, 128, ahead=9, warps=1),  # ahead of more pieces than there are
@@ -101,8 +99,15 @@ def test_values(device: str, op: Op, tokens: int, rows: int, columns: int, group
     check_packed(op, x, weight)
 
 
-@pytest.mark.parametrize("config", [*TUNED, *OTHERS], ids=lambda c: "-".join(map(str, c)))
-@pytest.mark.parametrize(("op", "tokens"), [("linear", 1), ("swiglu_linear", 3)])
+@pytest.mark.parametrize(
+    ("op", "tokens", "config"),
+    [
+        *sorted(TUNED),
+        *(("linear", 1, c) for c in OTHERS),
+        *(("swiglu_linear", 3, c) for c in OTHERS),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, Config) else None,
+)
 def test_configurations(
     device: str, op: Op, tokens: int, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

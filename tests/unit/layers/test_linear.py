@@ -11,7 +11,7 @@ from sglang.srt.layers.linear import LinearBase
 from sglang.srt.layers.quantization import unquant
 from sglang.srt.layers.quantization.unquant import Bf16GemmBackend, UnquantizedLinearMethod
 
-from longcat_kernels.fp8_layout import quantise_blocks
+from longcat_kernels.fp8_layout import quantise, quantise_blocks
 from longcat_kernels.small_linear import reference
 from sglang_longcat.layers import fp8_inputs, step
 from sglang_longcat.layers import linear as seam
@@ -250,3 +250,38 @@ def test_the_first_half_of_the_mlp_gives_what_down_takes(
     torch.nn.Module.__init__(mlp)
     mlp.gate_up_proj, mlp.down_proj = fp8_layer, down
     assert mlp(torch.randn(4, 256).bfloat16().as_subclass(_OnGpu)) == wanted
+
+
+def test_an_mlp_whose_halves_take_other_inputs_computes_what_its_weights_say(
+    fp8_layer: LinearBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window of four tokens: the first half reads a pair, the second bf16. Red if scales of a
+    weight or of the inputs are lost in between."""
+    monkeypatch.setattr(seam, "is_faster", lambda op, _, n: op in ("pair_swiglu", "linear"))
+    monkeypatch.setattr(seam, "quantise", lambda x: quantise(x.as_subclass(torch.Tensor)))
+    plain = lambda x, *weight: reference.linear(x.as_subclass(torch.Tensor), *weight)  # noqa: E731
+    monkeypatch.setattr(seam, "linear", plain)
+    gate_up, down = copy.copy(fp8_layer), copy.copy(fp8_layer)
+    for layer, rows, columns in ((gate_up, 256, 256), (down, 256, 128)):
+        weight, scales = quantise_blocks(torch.randn(rows, columns) / columns**0.5)
+        layer._parameters = {}  # the copies share one
+        layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+        layer.weight_scale_inv = torch.nn.Parameter(scales, requires_grad=False)
+    gate_up.quant_method = seam.SmallFp8Method("config", "swiglu_linear")
+    down.forward = lambda x: (down.quant_method.apply(down, x.as_subclass(_OnGpu)), None)
+    mlp = seam.LongcatMLP.__new__(seam.LongcatMLP)
+    torch.nn.Module.__init__(mlp)
+    mlp.gate_up_proj, mlp.down_proj = gate_up, down
+    x = torch.randn(4, 256).bfloat16()
+    pair = quantise(x)
+    half = reference.pair_swiglu_bf16(pair, *seam.weight_of(gate_up))
+    wanted = reference.linear(half, *seam.weight_of(down))
+    got = mlp(x.as_subclass(_OnGpu))
+    assert torch.equal(got, wanted)
+    exact = torch.nn.functional.silu(x.float() @ widen(gate_up)[:128].t())
+    exact = (exact * (x.float() @ widen(gate_up)[128:].t())) @ widen(down).t()
+    assert float((got - exact).norm() / exact.norm()) < 0.06  # e4m3 rounds by up to 2^-4
+
+
+def widen(layer: LinearBase) -> torch.Tensor:
+    return reference.widen(layer.weight, layer.weight_scale_inv)
