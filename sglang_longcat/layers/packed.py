@@ -7,7 +7,8 @@ and AutoRound's experts have fp16 scales, with which Marlin refuses bf16 activat
 (gptq/schemes/gptq_moe.py, fused_marlin_moe.py); with tensor parallelism their scales of `down` have
 the size of all ranks; and the two latent projections would be joined along their inputs
 (models/longcat_flash.py, load_weights). Owns: which layer gets which method. Methods, sharding and
-kernels are SGLang's; `cpu/packed.py` has the methods of a CPU.
+kernels are SGLang's, but for a few dense tokens (`packed_linear`); `cpu/packed.py` has the methods
+of a CPU.
 """
 
 from __future__ import annotations

@@ -270,7 +270,7 @@ def test_nothing_is_left_to_compile(device: str, sizes: Sizes) -> None:
 
 
 def test_nothing_is_left_to_compile_for_4_bits(device: str) -> None:
-    """With the shape that compiles fastest, `q_b`: the others take minutes on two cores."""
+    """With the shape that compiles fastest, `q_b`."""
     shape, group = packed_workloads.LITE[3], packed_workloads.GROUP
     packed_warm_up.warm_up(device, Sizes(packed_group=group, projections=(shape,)))
     weight = packed_workloads.make_weight(shape.rows, shape.columns, seed=0, device=device)
@@ -312,7 +312,7 @@ def test_the_command_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_the_command_compiles_for_the_kind_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Red if --int4 stops reaching the sizes: the cache of an image then lacks minutes of work."""
+    """Red if --int4 stops reaching the sizes: the cache of an image then lacks kernels."""
     seen: list[Sizes] = []
     monkeypatch.setattr("longcat_kernels.warm_up.warm_up", lambda _, sizes: seen.append(sizes) or 0)
     main(["--int4"])

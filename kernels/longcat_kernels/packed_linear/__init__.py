@@ -5,7 +5,7 @@
 
 x: [T, K] bf16, T <= MOST_TOKENS; rows may be strided. W: [N, K], symmetric in 4 bits, with a bf16
 scale for each 32, 64 or 128 inputs, in the order that SGLang gives it for its Marlin kernels
-(`marlin.py`): there is one copy of the weights, which more tokens give to Marlin. K is a multiple
+(`marlin.py`): Marlin reads the same copy of the weights for more tokens. K is a multiple
 of 128, N of 64, and of 128 for SwiGLU; K has at least two groups. Returns bf16 [T, N], or [T, N /
 2] for SwiGLU. Products, sums and silu are fp32, and each result is rounded to bf16 once. Marlin
 rounds each weight to bf16, and SGLang's SwiGLU also rounds gate and up.
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import torch
 
-from longcat_kernels.dispatch import use_triton
+from longcat_kernels.dispatch import is_hopper, use_triton
 from longcat_kernels.packed_linear import marlin, reference
 from longcat_kernels.packed_linear.configs import GROUPS, MOST_TOKENS, find
 from longcat_kernels.packed_linear.marlin import Packed
@@ -33,9 +33,12 @@ _INPUTS = 128  # K is a multiple of it
 
 
 def is_faster(op: Op, weight: Packed, tokens: int) -> bool:
-    """Whether the function called `op` beat Marlin for this weight when tuned."""
+    """Whether the function called `op` beat Marlin for this weight when tuned, on a Hopper GPU."""
     rows, columns = marlin.outputs(weight.words), marlin.inputs(weight.words)
-    return find(op, rows, columns, columns // weight.scales.shape[0], tokens) is not None
+    return (
+        is_hopper(weight.words)
+        and find(op, rows, columns, columns // weight.scales.shape[0], tokens) is not None
+    )
 
 
 def linear(x: torch.Tensor, weight: Packed) -> torch.Tensor:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from longcat_kernels.dispatch import is_hopper
 from longcat_kernels.packed_linear.configs import TOKENS, find
 from longcat_kernels.packed_linear.launch import launch
 from longcat_kernels.packed_linear.marlin import TILE_N, Packed
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 def warm_up(device: torch.device | str, sizes: Sizes) -> None:
     """Weights of two tiles: variants depend on the columns only, as 32 divides all rows."""
     group = sizes.packed_group
-    if group is None:
-        return
+    if group is None or not is_hopper(torch.empty(0, device=device)):
+        return  # `is_faster` says no
     for shape in sizes.projections:
         rows, columns = 2 * TILE_N, shape.columns
         words = torch.zeros(columns // 16, 2 * rows, dtype=torch.int32, device=device)
