@@ -1,11 +1,14 @@
 """Judgement and thresholds of the accuracy gates, without a model."""
 
 import datetime
+import subprocess
+import sys
 
 import pytest
 
 from ci.accuracy.report import Row, judge, markdown, thresholds
 from ci.accuracy.suites import SUITES, row, run
+from tests import ROOT
 
 NANO = [(dtype, name) for dtype, table in thresholds("nano").items() for name in table]
 PUBLISHED = {
@@ -84,3 +87,18 @@ def test_tasks_exist():
 
     known = set(TaskManager().all_tasks)
     assert {suite.task for suite in SUITES.values() if isinstance(suite.task, str)} <= known
+
+
+def test_the_command_ends_although_a_thread_does_not():
+    """pyarrow's threads may wait for ever at exit. Red if the command ends through the
+    interpreter's teardown, or loses what it printed."""
+    code = (
+        "import threading, time; from ci.accuracy.__main__ import end_process; "
+        "threading.Thread(target=time.sleep, args=(600,)).start(); "
+        "print('report', end=''); end_process(1)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout) == (1, "report")
