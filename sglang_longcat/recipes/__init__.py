@@ -8,6 +8,7 @@ Needs no SGLang.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ class Suits:
     goal: tuple[str, ...]
     gpu: tuple[str, ...] = ()
     gpu_memory: float = 0
+    below: float = math.inf
     model: str = "lite"
     measured: str = ""
     by_name: str = ""

@@ -53,7 +53,11 @@ def check(recipe: Recipe, here: Hardware, config: LongcatConfig, given: Given) -
     except ValueError as error:  # a switch with a wrong value, or tables that fit nowhere
         return Fit(recipe, config.weight_format, (str(error).partition(". ")[0],), gpus)
     replicas = given.get("dp_size", 1)
-    missing = [*_tokens(plan, here, given, recipe, context), *_host(plan, here, replicas)]
+    missing = [
+        *_larger_gpu(recipe.suits, here),
+        *_tokens(plan, here, given, recipe, context),
+        *_host(plan, here, config, replicas),
+    ]
     return Fit(recipe, config.weight_format, tuple(missing), gpus, plan, context)
 
 
@@ -81,6 +85,12 @@ def _hardware(suits: Suits, here: Hardware, gpus: int) -> Iterator[str]:
         yield f"needs {suits.gpu_memory:g} GiB of GPU memory, this GPU has {here.gib:.0f}"
 
 
+def _larger_gpu(suits: Suits, here: Hardware) -> Iterator[str]:
+    free = here.memory.gpu_free / GIB
+    if here.gpus and free >= suits.below:
+        yield f"is for less than {suits.below:g} GiB of free GPU memory, this GPU has {free:.0f}"
+
+
 def _tokens(
     plan: MemoryPlan, here: Hardware, given: Given, recipe: Recipe, context: int
 ) -> Iterator[str]:
@@ -95,11 +105,22 @@ def _tokens(
         )
 
 
-def _host(plan: MemoryPlan, here: Hardware, replicas: int) -> Iterator[str]:
+def _host(plan: MemoryPlan, here: Hardware, config: LongcatConfig, replicas: int) -> Iterator[str]:
     """Replicas that --dp-size makes have a copy of the tables each."""
     needed = plan.host_tables * placement.HOST_MARGIN * replicas
     if needed > here.memory.host:
+        narrower = _narrower_tables(needed / plan.weights.tables, here.memory.host, config)
         yield (
-            f"needs {needed / GIB:.0f} GiB of host memory for the n-gram tables, "
-            f"{here.memory.host / GIB:.0f} are available"
+            f"needs {needed / GIB:.0f} GiB of host memory for the n-gram tables"
+            f"{narrower}, {here.memory.host / GIB:.0f} are available"
         )
+
+
+def _narrower_tables(copies: float, host: int, config: LongcatConfig) -> str:
+    """The widest type of the tables, and its size, that would fit. copies: bytes of host memory for
+    one byte of a rank's tables."""
+    for dtype in ("fp8", "int4"):
+        size = copies * sizing.table_bytes(config, dtype)
+        if size <= host:
+            return f" ({size / GIB:.0f} with LONGCAT_NGRAM_TABLE_DTYPE={dtype})"
+    return ""

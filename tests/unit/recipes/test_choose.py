@@ -165,12 +165,34 @@ def test_what_is_missing():
     assert "no recipe fits 1 x H100-80G" in text
     assert next(iter(lines)).startswith("h100-")
     assert lines["h100-tp1-balanced"] == (
-        "needs 61 GiB of host memory for the n-gram tables, 40 are available"
+        "needs 61 GiB of host memory for the n-gram tables "
+        "(33 with LONGCAT_NGRAM_TABLE_DTYPE=fp8), 40 are available"
     )
     assert lines["h100-tp2-ep2-balanced"] == "needs 2 GPUs, this machine has 1"
     assert "needs 139 GiB of GPU memory, this GPU has 78" in lines["h200-tp1-balanced"]
     assert "is for B200 or B300, this GPU is H100-80G" in lines["b200-tp1-balanced"]
     assert not {"h200-tp1-fp8-latency", "cpu-nano", "h200-tp1-decode"} & lines.keys()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "host", "remedy"),
+    [
+        ("H100-80G", 40, "(33 with LONGCAT_NGRAM_TABLE_DTYPE=fp8), 40 are available"),
+        ("L40S-48G", 20, "(17 with LONGCAT_NGRAM_TABLE_DTYPE=int4), 20 are available"),
+        ("RTX-5090-32G", 10, "tables, 10 are available"),
+    ],
+)
+def test_a_large_gpu_gets_no_recipe_for_a_small_one(gpu, host, remedy):
+    """Red if little host memory leaves a large GPU with the four requests of 24gb-tp1-int4, or if
+    nobody says which tables would fit."""
+    with pytest.raises(NoRecipe) as error:
+        choose(machine(gpu, host=host), None, BALANCED, {})
+    assert remedy in str(error.value)
+
+
+def test_a_large_gpu_with_little_free_memory_is_a_small_one():
+    fit = choose(machine("H100-80G", free=25), lite("int4"), BALANCED, {})
+    assert fit.recipe.name == "24gb-tp1-int4"
 
 
 def test_memory_that_another_process_uses():
