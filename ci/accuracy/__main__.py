@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def end_process(status: int) -> NoReturn:
     """End now, without the interpreter's teardown. lm-eval reads its data through pyarrow, whose
-    pool of threads may wait for ever as the process ends: 1 of 400 processes that read JSON from a
-    Python object (apache/arrow#33975, pyarrow 26.0.1). Remove this when that is closed."""
+    pool of threads may wait for ever as the process ends: 1 of 1,800 processes that read JSON from
+    a Python object (apache/arrow#33975, pyarrow 26.0.1). Remove this when that is closed."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
