@@ -24,12 +24,11 @@ def unsupported_flags(args: ServerArgs) -> list[str]:
     from sglang.srt.arg_groups.overrides import resolved_view
 
     messages = [row.message(args) for row in refusals.ALWAYS if row.is_refused(args)]
-    if args.speculative_algorithm is None:
-        return messages
     resolved = resolved_view(args)  # `args` keeps what was typed: no defaults, no aliases
-    return messages + [
-        row.message(resolved) for row in refusals.WITH_SPECULATION if row.is_refused(resolved)
-    ]
+    rows = refusals.RESOLVED
+    if args.speculative_algorithm is not None:
+        rows += refusals.WITH_SPECULATION
+    return messages + [row.message(resolved) for row in rows if row.is_refused(resolved)]
 
 
 def refuse_unsupported(args: ServerArgs) -> None:

@@ -138,11 +138,12 @@ def use_small_linear(layer: torch.nn.Module, x: Any) -> bool:
 
 
 def use_pair_linear(layer: Any, x: Any) -> bool:
-    """Whether this call runs our kernel for inputs that are quantised. x: a pair, or a bf16 tensor
-    with or without one."""
+    """Whether this call runs our kernel for inputs that are quantised, whose result is bf16. x: a
+    pair, or a tensor with or without one."""
     first = x[0] if isinstance(x, tuple) else x
     return (
         first.is_cuda
+        and (isinstance(x, tuple) or x.dtype == torch.bfloat16)
         and isinstance(layer, LinearBase)
         and first.ndim == 2
         and isinstance(layer.quant_method, SmallFp8Method)

@@ -25,4 +25,5 @@ ALWAYS: tuple[Refusal, ...] = (
     *kv_cache.ROWS,
     *features.ROWS,
 )
+RESOLVED: tuple[Refusal, ...] = kv_cache.CHOSEN  # also checked against SGLang's own choices
 WITH_SPECULATION: tuple[Refusal, ...] = speculation.ROWS  # checked with --speculative-algorithm

@@ -44,7 +44,6 @@ def _beside(flag: str, reason: str) -> Refusal:
 
 
 def _backend(name: str) -> Refusal:
-    """SGLang's own choice on Hopper is fa3; the model reads it after SGLang made it."""
     return Refusal(
         f"{_FLAG} with --{name.replace('_', '-')} {{args.{name}}}",
         lambda args: _is_fp8(args) and on_gpu(args) and getattr(args, name) not in (None, "fa3"),
@@ -75,7 +74,6 @@ ROWS = (
     *map(
         _backend,
         (
-            "attention_backend",
             "prefill_attention_backend",
             "decode_attention_backend",
             "speculative_draft_attention_backend",
@@ -107,3 +105,5 @@ ROWS = (
     _beside("--enable-flexkv", _MOVES_VALUES),
     _beside("--enable-unified-cache-external-linker", _MOVES_VALUES),
 )
+# The backend for all attention is read after SGLang chose it: fa3 on Hopper, another one elsewhere.
+CHOSEN = (_backend("attention_backend"),)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from sglang.srt.arg_groups.overrides import declare_resolution
 from sglang.srt.server_args import ServerArgs
 
 from sglang_longcat.host import refusals
@@ -13,6 +14,7 @@ from sglang_longcat.host.refused_flags import (
     UnsupportedFlag,
     refuse_contradictions,
     refuse_unsupported,
+    unsupported_flags,
 )
 
 NEXTN = {
@@ -281,6 +283,17 @@ def test_a_gpu_serves_fp8_rows(backend: str | None) -> None:
     refuse_unsupported(arguments(**FP8, **GPU, attention_backend=backend))
 
 
+@pytest.mark.parametrize("backend", ["flashinfer", "triton", "trtllm_mla"])
+def test_a_backend_of_sglangs_own_choice_is_refused_beside_fp8_rows(backend: str) -> None:
+    """SGLang takes another one than fa3 on GPUs that are not Hopper, and nobody typed it."""
+    for given in ({}, FP8):
+        args = arguments(**given, **GPU)
+        declare_resolution(args, "test", attention_backend=backend)
+        refused = [line.partition(":")[0] for line in unsupported_flags(args)]
+        expected = f"--kv-cache-dtype fp8_e4m3 with --attention-backend {backend}"
+        assert refused == ([expected] if given else [])
+
+
 @pytest.mark.parametrize("kind", ["auto", "bf16"])
 def test_the_draft_has_the_kind_of_cache_that_the_target_has(kind: str) -> None:
     with pytest.raises(UnsupportedFlag, match=f"--speculative-draft-kv-cache-dtype {kind}: "):
@@ -290,7 +303,8 @@ def test_the_draft_has_the_kind_of_cache_that_the_target_has(kind: str) -> None:
 def test_every_row_has_a_case() -> None:
     """Red if somebody adds a refusal without a case above."""
     beside = [(flag, {**FP8, **changes}) for flag, changes in BESIDE_FP8]
-    for table, least in ((refusals.ALWAYS, {}), (refusals.WITH_SPECULATION, NEXTN)):
+    tables = (*refusals.ALWAYS, *refusals.RESOLVED)
+    for table, least in ((tables, {}), (refusals.WITH_SPECULATION, NEXTN)):
         records = [arguments(**{**least, **changes}) for _, changes in CASES + beside]
         idle = [row.flag for row in table if not any(row.is_refused(args) for args in records)]
         assert [flag for flag in idle if PREFILL_GRAPH not in flag] == []

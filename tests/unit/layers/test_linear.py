@@ -212,6 +212,7 @@ def test_block_fp8_layers_take_the_kernel_for_pairs_where_the_table_has_one(
     two = torch.randn(2, 256).bfloat16().as_subclass(_OnGpu)
     assert seam.reads_pair(fp8_layer, x)
     assert not seam.reads_pair(fp8_layer, two)
+    assert not seam.use_pair_linear(fp8_layer, x.half().as_subclass(_OnGpu))  # it would return bf16
     apply = fp8_layer.quant_method.apply
     pair = (x, x)
     assert apply(fp8_layer, pair)[0] is pair
